@@ -1,0 +1,37 @@
+# The daily things. `make demo` and `make test` need Python >= 3.11 and make, and nothing else.
+
+.PHONY: help demo test check chaos format clean
+.DEFAULT_GOAL := help
+
+BIN := .venv/bin
+
+help:  ## say what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+demo: .venv/ready  ## see it work, in half a minute
+	@$(BIN)/regworker demo
+
+test: .venv/ready  ## run all tests
+	@$(BIN)/pytest -q -n 3 --dist loadfile
+
+check: .venv/ready  ## lint, format, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+DURATION ?= 60
+BROKER ?= redis
+
+chaos: .venv/ready  ## break everything, and count: DURATION= (seconds), SEED=, BROKER=redis|rabbitmq
+	@$(BIN)/python -m tests.chaos --duration $(DURATION) --broker $(BROKER) $(if $(SEED),--seed $(SEED))
+
+format: .venv/ready  ## put the code into shape
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+clean:  ## remove what was made here
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+.venv/ready: pyproject.toml constraints.txt setup.sh
+	@./setup.sh

@@ -1,0 +1,83 @@
+"""`python -m benchmarks.latency`: how soon a job starts, and how soon a dead worker's job goes on.
+
+Real processes, default leases, one worker; from the provider's own log of when calls came.
+"""
+
+import tempfile
+import time
+from pathlib import Path
+from statistics import quantiles
+from typing import Any
+
+from tests.integration.installation import Installation, installation
+from tests.integration.jobs import email_of, open2b, skypostal
+from worker.cli import stack
+
+#: Jobs a measurement, one after another.
+JOBS = 100
+
+#: As in production.
+LEASE = {"lease": 12, "lease_renewal": 4, "clock_period": 1}
+
+
+def start_delays(here: Installation, make: Any) -> list[float]:
+    """Milliseconds from before `enqueue` until the provider saw the call, for each job."""
+    delays = []
+    for _ in range(JOBS):
+        job = make()
+        before = time.time()
+        here.producer.wait(here.producer.enqueue(job).job_id)
+        [seen] = here.sandbox.requests.find(email=email_of(job))
+        delays.append((seen.time - before) * 1000)
+    return delays
+
+
+def show(title: str, values: list[float], unit: str) -> None:
+    """Print the middle and the worst of a hundred."""
+    cuts = quantiles(values, n=100, method="inclusive")
+    print(f"{title:<58} p50 {cuts[49]:7.1f} {unit}   p99 {cuts[98]:7.1f} {unit}")
+
+
+def recovery(folder: Path) -> float:
+    """Seconds from `kill -9` in the middle of a call until another worker goes on with the job."""
+    with installation(folder, workers=2, call_budget=20, settle_delay=60, **LEASE) as here:
+        job = skypostal()
+        rule = {"kind": "hang", "commit": True, "email": email_of(job)}
+        here.sandbox.faults.configure({"script": [rule]})
+        job_id = here.producer.enqueue(job).job_id
+        stack.until(lambda: here.made(email_of(job)) > 0, "the call")
+        holder = here.producer.status(job_id).timeline[-1][1].rpartition(":")[2]
+        [worker] = [one for one in here.workers if str(one.pid) == holder]
+        worker.kill()
+        killed = time.time()
+        here.producer.wait(job_id, 60)
+        asked = next(at for at, what in here.producer.status(job_id).timeline if "asking" in what)
+        return asked.timestamp() - killed
+
+
+def main() -> None:
+    """Measure and print; about two minutes."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        cap = {"accounts__skypostal__default__max_in_flight": 10, "concurrency": 20}
+        free = {"accounts__open2b__default__rate": 0}
+        pace = {"call_budget": 30, "settle_delay": 60, **LEASE}
+        with installation(folder / "a", **pace, **cap, **free) as here:
+            here.run(open2b())
+            show("idle: from enqueue to the provider's receipt", start_delays(here, open2b), "ms")
+            rule = {"kind": "hang", "provider": "skypostal", "times": None}
+            here.sandbox.faults.configure({"script": [rule]})
+            list(here.producer.enqueue_many([skypostal() for _ in range(50)]))
+            stack.until(
+                lambda: len(here.sandbox.requests.find(provider="skypostal")) == 10, "ten hang"
+            )
+            title = "the same while every call of the other provider hangs"
+            show(title, start_delays(here, open2b), "ms")
+            for worker in here.workers:
+                worker.kill()
+        seconds = [recovery(folder / f"b{number}") for number in range(5)]
+        show("kill -9 in a call, until another worker goes on (5 times)", seconds, "s ")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+"""What goes wrong and when: a schedule that is a pure function of its seed, and who carries it out.
+
+The schedule keeps the premise of the settle delay, since without it no client could keep the
+promise: a request is carried out less than `settle_delay` after its sender stopped waiting. So
+what a link holds back, and how long a worker is stopped, are bounded by `profiles.py`.
+"""
+
+import heapq
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from tests.chaos.profiles import Profile
+
+#: Links that lead to the ledger and the broker may be cut for longer than a lease.
+LONGEST_CUT = 4.0
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Fault:
+    """One thing that goes wrong: `at` seconds after the start, for `seconds`."""
+
+    at: float
+    kind: str
+    target: str
+    seconds: float = 0.0
+    how: str = ""
+
+    @property
+    def until(self) -> float:
+        """When it is over."""
+        return self.at + self.seconds
+
+
+def schedule(seed: int, duration: float, profile: Profile) -> tuple[Fault, ...]:
+    """What goes wrong in a run. Every kind comes once before any comes by chance alone."""
+    chance = random.Random(f"nemesis {seed}")
+    kinds = [kind for kind in KINDS if profile.kinds.get(kind)]
+    if not kinds:
+        return ()
+    first = chance.sample(kinds, len(kinds))
+    weights = [profile.kinds[kind] for kind in kinds]
+    busy: dict[str, float] = {}
+    faults: list[Fault] = []
+    at = profile.calm
+    while at < duration:
+        kind = first.pop() if first else chance.choices(kinds, weights)[0]
+        fault = KINDS[kind](at, chance, profile)
+        # One thing at a time for each target; others go on side by side.
+        if busy.get(fault.target, 0.0) <= at:
+            busy[fault.target] = fault.until + 0.3
+            faults.append(fault)
+        at = round(at + chance.uniform(*profile.gap), 3)
+    return tuple(faults)
+
+
+def _worker(chance: random.Random, profile: Profile) -> str:
+    return f"worker-{chance.randrange(profile.workers)}"
+
+
+#: Where links lead, the more often the more there is to be seen.
+_ANYWHERE = ("ledger", "ledger", "broker", "provider", "provider")
+
+
+def _link(chance: random.Random, profile: Profile, servers: tuple[str, ...] = _ANYWHERE) -> str:
+    server = chance.choice(servers)
+    whose = [f"worker-{number}" for number in range(profile.workers)]
+    if server != "provider":
+        whose.append("producers")
+    return f"{chance.choice(whose)}.{server}"
+
+
+def _seconds(chance: random.Random, shortest: float, longest: float) -> float:
+    return round(chance.uniform(shortest, longest), 3)
+
+
+Maker = Callable[[float, random.Random, Profile], Fault]
+
+
+def _kill_worker(at: float, chance: random.Random, profile: Profile) -> Fault:
+    return Fault(at, "kill_worker", _worker(chance, profile), _seconds(chance, 0.1, 1.5))
+
+
+def _pause_worker(at: float, chance: random.Random, profile: Profile) -> Fault:
+    return Fault(at, "pause_worker", _worker(chance, profile), _seconds(chance, 0.2, 2.0))
+
+
+def _freeze_worker(at: float, chance: random.Random, profile: Profile) -> Fault:
+    seconds = _seconds(chance, *profile.freeze)
+    return Fault(at, "freeze_worker", _worker(chance, profile), seconds)
+
+
+def _stop_worker(at: float, chance: random.Random, profile: Profile) -> Fault:
+    # The seconds are those for which nothing else happens to it.
+    return Fault(at, "stop_worker", _worker(chance, profile), 6.0)
+
+
+def _kill_ledger(at: float, chance: random.Random, _: Profile) -> Fault:
+    return Fault(at, "kill_ledger", "ledger", _seconds(chance, 0.1, 1.5))
+
+
+def _kill_broker(at: float, chance: random.Random, _: Profile) -> Fault:
+    return Fault(at, "kill_broker", "broker", _seconds(chance, 0.1, 2.0))
+
+
+def _reset(at: float, chance: random.Random, profile: Profile) -> Fault:
+    return Fault(at, "reset", _link(chance, profile))
+
+
+def _refuse(at: float, chance: random.Random, profile: Profile) -> Fault:
+    target = _link(chance, profile)
+    return Fault(at, "refuse", target, _seconds(chance, 0.3, 3.0))
+
+
+def _hold(at: float, chance: random.Random, profile: Profile) -> Fault:
+    target = _link(chance, profile)
+    longest = profile.longest_hold if target.endswith("provider") else LONGEST_CUT
+    seconds = _seconds(chance, 0.3, longest)
+    return Fault(at, "hold", target, seconds, chance.choice(["release", "reset"]))
+
+
+def _partition(at: float, chance: random.Random, profile: Profile) -> Fault:
+    seconds = _seconds(chance, *profile.partition)
+    how = chance.choice(["release", "reset"])
+    return Fault(at, "partition", f"{_worker(chance, profile)}.ledger", seconds, how)
+
+
+def _mute(at: float, chance: random.Random, profile: Profile) -> Fault:
+    target = _link(chance, profile)
+    return Fault(at, "mute", target, _seconds(chance, 0.2, 2.0))
+
+
+def _delay(at: float, chance: random.Random, profile: Profile) -> Fault:
+    target = _link(chance, profile)
+    seconds, each = _seconds(chance, 0.5, 4.0), _seconds(chance, 0.01, 0.3)
+    return Fault(at, "delay", target, seconds, str(each))
+
+
+def _forget(at: float, chance: random.Random, profile: Profile) -> Fault:
+    return Fault(at, "forget", _link(chance, profile, ("ledger", "broker")))
+
+
+def _weather(at: float, chance: random.Random, profile: Profile) -> Fault:
+    return Fault(at, "weather", "sandbox", 0.0, str(chance.randrange(len(profile.weather))))
+
+
+KINDS: Mapping[str, Maker] = {
+    "kill_worker": _kill_worker,
+    "pause_worker": _pause_worker,
+    "freeze_worker": _freeze_worker,
+    "stop_worker": _stop_worker,
+    "kill_ledger": _kill_ledger,
+    "kill_broker": _kill_broker,
+    "reset": _reset,
+    "refuse": _refuse,
+    "hold": _hold,
+    "partition": _partition,
+    "mute": _mute,
+    "delay": _delay,
+    "forget": _forget,
+    "weather": _weather,
+}
+"""Kinds of faults: kill -9 (`kill_*`), SIGSTOP for less (`pause`) and more (`freeze`) than a lease,
+SIGTERM (`stop`), what a link can do (see `proxy.py`), and other faults at the provider (`weather`).
+"""
+
+
+class Victim(Protocol):
+    """The installation, as far as it can be hurt."""
+
+    def hurt(self, fault: Fault) -> None:
+        """Let it go wrong."""
+        ...
+
+    def mend(self, fault: Fault) -> None:
+        """Let it be over."""
+        ...
+
+
+class Nemesis:
+    """Carries a schedule out, in a thread of its own."""
+
+    def __init__(self, faults: tuple[Fault, ...], victim: Victim) -> None:
+        self.done: Counter[str] = Counter()
+        self.last = ""
+        self.error: BaseException | None = None
+        self._victim = victim
+        self._steps = [
+            step
+            for number, fault in enumerate(faults)
+            for step in ((fault.at, number, "hurt", fault), (fault.until, number, "mend", fault))
+        ]
+        heapq.heapify(self._steps)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="nemesis", daemon=True)
+
+    def start(self) -> None:
+        """Begin; time counts from now."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Let nothing else go wrong. What is under way is not mended: see `Cluster.heal`."""
+        self._over.set()
+        if self._thread.is_alive():
+            self._thread.join(60)
+
+    def _run(self) -> None:
+        start = time.monotonic()
+        try:
+            while self._steps:
+                at, _, step, fault = heapq.heappop(self._steps)
+                if self._over.wait(max(0.0, start + at - time.monotonic())):
+                    return
+                if step == "hurt":
+                    self.last = f"{fault.kind} {fault.target} {fault.seconds:g}s {fault.how}"
+                    self.done[fault.kind] += 1
+                getattr(self._victim, step)(fault)
+        except BaseException as error:  # noqa: BLE001 -- shown, and fails the run
+            self.error = error

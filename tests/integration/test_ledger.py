@@ -1,0 +1,631 @@
+"""The way of a job through the ledger, step by step: read it from the top."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import redis
+
+from worker.announcer import Announcer
+from worker.event import EventType, read_event
+from worker.job import Job
+from worker.ledger import SyncLedger
+from worker.ledger.commands import (
+    ALARMS,
+    ClaimRules,
+    SettleRules,
+    Verdict,
+    abandon,
+    accept,
+    account_key,
+    cancel,
+    claim,
+    deliver,
+    delivered,
+    job_key,
+    look,
+    renew,
+    ring,
+    settle,
+)
+from worker.ledger.operations import Limits, announce
+from worker.ledger.records import (
+    Accepted,
+    Claim,
+    Conflict,
+    NotNow,
+    Over,
+    Record,
+    Settled,
+    Spent,
+    Stale,
+    Unconfigured,
+    Wake,
+)
+from worker.lifecycle import State
+from worker.outcome import Code, Fault, Registered
+from worker.sealing import Keyring
+from worker.settings import Settings
+
+DAY = 86_400.0
+#: Seconds. Nothing in this file waits for time to pass: what has to be over has none to begin with.
+RULES = ClaimRules("this worker", lease=60, settle_delay=60, max_attempts=3, probe=20)
+AT_ONCE = replace(RULES, lease=0, settle_delay=0)
+SETTLE = SettleRules(settle_delay=60, breaker_threshold=2, breaker_pause=60, retention=7 * DAY)
+IMPATIENT = replace(SETTLE, settle_delay=0)
+KEYS = Keyring.new("test")
+KEYRING = Keyring.parse(KEYS)
+ANNOUNCER = Announcer(Settings.load(sealing_keys=KEYS), KEYRING)
+RESULTS = "{reg}:results"
+
+
+def job(key: str = "crm-1", **more: Any) -> Job:
+    """A job."""
+    return Job(provider="acme", idempotency_key=key, registration={}, **more)
+
+
+def serve(ledger: SyncLedger, cap: int = 0, interval: float = 0, burst: float = 0) -> None:
+    """Let a worker announce what it serves."""
+    ledger(announce([Limits("acme", "default", interval, burst, cap)], ["results", "crm"]))
+
+
+def take_in(ledger: SyncLedger, one: Job, *fingerprints: str, deadline: float = DAY) -> Any:
+    """Accept a job."""
+    return ledger(accept(one, "sealed", fingerprints or ["k1:same"], deadline))
+
+
+@pytest.fixture
+def shop(ledger: SyncLedger) -> SyncLedger:
+    """A ledger to which a worker has announced itself."""
+    serve(ledger)
+    return ledger
+
+
+@pytest.fixture
+def accepted(shop: SyncLedger) -> Record:
+    """A job that is in."""
+    take_in(shop, job(reply_to=("results", "crm")))
+    return record(shop)
+
+
+def record(ledger: SyncLedger, key: str = "crm-1") -> Record:
+    """What the ledger has of a job."""
+    found = ledger(look(job(key).id))
+    assert found is not None
+    return found
+
+
+def claimed(ledger: SyncLedger, key: str = "crm-1", rules: ClaimRules = RULES) -> Claim:
+    """A lease that is granted."""
+    found = ledger(claim(job(key).id, rules, 0.5))
+    assert isinstance(found, Claim), found
+    return found
+
+
+def concluded(
+    ledger: SyncLedger, held: Claim, name: str, rules: SettleRules = SETTLE, **more: Any
+) -> Any:
+    """What a settle comes to."""
+    event = None
+    if name == "registered":
+        event = ANNOUNCER.registered(held.record, held.at, Registered({"customer_key": "k"}))
+    if name in {"rejected", "unresolvable"}:
+        kind = EventType.REJECTED if name == "rejected" else EventType.REVIEW
+        event = ANNOUNCER.failed(kind, held.record, held.at, (Fault(Code.INVALID, "f", "no"),))
+    return ledger(settle(held, Verdict(name, **more), rules, event))
+
+
+def events(ledger: SyncLedger) -> list[dict[str, Any]]:
+    """What was published."""
+    entries: Any = ledger.redis.xrange(RESULTS)
+    return [read_event(fields[b"event"]) for _, fields in entries]
+
+
+def alarms(ledger: SyncLedger) -> list[str]:
+    """Whose alarms are set."""
+    return [member.decode() for member in ledger.redis.zrange(ALARMS, 0, -1)]
+
+
+def due_now(ledger: SyncLedger) -> None:
+    """Make all alarms due."""
+    for member in alarms(ledger):
+        ledger.redis.zadd(ALARMS, {member: 1})
+
+
+# -- a job comes in --------------------------------------------------------------------------------
+
+
+def test_a_job_is_queued_with_an_alarm_the_moment_it_is_accepted(shop: SyncLedger) -> None:
+    """Once accepted, a job is looked at in time even if nobody is ever woken for it."""
+    answer = take_in(shop, job())
+    assert isinstance(answer, Accepted)
+    assert (answer.state, answer.repeat) == (State.QUEUED, False)
+    assert alarms(shop) == [job().id]
+
+
+def test_a_repeat_gets_the_job_that_is_there(shop: SyncLedger) -> None:
+    """The same key with the same content is the same job."""
+    first = take_in(shop, job())
+    assert take_in(shop, job()) == replace(first, repeat=True)
+
+
+def test_a_repeat_is_known_under_any_key_of_the_ring(shop: SyncLedger) -> None:
+    """Rotating the sealing keys makes no conflict of a repeat."""
+    take_in(shop, job(), "k1:same")
+    assert take_in(shop, job(), "k2:same", "k1:same").repeat
+
+
+def test_a_key_with_other_content_is_refused(shop: SyncLedger) -> None:
+    """The first job is untouched by a second one under its key."""
+    take_in(shop, job())
+    before = record(shop)
+    assert take_in(shop, job(), "k1:other") == Conflict(job().id)
+    assert record(shop) == before
+
+
+def test_an_accept_whose_answer_was_lost_is_no_repeat(shop: SyncLedger) -> None:
+    """The client's own second try is told what the first was."""
+    command = accept(job(), "sealed", ["k1:same"], DAY)
+    assert shop(command) == shop(command)
+
+
+def test_a_job_for_an_account_that_nobody_serves_is_refused(shop: SyncLedger) -> None:
+    """Better a clear no at once than a job that waits for ever."""
+    answer = take_in(shop, job(account="other", reply_to=("results", "nowhere")))
+    assert answer == Unconfigured(("account:acme:other", "endpoint:nowhere"))
+    assert not alarms(shop)
+
+
+# -- a worker claims and calls ---------------------------------------------------------------------
+
+
+def test_a_claim_is_a_lease_before_anything_leaves(shop: SyncLedger, accepted: Record) -> None:
+    """The intent to call is in the ledger before the call."""
+    held = claimed(shop)
+    assert (held.asking, held.record.state, held.record.attempts) == (False, State.CALLING, 1)
+    assert held.record.payload == "sealed"
+    assert record(shop).leased_by == "this worker"
+
+
+def test_a_second_worker_finds_a_live_lease(shop: SyncLedger, accepted: Record) -> None:
+    """A wake-up that was doubled ends at once."""
+    held = claimed(shop)
+    assert shop(claim(held.id, RULES, 0)) == NotNow("leased", held.record.lease_until)
+
+
+def test_a_claim_whose_answer_was_lost_is_the_same_claim(
+    shop: SyncLedger, accepted: Record
+) -> None:
+    """Repeating a claim takes neither a second lease nor a second attempt."""
+    command = claim(accepted.id, RULES, 0)
+    first, second = shop(command), shop(command)
+    assert isinstance(second, Claim)
+    assert second.record == first.record
+
+
+def test_a_registered_job_is_finished_in_one_step(shop: SyncLedger, accepted: Record) -> None:
+    """State, event, erased payload, ended alarm and begun deliveries come together."""
+    answer = concluded(shop, claimed(shop), "registered")
+    member = f"d:{accepted.id}.1.registered:crm"
+    assert answer == Settled(State.REGISTERED, 0, (Wake(member, "delivery"),))
+    found = record(shop)
+    assert (found.state, found.payload) == (State.REGISTERED, "")
+    assert [event["type"] for event in events(shop)] == ["registration.registered"]
+    assert alarms(shop) == [member]
+
+
+def test_the_event_is_kept_sealed(shop: SyncLedger, accepted: Record) -> None:
+    """What was published can be read again by who holds a key, and by nobody else."""
+    concluded(shop, claimed(shop), "registered")
+    kept = record(shop).event
+    assert read_event(KEYRING.open(kept)) == events(shop)[0]
+
+
+def test_a_finished_record_expires(shop: SyncLedger, accepted: Record) -> None:
+    """A key may be used again after the retention, and not before."""
+    assert shop.redis.ttl(job_key(accepted.id)) == -1
+    concluded(shop, claimed(shop), "rejected")
+    assert 6 * DAY < shop.redis.ttl(job_key(accepted.id)) <= 7 * DAY
+
+
+def test_nobody_claims_what_is_over(shop: SyncLedger, accepted: Record) -> None:
+    """A wake-up that comes too late ends at once."""
+    concluded(shop, claimed(shop), "registered")
+    assert shop(claim(accepted.id, RULES, 0)) == Over("registered")
+    assert shop(claim(job("never").id, RULES, 0)) == Over("gone")
+
+
+def test_a_settle_whose_answer_was_lost_is_settled_once(shop: SyncLedger, accepted: Record) -> None:
+    """Repeating a settle publishes nothing twice."""
+    held = claimed(shop)
+    concluded(shop, held, "registered")
+    assert concluded(shop, held, "registered").state is State.REGISTERED
+    assert len(events(shop)) == 1
+
+
+def test_one_stream_named_twice_gets_one_event(shop: SyncLedger) -> None:
+    """A job has one final event on a stream, however often it asks for it."""
+    take_in(shop, job(reply_to=("results", "results")))
+    concluded(shop, claimed(shop), "registered")
+    assert len(events(shop)) == 1
+
+
+def test_a_stream_that_cannot_be_written_finishes_no_job(
+    shop: SyncLedger, accepted: Record
+) -> None:
+    """An end without its event never comes about: the job stays open, with payload and alarm."""
+    held = claimed(shop)
+    shop.redis.set(RESULTS, "not a stream")
+    with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
+        concluded(shop, held, "registered")
+    assert (record(shop).state, record(shop).payload) == (State.CALLING, "sealed")
+    assert alarms(shop) == [accepted.id]
+    shop.redis.delete(RESULTS)
+    assert concluded(shop, held, "registered").state is State.REGISTERED
+
+
+# -- it is tried again -----------------------------------------------------------------------------
+
+
+def test_what_had_no_effect_is_queued_again(shop: SyncLedger, accepted: Record) -> None:
+    """A call that provably never left is tried again after its delay."""
+    answer = concluded(shop, claimed(shop), "retry", delay=60)
+    assert (answer.state, record(shop).due_at) == (State.QUEUED, answer.until)
+    assert shop(claim(accepted.id, RULES, 0)) == NotNow("due", answer.until)
+
+
+def test_what_was_not_the_jobs_fault_costs_no_attempt(shop: SyncLedger, accepted: Record) -> None:
+    """A worker that lacks a key spends nothing of the job's attempts."""
+    concluded(shop, claimed(shop), "retry", spends=False)
+    assert record(shop).attempts == 0
+
+
+def test_a_job_out_of_attempts_is_abandoned(shop: SyncLedger, accepted: Record) -> None:
+    """Past its attempts a job ends, and its producer hears of it."""
+    for _ in range(3):
+        concluded(shop, claimed(shop), "retry")
+    spent = shop(claim(accepted.id, RULES, 0))
+    assert isinstance(spent, Spent)
+    event = ANNOUNCER.failed(EventType.ABANDONED, spent.record, spent.at, ())
+    answer = shop(abandon(spent.record, "attempts", 3, DAY, event))
+    assert answer.state is State.ABANDONED
+    assert [one["type"] for one in events(shop)] == ["registration.abandoned"]
+
+
+def test_a_job_past_its_deadline_is_abandoned(shop: SyncLedger) -> None:
+    """Time alone ends a job of which nothing is outstanding."""
+    take_in(shop, job(), deadline=0.001)
+    shop.redis.hset(job_key(job().id), "deadline_at", 1)
+    assert isinstance(shop(claim(job().id, RULES, 0)), Spent)
+
+
+def test_a_job_that_may_be_called_for_is_not_abandoned(shop: SyncLedger, accepted: Record) -> None:
+    """Whoever thinks a job spent must find it so at the end, too."""
+    event = ANNOUNCER.failed(EventType.ABANDONED, accepted, 0, ())
+    assert shop(abandon(accepted, "deadline", 3, DAY, event)) == Stale("queued")
+
+
+def test_a_queued_job_can_be_cancelled(shop: SyncLedger, accepted: Record) -> None:
+    """A producer takes back what nobody has called for yet; twice, if the answer was lost."""
+    command = cancel(accepted, DAY, ANNOUNCER.failed(EventType.CANCELLED, accepted, 0, ()))
+    done = Settled(State.CANCELLED, 0, ())
+    assert [replace(shop(command), wakes=()), shop(command)] == [done, done]
+    assert len(events(shop)) == 1
+
+
+def test_a_job_on_the_wire_cannot_be_cancelled(shop: SyncLedger, accepted: Record) -> None:
+    """Once a call may have left, only its outcome ends the job."""
+    claimed(shop)
+    event = ANNOUNCER.failed(EventType.CANCELLED, accepted, 0, ())
+    assert shop(cancel(accepted, DAY, event)) == Stale("calling")
+
+
+# -- nobody knows ----------------------------------------------------------------------------------
+
+
+def test_a_lost_answer_makes_a_job_unknown(shop: SyncLedger, accepted: Record) -> None:
+    """What may have been carried out is asked after at once, and not sent again."""
+    assert concluded(shop, claimed(shop), "unknown").state is State.UNKNOWN
+    assert claimed(shop).asking
+
+
+def test_a_lease_that_runs_out_while_calling_means_unknown(
+    shop: SyncLedger, accepted: Record
+) -> None:
+    """A dead worker's call may have arrived."""
+    claimed(shop, rules=AT_ONCE)
+    held = claimed(shop)
+    assert (held.asking, held.record.state) == (True, State.UNKNOWN)
+    assert any("ran out" in what for _, what in record(shop).timeline)
+
+
+def test_absence_before_the_settle_delay_is_not_believed(
+    shop: SyncLedger, accepted: Record
+) -> None:
+    """A request may be carried out after we stopped waiting for it."""
+    concluded(shop, claimed(shop), "unknown")
+    assert concluded(shop, claimed(shop), "absent").state is State.UNKNOWN
+
+
+def test_absence_after_the_settle_delay_queues_the_job(shop: SyncLedger, accepted: Record) -> None:
+    """Only then is it safe to send again."""
+    concluded(shop, claimed(shop), "unknown", IMPATIENT)
+    assert concluded(shop, claimed(shop), "absent").state is State.QUEUED
+    assert not claimed(shop).asking
+
+
+def test_absence_is_not_believed_of_a_call(shop: SyncLedger, accepted: Record) -> None:
+    """Only a question can prove that nobody is there."""
+    assert concluded(shop, claimed(shop), "absent", IMPATIENT).state is State.UNKNOWN
+
+
+def test_a_retry_after_lengthens_the_settle_delay(shop: SyncLedger, accepted: Record) -> None:
+    """A provider that asks for an hour may take as long over what it has."""
+    held = claimed(shop)
+    concluded(shop, held, "unknown", delay=3600)
+    assert record(shop).settle_until >= held.at + 3_600_000
+
+
+def test_a_question_that_cannot_be_asked_settles_nothing(
+    shop: SyncLedger, accepted: Record
+) -> None:
+    """Time alone never decides whether a customer exists."""
+    concluded(shop, claimed(shop), "unknown", IMPATIENT)
+    assert concluded(shop, claimed(shop), "retry").state is State.UNKNOWN
+    assert record(shop).asks == 1
+
+
+def test_what_nobody_can_tell_is_parked_for_a_person(shop: SyncLedger, accepted: Record) -> None:
+    """A job in review has told so, keeps its payload, and wakes nobody."""
+    concluded(shop, claimed(shop), "unknown")
+    assert concluded(shop, claimed(shop), "unresolvable").state is State.REVIEW
+    assert accepted.id not in alarms(shop)
+    assert record(shop).payload == "sealed"
+    assert [event["type"] for event in events(shop)] == ["registration.review"]
+
+
+# -- late and stale --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verdict", ["retry", "rejected", "unknown", "absent", "unresolvable"])
+def test_a_stale_worker_decides_nothing(shop: SyncLedger, accepted: Record, verdict: str) -> None:
+    """Decisions are the lease holder's."""
+    stale = claimed(shop, rules=AT_ONCE)
+    claimed(shop)
+    before = record(shop)
+    assert concluded(shop, stale, verdict) == Stale("unknown")
+    assert record(shop) == before
+
+
+@pytest.mark.parametrize("steps", [(), ("absent",), ("unresolvable",)], ids=str)
+def test_a_late_answer_counts_while_the_job_is_open(
+    shop: SyncLedger, accepted: Record, steps: tuple[str, ...]
+) -> None:
+    """That a customer exists is a fact, whoever says it; unknown, queued or in review."""
+    stale = claimed(shop, rules=AT_ONCE)
+    for verdict in steps:
+        concluded(shop, claimed(shop, rules=AT_ONCE), verdict)
+    assert concluded(shop, stale, "registered").state is State.REGISTERED
+    ids = [event["id"] for event in events(shop)]
+    assert len(ids) == len(set(ids)) == 1 + ("unresolvable" in steps)
+
+
+def test_a_late_answer_does_not_reopen_a_job(shop: SyncLedger, accepted: Record) -> None:
+    """A job ends once."""
+    stale = claimed(shop, rules=AT_ONCE)
+    concluded(shop, claimed(shop), "rejected")
+    assert concluded(shop, stale, "registered") == Stale("rejected")
+    assert len(events(shop)) == 1
+
+
+def test_a_lease_is_renewed_by_its_holder_only(shop: SyncLedger, accepted: Record) -> None:
+    """A worker learns of each lease whether it still holds it."""
+    stale = claimed(shop, rules=AT_ONCE)
+    held = claimed(shop)
+    leases = [(one.id, one.record.fence) for one in (stale, held)]
+    assert shop(renew(leases, 120)) == (False, True)
+    assert record(shop).lease_until > held.record.lease_until
+
+
+# -- the alarm clock -------------------------------------------------------------------------------
+
+
+def test_an_alarm_that_is_due_rings_and_is_pushed_ahead(shop: SyncLedger, accepted: Record) -> None:
+    """A wake-up that gets lost comes again, and each time later, but within a minute."""
+    pushed = []
+    for number in range(11):
+        due_now(shop)
+        rung = shop(ring(10))
+        # The first time it is sure to need one, and later in case that it got lost in a crowd.
+        assert rung.wakes == (Wake(accepted.id, "live", sure=number in {0, 10}),)
+        pushed.append(rung.next_at - rung.at)
+    assert pushed == [10_000, 20_000, 40_000] + [60_000] * 8
+
+
+def test_only_so_many_alarms_ring_at_once(shop: SyncLedger) -> None:
+    """A backlog rings in turns."""
+    for number in range(5):
+        take_in(shop, job(f"crm-{number}"))
+    due_now(shop)
+    assert [len(shop(ring(2)).wakes) for _ in range(4)] == [2, 2, 1, 0]
+
+
+def test_an_alarm_of_nobody_is_cleared(shop: SyncLedger) -> None:
+    """A member without a record rings once, for nothing."""
+    shop.redis.zadd(ALARMS, {"nobody": 1})
+    assert shop(ring(10)).wakes == ()
+    assert not alarms(shop)
+
+
+# -- an account's gate -----------------------------------------------------------------------------
+
+
+def test_a_full_account_passes_its_place_on_live_before_bulk(ledger: SyncLedger) -> None:
+    """Of those who wait, whoever is live goes first, then whoever came first."""
+    serve(ledger, cap=1)
+    for key, lane in (("first", "live"), ("bulk", "bulk"), ("live", "live")):
+        take_in(ledger, job(key, lane=lane))
+    held = claimed(ledger, "first")
+    for key in ("bulk", "live"):
+        assert ledger(claim(job(key).id, RULES, 0)).why == "full"
+    answer = concluded(ledger, held, "registered")
+    assert answer.wakes == (Wake(job("live").id, "live"),)
+
+
+def test_a_place_that_ran_out_is_filled_again(ledger: SyncLedger) -> None:
+    """After two workers died, both of their places are used at once again."""
+    serve(ledger, cap=2)
+    for key in ("a", "b", "c", "d"):
+        take_in(ledger, job(key))
+    for key in ("a", "b"):
+        claimed(ledger, key, replace(AT_ONCE, lease=60))
+    for key in ("c", "d"):
+        assert ledger(claim(job(key).id, RULES, 0)).why == "full"
+    ledger.redis.zadd("{reg}:inflight:acme:default", {job(key).id: 1 for key in ("a", "b")})
+    claimed(ledger, "c")
+    due = ledger.redis.zscore(ALARMS, job("d").id)
+    assert due <= record(ledger, "c").lease_until - 60_000
+
+
+def test_who_settles_late_waits_no_more(ledger: SyncLedger) -> None:
+    """A question whose lease ran out, and that stood in line again, is out of it once answered."""
+    serve(ledger, cap=1)
+    for key in ("crm-1", "other"):
+        take_in(ledger, job(key))
+    concluded(ledger, claimed(ledger), "unknown")
+    asker = claimed(ledger, rules=AT_ONCE)
+    held = claimed(ledger, "other")
+    assert ledger(claim(job().id, RULES, 0)).why == "full"
+    concluded(ledger, asker, "unresolvable")
+    assert concluded(ledger, held, "registered").wakes == ()
+    assert not alarms(ledger)
+
+
+def test_a_pace_reserves_a_slot(ledger: SyncLedger) -> None:
+    """Who comes too early is told when to come, and then goes through."""
+    serve(ledger, interval=5000)
+    for key in ("a", "b", "c"):
+        take_in(ledger, job(key))
+    first = claimed(ledger, "a")
+    waits = [ledger(claim(job(key).id, RULES, 0)) for key in ("b", "c")]
+    assert [one.why for one in waits] == ["pace", "pace"]
+    assert 4_900 <= waits[0].until - first.at <= 5_100
+    assert waits[1].until - waits[0].until == 5_000
+
+
+def test_a_backlog_of_bulk_does_not_book_the_slots_of_the_live(ledger: SyncLedger) -> None:
+    """However many import, somebody at a sign-up page waits a few seconds at the most."""
+    serve(ledger, interval=1000)
+    for number in range(20):
+        take_in(ledger, job(f"bulk-{number}", lane="bulk"))
+        ledger(claim(job(f"bulk-{number}").id, RULES, 0))
+    take_in(ledger, job("live"))
+    answer = ledger(claim(job("live").id, RULES, 0))
+    assert answer.until <= record(ledger, "live").accepted_at + 5_000
+
+
+def test_a_breaker_opens_on_faults_and_lets_one_probe_through(ledger: SyncLedger) -> None:
+    """A provider that is down is left alone, but for one call now and then."""
+    serve(ledger)
+    for key in ("a", "b", "c"):
+        take_in(ledger, job(key))
+    for key in ("a", "b"):
+        concluded(ledger, claimed(ledger, key), "unknown", health="fault")
+    assert ledger(claim(job("c").id, RULES, 0)).why == "breaker"
+    ledger.redis.hset(account_key("acme", "default"), "retry_at", 1)
+    probe = claimed(ledger, "c")
+    assert ledger(claim(job("a").id, RULES, 0)).why == "breaker"
+    concluded(ledger, probe, "registered", health="ok")
+    assert claimed(ledger, "a").asking
+
+
+def test_no_probe_is_spent_on_who_finds_the_account_full(ledger: SyncLedger) -> None:
+    """The one call that an open breaker allows is really made."""
+    serve(ledger, cap=1)
+    for key in ("a", "b"):
+        take_in(ledger, job(key))
+    held = claimed(ledger, "a")
+    ledger.redis.hset(account_key("acme", "default"), mapping={"breaker": "open", "retry_at": 1})
+    assert ledger(claim(job("b").id, RULES, 0)).why == "full"
+    concluded(ledger, held, "retry")
+    assert claimed(ledger, "b")
+
+
+def test_refused_credentials_hold_all_jobs_of_the_account(ledger: SyncLedger) -> None:
+    """What only an operator can mend is not closed by a call that was on the wire meanwhile."""
+    serve(ledger)
+    for key in ("a", "b", "c"):
+        take_in(ledger, job(key))
+    a, b = claimed(ledger, "a"), claimed(ledger, "b")
+    concluded(ledger, a, "retry", spends=False, health="fault")
+    concluded(ledger, claimed(ledger, "a"), "retry", spends=False, health="refused")
+    concluded(ledger, b, "registered", health="ok")
+    assert ledger(claim(job("c").id, RULES, 0)).why == "refused"
+
+
+# -- deliveries ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def member(shop: SyncLedger, accepted: Record) -> str:
+    """A delivery to be made."""
+    return concluded(shop, claimed(shop), "registered").wakes[0].member
+
+
+def test_a_delivery_is_leased_and_gone_when_it_arrived(shop: SyncLedger, member: str) -> None:
+    """A delivery is one worker's at a time, and leaves nothing behind."""
+    one = shop(deliver(member, 30))
+    assert one is not None
+    assert read_event(KEYRING.open(one.event)) == events(shop)[0]
+    assert shop(deliver(member, 30)) is None
+    assert shop(delivered(one, "arrived", "HTTP 200", 0)) == "delivered"
+    assert not alarms(shop)
+
+
+def test_a_delivery_is_tried_again_later(shop: SyncLedger, member: str) -> None:
+    """An endpoint that is away is tried again, at its own time; once counted if told twice."""
+    one = shop(deliver(member, 0))
+    command = delivered(one, "later", "HTTP 503", 0)
+    assert [shop(command), shop(command)] == ["pending", "pending"]
+    again = shop(deliver(member, 30))
+    assert again.tries == 1
+    assert alarms(shop) == [member]
+
+
+def test_a_dead_delivery_is_kept(shop: SyncLedger, member: str) -> None:
+    """What nobody took can be sent again by hand; it has no alarm."""
+    one = shop(deliver(member, 30))
+    assert shop(delivered(one, "dead", "HTTP 410", 0)) == "dead"
+    assert not alarms(shop)
+    assert [found.decode() for found in shop.redis.zrange("{reg}:dead", 0, -1)] == [member]
+
+
+def test_a_late_arrival_counts_and_a_late_failure_does_not(shop: SyncLedger, member: str) -> None:
+    """Whoever delivered says so; who did not has no say once another tries."""
+    stale = shop(deliver(member, 0))
+    shop(deliver(member, 30))
+    assert shop(delivered(stale, "dead", "", 0)) == "stale"
+    assert shop(delivered(stale, "arrived", "", 0)) == "delivered"
+
+
+# -- the timeline ----------------------------------------------------------------------------------
+
+
+def test_the_timeline_tells_each_step(shop: SyncLedger, accepted: Record) -> None:
+    """What happened to a job can be read off, a line a step, whatever a reason holds."""
+    concluded(shop, claimed(shop), "retry", reason="two\nlines\u2028and\x0bmore")
+    steps = [what for _, what in record(shop).timeline]
+    assert steps == [
+        "accepted",
+        "calling by this worker",
+        "queued: two lines\u2028and more",
+    ]
+
+
+def test_the_timeline_does_not_grow_without_end(shop: SyncLedger, accepted: Record) -> None:
+    """The last 40 lines are kept."""
+    for _ in range(30):
+        concluded(shop, claimed(shop), "retry", spends=False)
+    timeline = record(shop).timeline
+    assert len(timeline) == 40
+    assert timeline[-1][1].startswith("queued")

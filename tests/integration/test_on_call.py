@@ -1,0 +1,190 @@
+"""What a person on call does: settle a review, hold an account, redrive a job, ask the doctor."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.installation import PATIENCE, Installation, installation
+from tests.integration.jobs import email_of, open2b, skypostal
+from worker.cli import stack
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    """One installation for all of these."""
+    with installation(tmp_path_factory.mktemp("on_call"), max_attempts=2) as running:
+        yield running
+
+
+def regworker(
+    here: Installation, *arguments: str, given: str = "", code: int = 0
+) -> list[dict[str, Any]]:
+    """Run a command with `--json` in the installation's environment; the objects it printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "worker.cli", *arguments],
+        env={**os.environ, **here.environment},
+        input=given,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    if "--json" not in arguments:
+        return []
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def in_review(here: Installation) -> tuple[dict[str, Any], str]:
+    """A job whose e-mail somebody else has, and whose call was lost."""
+    first = skypostal()
+    here.run(first)
+    job = skypostal(email_of(first))
+    job["registration"]["customer_password"] = "another"
+    rule = {"kind": "drop_before_commit", "email": email_of(job)}
+    here.sandbox.faults.configure({"script": [rule]})
+    job_id = here.producer.enqueue(job).job_id
+    here.wait_for(job_id, "review")
+    return job, job_id
+
+
+def test_a_review_is_listed_with_its_reason(here: Installation) -> None:
+    """Who, since when, and what could not be found out."""
+    _, job_id = in_review(here)
+    listed = {one["job_id"]: one for one in regworker(here, "review", "list", "--json")}
+    assert "doesn't open" in listed[job_id]["why"]
+    [shown] = regworker(here, "review", "show", job_id, "--json")
+    assert any(step["what"].startswith("asking") for step in shown["timeline"])
+
+
+def test_a_review_resolved_as_registered_publishes_the_outcome_once(here: Installation) -> None:
+    """The credentials come from a file, and go out in the event."""
+    _, job_id = in_review(here)
+    outcome = '{"customer_box_id": 5, "customer_key": "found by hand"}'
+    decided = ("--registered", "--outcome", "-", "--who", "ann")
+    regworker(here, "review", "resolve", job_id, *decided, "--json", given=outcome)
+    event = here.producer.wait(job_id)
+    assert event["type"] == "registration.registered"
+    assert event["data"]["outcome"] == json.loads(outcome)
+    kinds = [json.loads(text)["type"] for text in here.events(job_id)]
+    assert kinds == ["registration.review", "registration.registered"]
+    assert "registered by ann" in [what for _, what in here.producer.status(job_id).timeline]
+    regworker(here, "review", "resolve", job_id, "--resend", code=1)
+
+
+def test_a_review_resolved_as_rejected_says_why(here: Installation) -> None:
+    """And is gone from the list."""
+    _, job_id = in_review(here)
+    regworker(here, "review", "resolve", job_id, "--rejected", "somebody else's address")
+    event = here.producer.wait(job_id)
+    assert event["data"]["errors"][0]["message"] == "somebody else's address"
+    listed = regworker(here, "review", "list", "--json")
+    assert job_id not in [one["job_id"] for one in listed]
+
+
+def test_a_review_that_is_resent_asks_before_it_calls(here: Installation) -> None:
+    """The other customer is gone by now: nobody is there, so the job is called, once."""
+    job, job_id = in_review(here)
+    here.sandbox.accounts.clear()
+    regworker(here, "review", "resolve", job_id, "--resend")
+    event = here.producer.wait(job_id, PATIENCE)
+    assert event["type"] == "registration.registered"
+    calls = [seen.call for seen in here.sandbox.requests.find(email=email_of(job))]
+    assert calls[-1] == "customer-registration"
+    assert calls[-2] in {"customer-login", "customer-get-info"}
+    assert here.made(email_of(job)) == 1
+
+
+def test_an_abandoned_job_is_redriven_once_asked_after(here: Installation) -> None:
+    """With the content that its producer brings again; with other content it is refused."""
+    job = open2b()
+    rule = {"kind": "too_many", "times": 2, "email": email_of(job)}
+    here.sandbox.faults.configure({"script": [rule]})
+    event = here.run(job)
+    assert event["type"] == "registration.abandoned"
+    other = open2b(idempotency_key=job["idempotency_key"])
+    regworker(here, "redrive", "-", given=json.dumps(other) + "\n", code=1)
+    regworker(here, "redrive", "-", given=json.dumps(job) + "\n")
+    here.wait_for(event["subject"], "registered")
+    calls = [seen.call for seen in here.sandbox.requests.find(email=email_of(job))]
+    assert calls == ["storefront.sign-up"] * 2 + ["storefront.login", "storefront.sign-up"]
+    assert here.made(email_of(job)) == 1
+
+
+def test_a_paused_account_lets_no_call_through_until_it_is_resumed(here: Installation) -> None:
+    """Its jobs wait without spending an attempt; the other account goes on."""
+    regworker(here, "providers", "pause", "open2b/default", "--why", "maintenance")
+    receipt = here.producer.enqueue(open2b())
+    stack.until(lambda: here.producer.status(receipt.job_id).why == "paused", "the wait")
+    assert here.run(skypostal())["type"] == "registration.registered"
+    states = regworker(here, "providers", "list", "--json")
+    [paused] = [one for one in states if one["paused"]]
+    assert (paused["provider"], paused["reason"]) == ("open2b", "maintenance")
+    regworker(here, "providers", "resume", "open2b/default")
+    event = here.producer.wait(receipt.job_id, PATIENCE)
+    assert event["data"]["attempts"] == 1
+
+
+def test_refused_credentials_are_told_and_jobs_go_on_when_resumed(here: Installation) -> None:
+    """401 opens the breaker with its reason and an alert in the log; nothing fails."""
+    here.sandbox.configure({"skypostal": {"app_key": "another"}})
+    receipts = list(here.producer.enqueue_many([skypostal() for _ in range(3)]))
+    ids = [receipt.job_id for receipt in receipts]  # type: ignore[union-attr]
+
+    def held() -> bool:
+        statuses = [here.producer.status(job_id) for job_id in ids]
+        return all(one.state == "queued" and "refused" in one.why for one in statuses)
+
+    stack.until(held, "all are held")
+    found = regworker(here, "doctor", "--json")
+    assert any(one["subject"] == "skypostal/default" and one["level"] != "ok" for one in found)
+    here.wait_for_line('"alert": "refused"')
+    here.sandbox.configure({"skypostal": {"app_key": None}})
+    regworker(here, "providers", "resume", "skypostal/default")
+    for job_id in ids:
+        event = here.producer.wait(job_id, PATIENCE)
+        assert event["data"]["attempts"] == 1, "what was refused has spent no attempt"
+
+
+@pytest.mark.parametrize(
+    ("config", "subject"),
+    [
+        ({"appendonly": "no"}, "persistence"),
+        ({"appendonly": "yes", "maxmemory-policy": "allkeys-lru"}, "eviction"),
+    ],
+)
+def test_a_server_that_would_lose_jobs_is_refused(
+    tmp_path: Path, config: dict[str, str], subject: str
+) -> None:
+    """By the worker's start and by the doctor, with what to change; unless it is told otherwise."""
+    server = stack.start_valkey(tmp_path / "valkey", **config)
+    values = ("http://127.0.0.1:1", "k:" + "A" * 43, "whsec_AAAA")
+    environment = stack.environment(server.connection_url, *values)
+    try:
+        for command in (stack.worker_command(), [sys.executable, "-m", "worker.cli", "doctor"]):
+            done = subprocess.run(
+                command,
+                env={**os.environ, **environment},
+                cwd=tmp_path,
+                capture_output=True,
+                text=True,
+                timeout=PATIENCE,
+                check=False,
+            )
+            assert done.returncode == 1
+            assert f"{subject}: " in done.stdout + done.stderr
+            assert "Traceback" not in done.stderr
+        with (
+            (tmp_path / "log").open("wb") as log,
+            stack.process(stack.worker_command("--allow-unsafe"), environment, tmp_path, log),
+        ):
+            text = tmp_path / "log"
+            stack.until(lambda: "ready." in text.read_text("utf-8"), "the worker is ready")
+    finally:
+        server.stop()

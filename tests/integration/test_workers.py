@@ -1,0 +1,277 @@
+"""Workers as processes: started, killed, stopped, refused; on either broker and pool."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.installation import PACE, PATIENCE, Installation, installation
+from tests.integration.jobs import email_of, open2b, skypostal
+from tests.rabbitmq import amqp_url
+from worker.cli import stack
+
+
+@contextmanager
+def ready(folder: Path, **environment: Any) -> Iterator[Installation]:
+    """An installation whose worker is there to be disturbed."""
+    with installation(folder, **environment) as here:
+        here.wait_for_line("ready.")
+        yield here
+
+
+def hang(here: Installation, job: dict[str, Any]) -> None:
+    """The provider makes the customer and never answers."""
+    rule = {"kind": "hang", "commit": True, "email": email_of(job)}
+    here.sandbox.faults.configure({"script": [rule]})
+
+
+def wait_for_call(here: Installation, job: dict[str, Any]) -> None:
+    """Wait until the provider has made this job's customer."""
+    stack.until(lambda: here.made(email_of(job)) > 0, f"a call for {email_of(job)}")
+
+
+def test_a_job_goes_on_when_its_worker_is_killed_in_the_middle_of_the_call(
+    tmp_path: Path,
+) -> None:
+    """kill -9: another worker sees the lease run out, asks, and tells what it found. Once."""
+    with ready(tmp_path, call_budget=2.5, settle_delay=3) as here:
+        job = skypostal()
+        hang(here, job)
+        receipt = here.producer.enqueue(job)
+        wait_for_call(here, job)
+        here.workers[0].kill()
+        here.start_worker()
+        event = here.producer.wait(receipt.job_id, PATIENCE)
+        assert event["data"]["recovered"] is True
+        assert here.made(email_of(job)) == 1
+        assert len(here.events(receipt.job_id)) == 1
+        timeline = [text for _, text in here.producer.status(receipt.job_id).timeline]
+        assert any("ran out" in text for text in timeline)
+
+
+def test_a_stopped_worker_finishes_the_call_on_the_wire_and_exits_with_0(tmp_path: Path) -> None:
+    """SIGTERM: what has left is settled before the process ends."""
+    with ready(tmp_path) as here:
+        job = skypostal()
+        rule = {"kind": "slow", "delay": 0.7, "email": email_of(job)}
+        here.sandbox.faults.configure({"script": [rule]})
+        receipt = here.producer.enqueue(job)
+        stack.until(lambda: here.producer.status(receipt.job_id).state == "calling", "the call")
+        here.workers[0].send_signal(signal.SIGTERM)
+        assert here.workers[0].wait(PATIENCE) == 0
+        assert here.producer.status(receipt.job_id).state == "registered"
+
+
+def test_refused_credentials_hold_the_jobs_instead_of_failing_them(tmp_path: Path) -> None:
+    """401 is the account's fault: nothing is rejected, no attempt is spent, and it says why."""
+    with ready(tmp_path) as here:
+        here.sandbox.configure({"skypostal": {"app_key": "another"}})
+        receipt = here.producer.enqueue(skypostal())
+
+        def refused() -> bool:
+            return "refused" in here.producer.status(receipt.job_id).why
+
+        stack.until(refused, "the reason")
+        later = here.producer.enqueue(skypostal())
+        stack.until(lambda: here.producer.status(later.job_id).why == "refused", "the wait")
+        for one in (receipt, later):
+            status = here.producer.status(one.job_id)
+            assert (status.state, status.attempts) == ("queued", 0)
+        assert here.run(open2b())["type"] == "registration.registered", "the other is not held"
+
+
+def test_attempts_that_are_spent_abandon_the_job(tmp_path: Path) -> None:
+    """And its event names the last reason."""
+    with ready(tmp_path, max_attempts=2) as here:
+        job = open2b()
+        rule = {"kind": "too_many", "times": 2, "email": email_of(job)}
+        here.sandbox.faults.configure({"script": [rule]})
+        event = here.run(job)
+        [error] = event["data"]["errors"]
+        assert error["code"] == "attempts"
+        assert "429" in error["message"]
+        assert event["data"]["attempts"] == 2
+
+
+def test_the_call_limit_of_an_account_is_kept_across_workers(tmp_path: Path) -> None:
+    """Ten calls a second, two workers: no window of the provider's log holds more."""
+    pace = {"accounts__open2b__default__rate": 10, "accounts__open2b__default__rate_period": 1}
+    with installation(tmp_path, workers=2, **pace) as here:
+        jobs = [open2b() for _ in range(25)]
+        receipts = list(here.producer.enqueue_many(jobs))
+        for receipt in receipts:
+            assert here.producer.wait(receipt.job_id)["data"]["attempts"] == 1  # type: ignore[union-attr]
+        times = sorted(seen.time for seen in here.sandbox.requests.find(provider="open2b"))
+        # The documented pace, and the tenth of it that may be used up at once.
+        for first in times:
+            assert sum(first <= time < first + 0.9 for time in times) <= 12
+
+
+def test_the_production_command_reads_celeryconfig_from_where_it_is_started(
+    tmp_path: Path,
+) -> None:
+    """`celery -A worker worker`, in a directory that holds the config and nothing else."""
+    (tmp_path / "celeryconfig.py").write_text("worker_concurrency = 3\n")
+    command = [str(Path(sys.executable).with_name("celery")), "-A", "worker", "worker"]
+    with installation(tmp_path, workers=0) as here:
+        log = tmp_path / "worker.log"
+        with log.open("wb") as output, stack.process(command, here.environment, tmp_path, output):
+            stack.until(lambda: "ready." in log.read_text("utf-8"), "the worker is ready")
+            assert here.run(skypostal())["type"] == "registration.registered"
+        assert "concurrency: 3" in log.read_text("utf-8")
+
+
+def test_prefork_works_as_well(tmp_path: Path) -> None:
+    """Each child makes a loop of its own after the fork."""
+    with installation(tmp_path, pool="prefork", concurrency=2) as here:
+        job = skypostal(reply_to=["results", "crm"])
+        receipt = here.producer.enqueue(job)
+        assert here.producer.wait(receipt.job_id, PATIENCE)["type"] == "registration.registered"
+        here.wait_for_hook(receipt.job_id)
+        here.workers[0].terminate()
+        assert here.workers[0].wait(PATIENCE) == 0
+
+
+def test_rabbitmq_works_as_the_broker(tmp_path: Path) -> None:
+    """Wake-ups travel through quorum queues; the ledger stays where it is."""
+    with installation(tmp_path, broker_url=amqp_url()) as here:
+        job = skypostal(reply_to=["results", "crm"])
+        receipt = here.producer.enqueue(job)
+        assert here.producer.wait(receipt.job_id, PATIENCE)["type"] == "registration.registered"
+        here.wait_for_hook(receipt.job_id)
+
+
+@pytest.mark.parametrize("pool", ["gevent", "eventlet"])
+def test_pools_that_would_block_the_loop_are_refused(tmp_path: Path, pool: str) -> None:
+    """With a sentence that names the pools that work."""
+    environment = stack.environment(
+        "redis://127.0.0.1:1/0", "http://127.0.0.1:1", "k:" + "A" * 43, "whsec_"
+    )
+    done = subprocess.run(
+        stack.worker_command("--pool", pool),
+        env={**os.environ, **environment},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "threads" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "said"),
+    [
+        ("REGWORKER_SEALING_KEYS", "", "REGWORKER_SEALING_KEYS"),
+        ("REGWORKER_SEALING_KEYS", "k1:c2hvcnQ", "it takes 32"),
+        ("REGWORKER_SETTLE_DELAY", "1", "call_budget"),
+        ("REGWORKER_ACCOUNTS__SKYPOSTAL__DEFAULT__BASE_URL", "not a url", "BASE_URL"),
+        ("REGWORKER_ACCOUNTS__SKYPOSTAL__B__BASE_URL", "http://127.0.0.1", "SKYPOSTAL__B__APP_KEY"),
+        ("REGWORKER_ACCOUNTS__SKYPOSTL__A__BASE_URL", "http://127.0.0.1", "open2b, skypostal"),
+        ("REGWORKER_ENDPOINTS__CRM__URL", "ftp://127.0.0.1/", "REGWORKER_ENDPOINTS__CRM__URL"),
+        ("REGWORKER_ENDPOINTS__CRM__ALLOW_HTTP", "false", "https://"),
+        ("REGWORKER_LEASE", "1", "lease_renewal"),
+        ("REGWORKER_CONFIG", "/nowhere/regworker.toml", "/nowhere/regworker.toml"),
+    ],
+)  # fmt: skip
+def test_a_worker_refuses_settings_it_cannot_use(
+    tmp_path: Path, setting: str, value: str, said: str
+) -> None:
+    """In a sentence that names the variable, without a traceback."""
+    environment = stack.environment(
+        "redis://127.0.0.1:1/0", "http://127.0.0.1:1", "k:" + "A" * 43, "whsec_", **PACE
+    )
+    done = subprocess.run(
+        stack.worker_command(),
+        env={**os.environ, **environment, setting: value},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+class _AcmeServer(BaseHTTPRequestHandler):
+    """A third provider's server, which loses the answer of each customer's first call."""
+
+    customers: dict[str, int] = {}  # noqa: RUF012 -- one server in this test
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        known = self.customers.get(body["email"])
+        if self.path == "/customers":
+            self.customers.setdefault(body["email"], len(self.customers) + 1)
+            self.close_connection = True
+            return
+        answer = json.dumps({"id": known} if known else {"error": "no such customer"}).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_third_provider_costs_one_file(tmp_path: Path) -> None:
+    """A class, named in a setting: with lost answers recovered, as for the others."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _AcmeServer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    providers = "tests.integration.acme:Acme"
+
+    with installation(tmp_path, workers=0) as here:
+        for name in [name for name in here.environment if "ACCOUNTS" in name]:
+            del here.environment[name]
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        worker = here.start_worker(
+            providers=providers, accounts__acme__default__base_url=url, pool="solo"
+        )
+        stack.wait_for_worker(here.ledger, worker)
+        producer = type(here.producer)(
+            here.producer.settings.model_copy(update={"providers": [providers]})
+        )
+        with producer:
+            job = {"email": "a@example.com", "password": "p"}
+            receipt = producer.enqueue(
+                {"provider": "acme", "idempotency_key": "1", "registration": job}
+            )
+            event = producer.wait(receipt.job_id, PATIENCE)
+        assert event["data"]["outcome"] == {"acme_id": 1}
+        assert event["data"]["recovered"] is True
+    server.shutdown()
+    server.server_close()
+
+
+def test_secrets_stay_where_they_must(tmp_path: Path) -> None:
+    """No password, identity number or customer key in logs, messages or the ledger's files."""
+    job = skypostal(reply_to=["crm"])
+    job["registration"]["customer_password"] = "canary-password"
+    job["registration"]["customer_identity_number"] = "canary-identity"
+    with ready(tmp_path) as here:
+        rule = {"kind": "commit_then_drop", "email": email_of(job)}
+        here.sandbox.faults.configure({"script": [rule]})
+        receipt = here.producer.enqueue(job)
+        outcome = here.producer.wait(receipt.job_id)["data"]["outcome"]
+        here.wait_for_hook(receipt.job_id)
+    secrets = [b"canary-password", b"canary-identity", outcome["customer_key"].encode()]
+    secrets += [b"1656d700707ad9a77f737e5df3db088a"]
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert any("appendonly" in str(file) for file in files), "the ledger's file was looked into"
+    for file in files:
+        for secret in secrets:
+            assert secret not in file.read_bytes(), file

@@ -1,0 +1,493 @@
+"""The life of one job as a model: every step that anybody can take, and what must always hold.
+
+A `World` is one job in the ledger, the workers, the requests on the wire and the accounts at a
+provider that would make as many as it is asked for. `steps` gives every world that can come next;
+`wrong` and `wrong_step` say what is broken. `explore.py` goes through all of them.
+
+Time is abstract: that a lease runs out, a settle delay passes, a retry is due or the deadline
+passes are steps like any other, so they happen in every order. Wake-ups are not kept: any idle
+worker may try a claim at any time, as if wake-ups were doubled, late and lost at will.
+
+What a worker does is in `_work`, the ledger's scripts are `_claim`, `_settle`, `_abandon` and
+`_people`, the network and the clock are `_network` and `_clock`.
+"""
+
+from collections.abc import Iterator
+from enum import IntEnum
+from typing import NamedTuple
+
+from worker.lifecycle import FINAL, PARKED, State, may
+
+
+class Rules(NamedTuple):
+    """What makes the promise hold, each of which can be left out to see it break."""
+
+    lost_lease_is_unknown: bool = True
+    """A lease that runs out while calling means `unknown`, not `queued`."""
+    fenced: bool = True
+    """A settle counts only under the fence of the last claim, unless it is a fact."""
+    settle_delay: bool = True
+    """Absence is believed only from a question that was asked after the settle delay."""
+    asks_first: bool = True
+    """An unknown job is asked after, not sent again."""
+    settles_whole: bool = True
+    """The final state and its event are one step."""
+    alarm_on_retry: bool = True
+    """A job that is queued again has an alarm."""
+    lease_check: bool = True
+    """A worker sends nothing once its lease ran out."""
+    deadline_asks: bool = True
+    """The deadline ends queued jobs only, never an unknown one."""
+    events_numbered_by_ledger: bool = True
+    """An event's id counts the events there are, not those there were at the claim."""
+
+    requests_end: bool = True
+    """Assumed: no request is carried out after the settle delay."""
+    sends_at_once: bool = True
+    """Assumed: nobody is stopped between looking at the lease and writing the request."""
+    ledger_remembers: bool = True
+    """Assumed: a claim that was answered is not lost (fsync, failover)."""
+
+
+class Bounds(NamedTuple):
+    """How much may go wrong."""
+
+    workers: int = 2
+    attempts: int = 2
+    crashes: int = 2
+    pauses: int = 1
+    hands: int = 0
+    """What operators do: resolve a review, redrive an abandoned job."""
+
+
+DEFAULT = {
+    "two crashes and a pause": Bounds(),
+    "operators lend a hand": Bounds(crashes=1, pauses=0, hands=1),
+    "a third attempt": Bounds(attempts=3, crashes=1, pauses=0),
+    "a third worker": Bounds(workers=3, attempts=1, crashes=1, pauses=0),
+}
+"""What is explored by default: some 160,000 worlds."""
+
+WHOLE = {"all at once": Bounds(hands=1)}
+"""More worlds, and nothing found in them that the default has not."""
+
+
+class Due(IntEnum):
+    """When a job may be claimed again."""
+
+    NOW = 0
+    LATER = 1
+    CAPPED = 2
+    """Later, but no later than the settle delay's end."""
+
+
+class Job(NamedTuple):
+    """The record in the ledger."""
+
+    state: State = State.QUEUED
+    attempts: int = 0
+    doubted: bool = False
+    """Some attempt's outcome was unknown once."""
+    held: bool = False
+    """A claim has not been settled."""
+    lease: bool = False
+    """... and its lease has not run out."""
+    sure: bool = False
+    """... and it was made after the settle delay."""
+    due: Due = Due.NOW
+    settling: bool = False
+    """The settle delay, counted from the lease's end or the settle, has not passed."""
+    late: bool = False
+    """The deadline has passed."""
+    alarm: bool = True
+    payload: bool = True
+    events: tuple[str, ...] = ()
+
+
+class Worker(NamedTuple):
+    """One worker, at one attempt.
+
+    phase: idle | claimed | looked (at its lease) | sent | made (the answer is on its way)
+    | knows (has an outcome to settle) | spent (is to abandon the job)
+    | published (is to announce the end: a broken rule only)
+    """
+
+    phase: str = "idle"
+    asking: bool = False
+    holder: bool = False
+    """The fence of its claim is the record's."""
+    paused: bool = False
+    outcome: str = ""
+    seen: int = 0
+    """Events there were at the claim."""
+
+
+IDLE = Worker()
+
+
+class World(NamedTuple):
+    """Everything there is."""
+
+    job: Job = Job()
+    workers: tuple[Worker, ...] = (IDLE, IDLE)
+    adrift: int = 0
+    """Requests that nobody waits for any more, and that may still be carried out."""
+    accounts: int = 0
+    unproved: bool = False
+    """A request may have been carried out, and nothing has proved that it was not."""
+    crashes: int = 0
+    pauses: int = 0
+    hands: int = 0
+    redriven: int = 0
+    broken: str = ""
+    """The rule that the last step broke, if it did."""
+
+
+class Step(NamedTuple):
+    """What happened: the actor's number (-1: nobody's), and what came of it."""
+
+    act: str
+    actor: int = -1
+    result: str = ""
+    fault: bool = False
+    """Nothing that a job's end may depend on."""
+
+    def __str__(self) -> str:
+        who = f"worker {self.actor}: " if self.actor >= 0 else ""
+        return f"{who}{self.act}{f' ({self.result})' if self.result else ''}"
+
+
+def start(bounds: Bounds) -> World:
+    """A job that was just accepted."""
+    return World(
+        workers=(IDLE,) * bounds.workers,
+        crashes=bounds.crashes,
+        pauses=bounds.pauses,
+        hands=bounds.hands,
+    )
+
+
+def steps(world: World, rules: Rules, bounds: Bounds) -> Iterator[tuple[Step, World]]:
+    """Everything that can happen next."""
+    for i, worker in enumerate(world.workers):
+        if worker.phase == "idle":
+            yield _claim(world, i, rules, bounds)
+        else:
+            if not worker.paused:
+                yield from _work(world, i, rules, bounds)
+            yield from _fate(world, i)
+    yield from _network(world)
+    yield from _clock(world, rules)
+    yield from _people(world)
+
+
+# ---- a worker ------------------------------------------------------------------------------------
+
+
+def _work(world: World, i: int, rules: Rules, bounds: Bounds) -> Iterator[tuple[Step, World]]:
+    worker, job = world.workers[i], world.job
+    may_send = (worker.holder and job.held and job.lease) or not rules.lease_check
+
+    def now(**fields: object) -> World:
+        return _worker(world, i, worker._replace(**fields))
+
+    def knows(outcome: str) -> World:
+        return now(phase="knows", outcome=outcome)
+
+    match worker.phase:
+        case "claimed" if worker.asking:
+            if may_send:
+                found = "registered" if world.accounts else "absent"
+                yield Step("asks", i, found), knows(found)
+                yield Step("asks", i, "no answer", fault=True), knows("unknown")
+                yield Step("asks", i, "cannot be told", fault=True), knows("unresolvable")
+            yield Step("cannot ask", i, fault=may_send), knows("retry")
+        case "claimed":
+            if may_send and rules.sends_at_once:
+                yield Step("sends", i), _send(world, i)
+            elif may_send:
+                yield Step("looks at its lease", i), now(phase="looked")
+            yield Step("cannot send", i, fault=may_send), knows("retry")
+            yield Step("cannot send", i, "own fault", fault=True), knows("retry for free")
+        case "looked":
+            yield Step("sends", i), _send(world, i)
+        case "sent":
+            yield Step("is refused", i, fault=True), knows("rejected")
+            yield Step("is told to wait", i, fault=True), knows("retry")
+            if job.doubted:
+                yield Step("is refused as a duplicate", i, fault=True), knows("unresolvable")
+            given_up = knows("unknown")._replace(adrift=world.adrift + 1)
+            yield Step("gives up waiting", i, fault=True), given_up
+        case "made":
+            yield Step("is answered", i), knows("registered")
+            yield Step("gives up waiting", i, fault=True), knows("unknown")
+        case "knows":
+            yield _settle(world, i, rules)
+        case "spent":
+            yield _abandon(world, i, rules, bounds)
+        case "published":
+            finished = job._replace(events=(*job.events, worker.outcome))
+            yield Step("publishes", i), _worker(world._replace(job=finished), i, IDLE)
+
+
+def _send(world: World, i: int) -> World:
+    worker, job = world.workers[i], world.job
+    broken = world.broken
+    if not (worker.holder and job.state is State.CALLING and job.held):
+        broken = "a request left without a claim"
+    elif world.unproved:
+        broken = "a request followed one that may have been carried out"
+    sent = _worker(world, i, worker._replace(phase="sent"))
+    return sent._replace(broken=broken)
+
+
+def _fate(world: World, i: int) -> Iterator[tuple[Step, World]]:
+    worker = world.workers[i]
+    if worker.paused:
+        yield Step("goes on", i), _worker(world, i, worker._replace(paused=False))
+    elif world.pauses:
+        paused = _worker(world, i, worker._replace(paused=True))
+        yield Step("is paused", i, fault=True), paused._replace(pauses=world.pauses - 1)
+    if world.crashes:
+        dead = _worker(world, i, IDLE)
+        adrift = world.adrift + (worker.phase == "sent")
+        yield (
+            Step("crashes", i, fault=True),
+            dead._replace(crashes=world.crashes - 1, adrift=adrift),
+        )
+
+
+# ---- the ledger's scripts ------------------------------------------------------------------------
+
+
+def _claim(world: World, i: int, rules: Rules, bounds: Bounds) -> tuple[Step, World]:
+    job = world.job
+    # Without an alarm a wake-up may still come, but nothing can be built on it.
+    stray = not job.alarm
+    if job.held and job.lease:
+        return Step("claims", i, "later"), world
+    if job.state is State.CALLING:
+        world = world._replace(unproved=True)
+        job = job._replace(state=State.UNKNOWN, doubted=True, due=Due.NOW, held=False)
+        if not rules.lost_lease_is_unknown:
+            job = job._replace(state=State.QUEUED)
+    if job.state is State.QUEUED or (job.state is State.UNKNOWN and not rules.deadline_asks):
+        if job.late or (job.state is State.QUEUED and job.attempts >= bounds.attempts):
+            world = world._replace(job=job)
+            return Step("claims", i, "spent", stray), _worker(world, i, Worker("spent"))
+    elif job.state is not State.UNKNOWN:
+        return Step("claims", i, "over"), world
+    if job.due is not Due.NOW:
+        return Step("claims", i, "later"), world
+    asking = job.state is State.UNKNOWN and rules.asks_first
+    job = job._replace(
+        state=State.UNKNOWN if asking else State.CALLING,
+        attempts=job.attempts + (not asking),
+        held=True,
+        lease=True,
+        sure=asking and not job.settling,
+        settling=asking and job.settling,
+    )
+    others = tuple(worker._replace(holder=False) for worker in world.workers)
+    claimed = Worker("claimed", asking, True, seen=_seen(job, rules))
+    after = _worker(world._replace(job=job, workers=others), i, claimed)
+    return Step("claims", i, "ask" if asking else "call", stray), after
+
+
+def _settle(world: World, i: int, rules: Rules) -> tuple[Step, World]:
+    worker, job = world.workers[i], world.job
+    outcome = worker.outcome
+    calling = job.state is State.CALLING
+    step = Step("settles", i, outcome)
+    after = _worker(world, i, IDLE)
+    holder = (worker.holder or not rules.fenced) and job.held
+    if job.state in FINAL or not (holder or outcome == "registered"):
+        return step._replace(result=f"{outcome}, stale"), after
+
+    after = after._replace(workers=tuple(one._replace(holder=False) for one in after.workers))
+    job = job._replace(held=False, lease=False, sure=False)
+    settling = job.settling
+    if outcome == "absent" and not world.job.sure and rules.settle_delay:
+        outcome = "unknown"
+
+    match outcome:
+        case "registered" | "rejected":
+            final = State(outcome)
+            if rules.settles_whole:
+                return step, after._replace(job=_finish(job, final, worker.seen, rules))
+            apart = _finish(job, final, worker.seen, rules)._replace(events=job.events)
+            event = _event(job, outcome, worker.seen, rules)
+            return step, _worker(after._replace(job=apart), i, Worker("published", outcome=event))
+        case "unresolvable":
+            event = _event(job, "review", worker.seen, rules)
+            job = job._replace(
+                state=State.REVIEW, alarm=False, due=Due.NOW, events=(*job.events, event)
+            )
+        case "unknown" if calling:
+            job = job._replace(state=State.UNKNOWN, doubted=True, settling=True, due=Due.NOW)
+            after = after._replace(unproved=True)
+        case "unknown":
+            job = job._replace(due=Due.CAPPED if settling else Due.LATER)
+        case "retry" if not calling:
+            job = job._replace(due=Due.LATER)
+        case "absent":
+            job = job._replace(state=State.QUEUED, settling=False, due=Due.NOW)
+            after = after._replace(unproved=False)
+        case "retry" | "retry for free":
+            job = job._replace(
+                state=State.QUEUED,
+                settling=False,
+                due=Due.LATER,
+                attempts=job.attempts - (outcome == "retry for free"),
+                alarm=rules.alarm_on_retry,
+            )
+    return step, after._replace(job=job)
+
+
+def _abandon(world: World, i: int, rules: Rules, bounds: Bounds) -> tuple[Step, World]:
+    job, after = world.job, _worker(world, i, IDLE)
+    spent = job.late or job.attempts >= bounds.attempts
+    waits = job.state is State.QUEUED or not rules.deadline_asks
+    if not (spent and waits and not job.held) or job.state in FINAL:
+        return Step("abandons", i, "stale"), after
+    done = _finish(job, State.ABANDONED, len(job.events), rules)
+    return Step("abandons", i), after._replace(job=done)
+
+
+def _finish(job: Job, state: State, seen: int, rules: Rules) -> Job:
+    events = (*job.events, _event(job, state.value, seen, rules))
+    return Job(state, job.attempts, job.doubted, alarm=False, payload=False, events=events)
+
+
+def _event(job: Job, kind: str, seen: int, rules: Rules) -> str:
+    number = len(job.events) if rules.events_numbered_by_ledger else seen
+    return f"{number + 1} {kind}"
+
+
+def _seen(job: Job, rules: Rules) -> int:
+    return 0 if rules.events_numbered_by_ledger else len(job.events)
+
+
+def _people(world: World) -> Iterator[tuple[Step, World]]:
+    job = world.job
+    if job.state is State.QUEUED:
+        done = _finish(job, State.CANCELLED, len(job.events), Rules())
+        yield Step("cancel", fault=True), world._replace(job=done)
+    if not world.hands:
+        return
+    less = world._replace(hands=world.hands - 1)
+    again = job._replace(
+        state=State.UNKNOWN, attempts=0, late=False, alarm=True, due=Due.NOW, payload=True
+    )
+    if job.state is State.REVIEW:
+        if world.accounts:
+            done = _finish(job, State.REGISTERED, len(job.events), Rules())
+            yield Step("resolve", result="registered", fault=True), less._replace(job=done)
+        elif not _on_the_wire(world):
+            done = _finish(job, State.REJECTED, len(job.events), Rules())
+            yield Step("resolve", result="rejected", fault=True), less._replace(job=done)
+        yield Step("resolve", result="resend", fault=True), less._replace(job=again)
+    if job.state is State.ABANDONED:
+        redriven = less._replace(
+            job=again._replace(doubted=True), unproved=True, redriven=world.redriven + 1
+        )
+        yield Step("redrive", fault=True), redriven
+
+
+# ---- the network and the clock -------------------------------------------------------------------
+
+
+def _network(world: World) -> Iterator[tuple[Step, World]]:
+    more = world.accounts + 1
+    for i, worker in enumerate(world.workers):
+        if worker.phase == "sent":
+            made = _worker(world, i, worker._replace(phase="made"))
+            yield Step("has its request carried out", i), made._replace(accounts=more)
+    if world.adrift:
+        step = Step("a request that nobody waits for is carried out", fault=True)
+        yield step, world._replace(accounts=more, adrift=world.adrift - 1)
+
+
+def _clock(world: World, rules: Rules) -> Iterator[tuple[Step, World]]:
+    job = world.job
+    if job.held and job.lease:
+        out = job._replace(lease=False, settling=job.settling or job.state is State.CALLING)
+        alive = any(one.holder and not one.paused for one in world.workers)
+        yield Step("the lease runs out", fault=alive), world._replace(job=out)
+        if not rules.ledger_remembers and job.state is State.CALLING:
+            lost = job._replace(state=State.QUEUED, held=False, lease=False)
+            yield Step("the ledger loses the claim", fault=True), world._replace(job=lost)
+    if job.settling:
+        due = Due.NOW if job.due is Due.CAPPED else job.due
+        passed = world._replace(job=job._replace(settling=False, due=due))
+        if rules.requests_end:
+            cut_off = tuple(
+                one._replace(phase="knows", outcome="unknown") if one.phase == "sent" else one
+                for one in world.workers
+            )
+            passed = passed._replace(adrift=0, workers=cut_off)
+        yield Step("the settle delay passes"), passed
+    if job.due is not Due.NOW:
+        yield Step("the retry is due"), world._replace(job=job._replace(due=Due.NOW))
+    if not job.late and job.state not in FINAL:
+        yield Step("the deadline passes"), world._replace(job=job._replace(late=True))
+
+
+def _worker(world: World, i: int, worker: Worker) -> World:
+    workers = world.workers
+    return world._replace(workers=(*workers[:i], worker, *workers[i + 1 :]))
+
+
+def _on_the_wire(world: World) -> bool:
+    return world.adrift > 0 or any(worker.phase == "sent" for worker in world.workers)
+
+
+# ---- what must hold ------------------------------------------------------------------------------
+
+
+def done(world: World) -> bool:
+    """Whether the job is over, or a person's."""
+    return world.job.state in FINAL or world.job.state in PARKED
+
+
+def wrong(world: World) -> str:
+    """What is broken in this world; empty if nothing is."""
+    job = world.job
+    final = job.state in FINAL
+    ends = [event for event in job.events if not event.endswith("review")]
+    if world.broken:
+        return world.broken
+    if world.accounts > 1:
+        return "two accounts for one job"
+    if len(ends) != world.redriven + final:
+        return f"{job.state} with {len(ends)} final events"
+    if len({event.split()[0] for event in job.events}) < len(job.events):
+        return "two events under one id"
+    if final and not job.events[-1].endswith(job.state):
+        return "the last event is not the job's end"
+    if job.alarm is done(world):
+        return f"{job.state} {'with' if job.alarm else 'without'} an alarm"
+    if job.payload is final:
+        return f"{job.state} {'with' if job.payload else 'without'} a payload"
+    if job.state is State.REGISTERED and not world.accounts:
+        return "registered, and there is no account"
+    if final and job.state is not State.REGISTERED and (world.accounts or _on_the_wire(world)):
+        return f"{job.state}, and there is or may yet be an account"
+    if sum(one.holder for one in world.workers) > 1:
+        return "two workers hold the lease"
+    return ""
+
+
+def wrong_step(before: World, step: Step, after: World) -> str:
+    """What is broken by the way one world came from another; empty if nothing is."""
+    was, now = before.job, after.job
+    if was.state is not now.state and not may(was.state, now.state):
+        # A claim that finds a lease run out takes two edges in one script.
+        noticed = was.state is State.CALLING and step.act == "claims"
+        if not (noticed and may(State.UNKNOWN, now.state)):
+            return f"no edge leads from {was.state} to {now.state}"
+    if step.act == "settles" and was != now:
+        worker = before.workers[step.actor]
+        if not worker.holder and worker.outcome != "registered":
+            return "a stale worker's decision changed the job"
+    return ""

@@ -1,0 +1,46 @@
+"""RabbitMQ for tests: the server in `REGWORKER_TEST_AMQP_URL`, a virtual host for ourselves."""
+
+import atexit
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from urllib.parse import urlsplit, urlunsplit
+
+AMQP_URL = os.environ.get("REGWORKER_TEST_AMQP_URL", "amqp://guest:guest@127.0.0.1:5672//")
+
+
+@cache
+def amqp_url() -> str:
+    """A virtual host for all tests of this process, removed when it ends."""
+    running = ExitStack()
+    atexit.register(running.close)
+    return running.enter_context(virtual_host(AMQP_URL, f"tests-{os.getpid()}"))
+
+
+@contextmanager
+def virtual_host(url: str, name: str) -> Iterator[str]:
+    """A virtual host of one's own, where it can be made: others' workers would eat our wake-ups.
+
+    Making one takes `rabbitmqctl` beside the server; without it the URL is used as it is.
+    """
+    control = shutil.which("rabbitmqctl")
+    parts = urlsplit(url)
+
+    def run(*arguments: str) -> bool:
+        command = [str(control), "--quiet", *arguments]
+        return not subprocess.run(command, capture_output=True, timeout=60, check=False).returncode
+
+    local = parts.hostname in {"127.0.0.1", "localhost"}
+    if control is None or not local or not run("add_vhost", name):
+        sys.stderr.write("no virtual host of our own; other workers may share the queues\n")
+        yield url
+        return
+    try:
+        run("set_permissions", "-p", name, parts.username or "guest", ".*", ".*", ".*")
+        yield urlunsplit(parts._replace(path=f"/{name}"))
+    finally:
+        run("delete_vhost", name)

@@ -1,0 +1,185 @@
+"""The one way in: everything that is wrong is said at once, and nothing is kept plain."""
+
+import json
+from typing import Any, ClassVar
+
+import pytest
+from pydantic import BaseModel, ConfigDict
+
+from worker.errors import IdempotencyConflict, InvalidJob
+from worker.intake import Intake, admitted
+from worker.job import MAX_JOB_BYTES, Job
+from worker.ledger.records import Accepted, Conflict, Unconfigured
+from worker.lifecycle import State
+from worker.providers.registry import Registry
+from worker.sealing import Keyring
+
+KEYRING = Keyring.parse(Keyring.new("test"))
+
+
+class Plain:
+    """A provider with two fields."""
+
+    name = "plain"
+
+    class Registration(BaseModel):
+        """What it takes."""
+
+        model_config: ClassVar = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+        email: str
+        password: str
+        note: str | None = None
+
+
+INTAKE = Intake(Registry([f"{__name__}:Plain"]), KEYRING, 3600)
+REGISTRATION = {"email": "a@example.com", "password": "canary"}
+
+
+def given(**more: Any) -> dict[str, Any]:
+    """A job as it comes in."""
+    return {
+        "provider": "plain",
+        "idempotency_key": "crm-1",
+        "registration": REGISTRATION,
+        **more,
+    }
+
+
+def problems(job: Any) -> list[tuple[str, str]]:
+    """What is wrong with a job: code and field."""
+    with pytest.raises(InvalidJob) as caught:
+        INTAKE.check(job)
+    assert "canary" not in str(caught.value)
+    return [(one.code, one.field) for one in caught.value.problems]
+
+
+def argument(job: Job, registration: bytes, name: str) -> Any:
+    """A field of the record that a job is accepted with."""
+    args = INTAKE.command(job, registration).args
+    return args[args.index(name) + 1]
+
+
+def test_a_good_job_is_taken_with_its_registration_as_it_was_given() -> None:
+    """What was left out stays left out."""
+    job, registration = INTAKE.check(given())
+    assert job.idempotency_key == "crm-1"
+    assert json.loads(registration) == REGISTRATION
+
+
+def test_a_job_object_is_checked_like_any_other() -> None:
+    """Having built a `Job` says nothing of its registration."""
+    assert INTAKE.check(Job.model_validate(given()))[1]
+    assert problems(Job.model_validate(given(registration={"email": "a"}))) == [
+        ("missing", "registration.password")
+    ]
+
+
+def test_everything_that_is_wrong_is_named_at_once() -> None:
+    """Whoever mends a job should have to mend it once."""
+    wrong = given(lane="fast", color="red", registration={"email": 1, "extra": "canary"})
+    assert sorted(problems(wrong)) == [
+        ("invalid", "color"),
+        ("invalid", "lane"),
+        ("invalid", "registration.email"),
+        ("invalid", "registration.extra"),
+        ("missing", "registration.password"),
+    ]
+
+
+def test_an_unknown_provider_is_named() -> None:
+    """The message says which ones there are."""
+    with pytest.raises(InvalidJob, match=r"'other' is none of: plain"):
+        INTAKE.check(given(provider="other"))
+
+
+@pytest.mark.parametrize("job", [{}, {"provider": 1}, {"provider": "plain", "registration": []}])
+def test_what_is_hardly_a_job_is_refused(job: Any) -> None:
+    """No fields, or fields of another kind, are problems like any others."""
+    assert problems(job)
+
+
+@pytest.mark.parametrize("job", ["canary", None, 7, ["canary"]])
+def test_what_is_no_object_is_refused(job: Any) -> None:
+    """Not every JSON text is an object."""
+    assert problems(job) == [("invalid", "")]
+
+
+def test_a_job_that_is_too_large_is_refused() -> None:
+    """A form somebody filled in is small."""
+    assert problems(given(metadata={"a": "x" * MAX_JOB_BYTES})) == [("invalid", "")]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"metadata": {"a": "\ud800"}},
+        {"registration": {**REGISTRATION, "note": "\ud800"}},
+    ],
+    ids=["metadata", "registration"],
+)
+def test_text_that_cannot_be_written_is_refused(more: dict[str, Any]) -> None:
+    """Half of a surrogate pair is taken by JSON readers, and would break the job's event later."""
+    assert problems(json.loads(json.dumps(given(**more))))
+
+
+def test_a_job_that_is_too_deep_is_refused() -> None:
+    """A job of brackets only is a problem, not a crash."""
+    deep: dict[str, Any] = {}
+    for _ in range(5000):
+        deep = {"a": deep}
+    assert problems(given(metadata=deep))
+
+
+def test_the_registration_travels_sealed() -> None:
+    """No part of the command that accepts a job holds a plain secret."""
+    job, registration = INTAKE.check(given())
+    command = INTAKE.command(job, registration)
+    assert not [part for part in command.args if "canary" in str(part)]
+    assert KEYRING.open(argument(job, registration, "payload")) == registration
+
+
+def test_the_order_of_fields_makes_no_other_job() -> None:
+    """A repeat is recognised whoever wrote its JSON."""
+    turned = dict(reversed(REGISTRATION.items()))
+    one, other = INTAKE.check(given()), INTAKE.check(given(registration=turned))
+    assert INTAKE.fingerprints(*one) == INTAKE.fingerprints(*other)
+
+
+def test_another_password_makes_another_job() -> None:
+    """Under the same key that is a conflict."""
+    other = INTAKE.check(given(registration={**REGISTRATION, "password": "other"}))
+    assert INTAKE.fingerprints(*other) != INTAKE.fingerprints(*INTAKE.check(given()))
+
+
+def test_the_deadline_is_the_jobs_own_if_it_has_one() -> None:
+    """Else it is the setting's, counted from acceptance by the server's clock."""
+    assert INTAKE.command(*INTAKE.check(given())).args[2:4] == (3_600_000, 0)
+    own = INTAKE.command(*INTAKE.check(given(deadline="2000-01-01T00:00:09Z")))
+    assert own.args[2:4] == (0, 946_684_809_000)
+
+
+def test_the_ledgers_yes_is_passed_on() -> None:
+    """An accepted job is an accepted job."""
+    job, _ = INTAKE.check(given())
+    answer = Accepted(job.id, State.QUEUED, 1, repeat=False)
+    assert admitted(job, answer) is answer
+
+
+def test_a_conflict_names_the_key() -> None:
+    """And the job that has it."""
+    job, _ = INTAKE.check(given())
+    with pytest.raises(IdempotencyConflict, match="crm-1") as caught:
+        admitted(job, Conflict(job.id))
+    assert caught.value.job_id == job.id
+
+
+def test_what_no_worker_serves_names_the_setting() -> None:
+    """The message says which variable is to be set, and where."""
+    job, _ = INTAKE.check(given())
+    with pytest.raises(InvalidJob) as caught:
+        admitted(job, Unconfigured(("account:plain:other", "endpoint:crm")))
+    [account, endpoint] = caught.value.problems
+    assert (account.field, endpoint.field) == ("account", "reply_to")
+    assert "REGWORKER_ACCOUNTS__PLAIN__OTHER__..." in account.message
+    assert "REGWORKER_ENDPOINTS__CRM__..." in endpoint.message

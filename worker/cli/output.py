@@ -1,0 +1,132 @@
+"""What is printed, and where: results on stdout, for people or as JSON; notes on stderr."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from worker.producer import Status
+
+SECRET = "[secret]"  # noqa: S105 -- what stands in a secret's place
+
+#: Columns: wider than any line.
+_UNFOLDED = 10_000
+
+COLOURS = {
+    "queued": "cyan",
+    "calling": "cyan",
+    "unknown": "yellow",
+    "review": "yellow",
+    "registered": "green",
+    "rejected": "red",
+    "abandoned": "red",
+    "cancelled": "dim",
+}
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
+ShowOutcome = Annotated[
+    bool,
+    typer.Option("--show-outcome", help="Show the customer's credentials, which are secret."),
+]
+
+
+def out() -> Console:
+    """For people, on stdout: colours on terminals only, and none with `NO_COLOR`."""
+    # What is read by grep has no edge at which lines must be folded.
+    folds = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(highlight=False, width=None if folds else _UNFOLDED)
+
+
+def err() -> Console:
+    """For people, on stderr: progress and notes."""
+    return Console(stderr=True, highlight=False)
+
+
+def note(text: str) -> None:
+    """Say something that is no result, on stderr."""
+    err().print(Text(plain(text), style="dim"), soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON object on a line of stdout. ASCII, so that no locale can break it."""
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
+
+
+def print_line(line: Text | str) -> None:
+    """Print a line for people, however long: a terminal folds it, a pipe gets it whole."""
+    out().print(line, soft_wrap=True, markup=False)
+
+
+def plain(text: str) -> str:
+    """The text with what a terminal would take for a command, or cannot show, spelt out."""
+    if text.isprintable():
+        return text
+    return "".join(
+        sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text
+    )
+
+
+def state_text(state: str) -> Text:
+    """A state in its colour."""
+    return Text(state, style=COLOURS.get(state, ""))
+
+
+def time_text(at: datetime) -> str:
+    """A time in UTC, to the second."""
+    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def public(event: Mapping[str, Any], *, show_outcome: bool) -> dict[str, Any]:
+    """The event as it may be shown: each value of its outcome hidden, unless asked for."""
+    data = event.get("data")
+    if show_outcome or not isinstance(data, Mapping) or "outcome" not in data:
+        return dict(event)
+    outcome = data["outcome"]
+    hidden = dict.fromkeys(outcome, SECRET) if isinstance(outcome, Mapping) else SECRET
+    return {**event, "data": {**data, "outcome": hidden}}
+
+
+def event_line(event: Mapping[str, Any]) -> Text:
+    """An event on one line: time, what, job id, key, provider, and why or what came of it."""
+    data = event.get("data")
+    if not isinstance(data, Mapping):
+        data = {}
+    parts = [
+        Text(plain(str(event.get("time", "?"))), style="dim"),
+        state_text(plain(str(event.get("type", "?")).removeprefix("registration."))),
+        Text(plain(str(event.get("subject", "?")))),
+        Text(plain(str(data.get("idempotency_key", "?"))), style="bold"),
+        Text(plain(f"{data.get('provider', '?')}/{data.get('account', '?')}")),
+    ]
+    parts += [Text(plain(_error(error)), style="red") for error in data.get("errors") or ()]
+    if isinstance(outcome := data.get("outcome"), Mapping):
+        shown = " ".join(f"{name}={value}" for name, value in outcome.items())
+        parts.append(Text(plain(shown), style="dim"))
+    return Text("  ").join(parts)
+
+
+def status_json(status: "Status", *, show_outcome: bool) -> dict[str, Any]:
+    """A job's status as JSON."""
+    event = status.event and public(status.event, show_outcome=show_outcome)
+    timeline = [{"at": at.isoformat(), "what": what} for at, what in status.timeline]
+    found = {**asdict(status), "final": status.final, "timeline": timeline, "event": event}
+    return {
+        name: value.isoformat() if isinstance(value, datetime) else value
+        for name, value in found.items()
+    }
+
+
+def _error(error: Any) -> str:
+    if not isinstance(error, Mapping):
+        return "?"
+    field = f"{error['field']}: " if error.get("field") else ""
+    return f"{field}{error.get('message', '')} ({error.get('code', '?')})"

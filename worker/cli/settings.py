@@ -1,0 +1,104 @@
+"""`regworker settings`: every setting there is."""
+
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from worker.cli.output import AsJson, out, print_json, print_line
+
+#: Groups of settings whose names are the user's to choose.
+_NESTED = {
+    "accounts": "ACCOUNTS__<PROVIDER>__<ACCOUNT>__<FIELD>",
+    "endpoints": "ENDPOINTS__<NAME>__<FIELD>",
+}
+
+
+def settings(
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="As a table for a document.")
+    ] = False,
+    json: AsJson = False,
+) -> None:
+    """List every setting: its environment variable, its default, and what it is for.
+
+    Durations are in seconds. Settings may stand in a TOML file, too, named by REGWORKER_CONFIG;
+    the environment goes before the file.
+
+    Examples:
+        regworker settings
+        regworker settings --json | jq -r .name
+    """
+    rows = [*_general(), *_accounts(), *_endpoints()]
+    if json:
+        for name, default, text in rows:
+            print_json({"name": name, "default": default, "description": text})
+    elif markdown:
+        print_line("| variable | default | meaning |\n|---|---|---|")
+        for name, default, text in rows:
+            shown = f"`{default}`" if default else ""
+            print_line(f"| `{name}` | {shown} | {text} |")
+    else:
+        table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+        for heading in ("variable", "default", "meaning"):
+            table.add_column(heading, overflow="fold")
+        for row in rows:
+            table.add_row(*map(Text, row))
+        out().print(table)
+
+
+Row = tuple[str, str, str]
+
+
+def _general() -> list[Row]:
+    from worker.settings import PREFIX, Settings
+
+    return [
+        (f"{PREFIX}{_NESTED.get(name, name.upper())}", _default(field), field.description or "")
+        for name, field in Settings.model_fields.items()
+    ]
+
+
+def _accounts() -> list[Row]:
+    from worker.providers.registry import Registry
+    from worker.settings import PREFIX, Settings
+
+    registry = Registry(Settings.model_fields["providers"].get_default(call_default_factory=True))
+    return [
+        (
+            f"{PREFIX}ACCOUNTS__{provider.upper()}__<ACCOUNT>__{name.upper()}",
+            _default(field),
+            _text(field),
+        )
+        for provider in registry
+        for name, field in registry[provider].Account.model_fields.items()
+    ]
+
+
+def _endpoints() -> list[Row]:
+    from worker.settings import PREFIX, StreamEndpoint, WebhookEndpoint
+
+    rows: list[Row] = []
+    for model in (StreamEndpoint, WebhookEndpoint):
+        kind = model.model_fields["kind"].annotation.__args__[0]  # type: ignore[union-attr]
+        for name, field in model.model_fields.items():
+            if name == "kind":
+                continue
+            text = f"kind `{kind}`: {_text(field)}"
+            rows.append((f"{PREFIX}ENDPOINTS__<NAME>__{name.upper()}", _default(field), text))
+    kinds = "Where results go: `stream` or `webhook`."
+    return [(f"{PREFIX}ENDPOINTS__<NAME>__KIND", "required", kinds), *rows]
+
+
+def _text(field: Any) -> str:
+    return " ".join((field.description or "").split())
+
+
+def _default(field: Any) -> str:
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True)
+    if value is None or value == {}:
+        return ""
+    return ",".join(value) if isinstance(value, list) else f"{value}"

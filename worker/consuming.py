@@ -1,0 +1,230 @@
+"""Taking messages from the broker: what is no message of ours is set aside, and work goes on.
+
+Set as Celery's `worker_consumer` and `task_cls`. Stock Celery logs a malformed message, arguments
+and all, and drops it; or it raises, and the worker ends. Here each message is checked before
+Celery's strategy sees it, and what fails goes to the quarantine (`quarantine.py`).
+"""
+
+import inspect
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, get_origin
+
+from celery.app.task import Task as CeleryTask
+from celery.worker.consumer import Consumer as CeleryConsumer
+from celery.worker.request import Request as CeleryRequest
+from kombu.exceptions import OperationalError
+
+from worker.job import MAX_JOB_BYTES
+from worker.quarantine import Parcel, Warden
+from worker.redis_broker import MALFORMED, REASONS
+from worker.settings import Settings
+
+log = logging.getLogger(__name__)
+
+HIDDEN = "(hidden)"
+"""What Flower, events, `celery inspect` and logs show in place of arguments."""
+
+#: A whole job as JSON, in JSON once more with every sign escaped, still fits.
+MAX_BODY_BYTES = 8 * MAX_JOB_BYTES
+
+#: An id becomes part of a key in Redis.
+_LONGEST_ID = 255
+
+#: Headers that are passed on. All else that Celery acts upon (eta, expires, time limits, retries,
+#: a name of its own) is dropped: a delay held in this process's memory, or a message thrown away
+#: for its age, is how a job gets lost; the ledger knows the delays and the deadline.
+_KEPT = ("lang", "origin", "root_id", "parent_id")
+
+#: Tracing that spans services.
+_TRACING = ("traceparent", "tracestate", "baggage", "sentry-trace")
+
+
+class Malformed(ValueError):  # noqa: N818
+    """Raised for a message that is not as our tasks take it; says why, without its content."""
+
+
+class Request(CeleryRequest):  # type: ignore[misc]
+    """A task's request. Its arguments may be a whole registration: only an id is ever shown."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # A wake-up's argument is its id, which is shown in any case.
+        self._argsrepr = f"({self.id!r},)" if self._args == [self.id] else HIDDEN
+        self._kwargsrepr = HIDDEN if self._kwargs else "{}"
+        self._request_dict["argsrepr"] = self._argsrepr
+        self._request_dict["kwargsrepr"] = self._kwargsrepr
+
+    def info(self, safe: bool = False) -> dict[str, Any]:
+        """What `celery inspect` shows."""
+        shown: dict[str, Any] = super().info(safe=True)
+        return shown
+
+
+class Task(CeleryTask):  # type: ignore[misc]
+    """The base of all our tasks."""
+
+    Request = "worker.consuming:Request"
+
+
+class Consumer(CeleryConsumer):  # type: ignore[misc]
+    """Celery's consumer, for queues into which anybody may have put anything."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._warden = Warden(Settings.load())
+        # Both have workers tell each other what ours have no use for, cost a second at every
+        # reconnect, and fail themselves while the broker is away.
+        super().__init__(*args, **{**kwargs, "without_gossip": True, "without_mingle": True})
+        # What kombu makes of them where it connects by itself: for Celery a reason to end.
+        self.connection_errors = (*self.conninfo.connection_errors, OperationalError)
+
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        """Let go of a broken connection, whatever kombu makes of that.
+
+        Closing a Redis channel puts back its messages, and fails with an `AttributeError` where
+        the connection it would do that by is gone already: no reason to end the worker.
+        """
+        try:
+            super().on_connection_error_after_connected(exc)
+        except Exception as error:  # noqa: BLE001
+            log.warning("a broken connection could not be closed (%s)", type(error).__name__)
+
+    def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
+        """Check each message; only a good one comes before Celery."""
+        handle = super().create_task_handler(*args, **kwargs)
+        expected = {name: _parameters(task) for name, task in self.app.tasks.items()}
+        broken = (*self.connection_errors, *self.channel_errors)
+
+        def received(message: Any) -> None:
+            try:
+                tidy(message, expected)
+                handle(message)
+            except Malformed as error:
+                self.set_aside(message, str(error))
+            except broken:
+                raise
+            except Exception as error:  # noqa: BLE001 -- whatever it was, it must not stop us
+                self.set_aside(message, f"no task could be made of it ({type(error).__name__})")
+
+        return received
+
+    def set_aside(self, message: Any, reason: str) -> None:
+        """Put a message into quarantine; it is acknowledged once the ledger has it."""
+        parcel = Parcel.of(message, reason)
+        log.warning(
+            "a message on %s is set aside: %s (%d bytes)", parcel.queue, reason, parcel.size
+        )
+
+        def kept() -> None:
+            self.call_soon(_acknowledge, message)
+
+        self._warden.keep(parcel, kept)
+
+    def on_decode_error(self, message: Any, exc: Exception) -> None:
+        """A body that kombu could not even unpack."""
+        compressed = "compression" in (message.headers or {})
+        what = "its body is not compressed as it says" if compressed else "its body is no text"
+        self.set_aside(message, f"{what} ({type(exc).__name__})")
+
+    def on_unknown_message(self, body: Any, message: Any) -> None:
+        """Not reached by a message that was checked; nor are the next two."""
+        self.set_aside(message, "not a task message")
+
+    def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
+        """A task that no worker of ours has."""
+        self.set_aside(message, "an unknown task")
+
+    def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
+        """A task message that Celery refuses."""
+        self.set_aside(message, "an invalid task message")
+
+    def call_soon_ack(self, p: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Acknowledge, but survive that the connection the message came by is closed.
+
+        Celery expects the broker's errors there; kombu's closed Redis channels raise others
+        (`AttributeError`), which would end the worker. The broker delivers again in any case.
+        """
+
+        def safely(*given: Any, **named: Any) -> None:
+            try:
+                p(*given, **named)
+            except self.connection_errors:
+                raise
+            except Exception as error:  # noqa: BLE001
+                log.warning("a message could not be acknowledged (%s)", type(error).__name__)
+
+        return super().call_soon_ack(safely, *args, **kwargs)
+
+
+def tidy(message: Any, tasks: Mapping[str, inspect.Signature]) -> None:
+    """Check a message and reduce its headers to what our tasks go by. Raises `Malformed`."""
+    headers = message.headers
+    if not isinstance(headers, dict):
+        raise Malformed("its headers are no table")
+    if (kind := headers.get(MALFORMED)) is not None:
+        raise Malformed(REASONS.get(kind if isinstance(kind, str) else "", "malformed"))
+    for name in ("task", "id"):
+        value = headers.get(name)
+        if not isinstance(value, str) or not value:
+            raise Malformed(f"no header `{name}`")
+        if len(value) > _LONGEST_ID or not value.isprintable():
+            raise Malformed(f"a header `{name}` that names nothing")
+    signature = tasks.get(headers["task"])
+    if signature is None:
+        raise Malformed("an unknown task")
+    _fit(signature, *_arguments(message))
+    kept = {name: headers.get(name) for name in _KEPT if isinstance(headers.get(name), str)}
+    kept |= {name: headers[name] for name in _TRACING if isinstance(headers.get(name), str)}
+    message.headers = {"task": headers["task"], "id": headers["id"], **kept}
+
+
+def _arguments(message: Any) -> tuple[list[Any], dict[str, Any]]:
+    # By Celery's protocol 2: the body is [args, kwargs, embed].
+    if len(message.body or b"") > MAX_BODY_BYTES:
+        raise Malformed(f"its body is larger than {MAX_BODY_BYTES} bytes")
+    if message.content_type != "application/json":
+        raise Malformed("its content type is not application/json")
+    if str(message.content_encoding).lower() not in {"utf-8", "utf8"}:
+        raise Malformed("its content encoding is not utf-8")
+    try:
+        body = message.decode()
+    except Exception:  # noqa: BLE001 -- nested too deep, a number too long, a marked value ...
+        raise Malformed("its body is not JSON") from None
+    match body:
+        case [list(args), dict(kwargs), dict() | None as embed]:
+            if any((embed or {}).values()):
+                raise Malformed("it wants other tasks called (callbacks, chain or chord)")
+            return args, kwargs
+        case _:
+            raise Malformed("its body is not [args, kwargs, embed]")
+
+
+def _fit(signature: inspect.Signature, args: list[Any], kwargs: dict[str, Any]) -> None:
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError:
+        raise Malformed("its arguments are not those of the task") from None
+    for name, value in bound.arguments.items():
+        wanted = signature.parameters[name].annotation
+        wanted = get_origin(wanted) or wanted
+        typed = isinstance(wanted, type) and wanted is not inspect.Parameter.empty
+        if typed and not isinstance(value, wanted):
+            raise Malformed(f"its argument `{name}` is not of the task's type")
+        if isinstance(value, str) and not _is_text(value):
+            raise Malformed(f"its argument `{name}` is not Unicode")
+
+
+def _is_text(value: str) -> bool:
+    # JSON can spell half of a surrogate pair, which nothing can write.
+    return value.isascii() or not any("\ud800" <= sign <= "\udfff" for sign in value)
+
+
+def _parameters(task: Any) -> inspect.Signature:
+    return inspect.signature(task.run)
+
+
+def _acknowledge(message: Any) -> None:
+    try:
+        message.ack()
+    except Exception as error:  # noqa: BLE001 -- delivered again, and kept under the same id
+        log.warning("a message set aside was not acknowledged (%s)", type(error).__name__)

@@ -1,0 +1,92 @@
+"""The result event: CloudEvents 1.0 in JSON, the same bytes on every channel."""
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
+
+from worker.outcome import Code
+
+
+class EventType(StrEnum):
+    """What an event says of its job. All but `review` are the job's last word."""
+
+    REGISTERED = "registration.registered"
+    REJECTED = "registration.rejected"
+    ABANDONED = "registration.abandoned"
+    CANCELLED = "registration.cancelled"
+    REVIEW = "registration.review"
+
+
+class EventError(BaseModel):
+    """One reason: our stable `code`, the provider's field, words and own code."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    code: Code
+    field: str = ""
+    message: str
+    provider_code: str | None = None
+
+
+class EventData(BaseModel):
+    """What happened to the job: `outcome` if registered, else `errors`; cancelled has neither."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    job_id: str
+    idempotency_key: str
+    provider: str
+    account: str
+    attempts: int = Field(description="Calls that may have reached the provider.")
+    recovered: bool = Field(
+        False, description="Learnt by asking the provider, not from the answer to our own call."
+    )
+    accepted_at: AwareDatetime
+    finished_at: AwareDatetime
+    metadata: dict[str, JsonValue] = Field(default_factory=dict)
+    outcome: dict[str, JsonValue] | None = Field(
+        None,
+        repr=False,
+        description="SkyPostal: `customer_box_id`, `customer_key`. Open2b: `customer_key`.",
+    )
+    errors: tuple[EventError, ...] | None = None
+
+
+class Event(BaseModel):
+    """A CloudEvent about one job. `id` is unique and stable: deduplicate by it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    specversion: Literal["1.0"] = "1.0"
+    id: str
+    source: str
+    type: EventType
+    subject: str = Field(description="The job's id.")
+    time: AwareDatetime
+    datacontenttype: Literal["application/json"] = "application/json"
+    data: EventData
+
+    def encode(self) -> bytes:
+        """The bytes that go out, on every channel."""
+        return self.model_dump_json(exclude_none=True).encode()
+
+
+def moment(ms: float) -> datetime:
+    """A ledger time (milliseconds since 1970, the server's clock) as a datetime in UTC."""
+    return datetime.fromtimestamp(ms / 1000, UTC)
+
+
+def event_id(job_id: str, fence: int, kind: EventType) -> str:
+    """The id of an event: the same however often it is told or delivered.
+
+    By the fence of the claim that it comes from, and not by a count: a stale worker's late fact
+    must not take the id of an event that was told meanwhile.
+    """
+    return f"{job_id}.{fence}.{kind.rpartition('.')[2]}"
+
+
+def read_event(text: bytes | str) -> dict[str, Any]:
+    """The event as a plain dictionary, checked against the model."""
+    return Event.model_validate_json(text).model_dump(mode="json", exclude_none=True)

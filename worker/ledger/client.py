@@ -1,0 +1,271 @@
+"""Carrying commands to the server, patiently.
+
+Every command is safe to repeat, so both clients try again while the server restarts, loads, fails
+over or is out of memory; redis-py's own retries are off, since it would repeat anything.
+"""
+
+import asyncio
+import hashlib
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import cache
+from importlib import resources
+from typing import Any, TypeVar
+
+import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    BusyLoadingError,
+    ClusterDownError,
+    ConnectionError,  # noqa: A004
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TimeoutError,  # noqa: A004
+    TryAgainError,
+)
+from redis.retry import Retry
+
+from worker.errors import LedgerUnavailable
+from worker.ledger.commands import Command
+
+T = TypeVar("T")
+
+#: Seconds. A server that doesn't answer a script of microseconds in this time is gone.
+SOCKET_TIMEOUT = 5.0
+CONNECT_TIMEOUT = 3.0
+
+#: Seconds between tries while the server is away: short first, for a restart; then calm.
+FIRST_PAUSE, LAST_PAUSE = 0.05, 1.0
+
+#: Commands in one pipeline: enough to spread the round trip, few enough not to hold up others.
+BATCH = 128
+
+#: Errors of a server that will be well again: away, starting, failing over, out of memory, its
+#: cluster moving, its scripts gone with a restart. redis-py cuts the code off these replies.
+_PASSING = (
+    ConnectionError,
+    TimeoutError,
+    BusyLoadingError,
+    ReadOnlyError,
+    OutOfMemoryError,
+    ClusterDownError,
+    TryAgainError,
+    NoScriptError,
+)
+
+#: The same, of replies that redis-py has no class for: too few replicas, a full disk, a script
+#: that takes long.
+_PASSING_CODES = ("NOREPLICAS", "MISCONF", "BUSY")
+
+
+@cache
+def scripts() -> dict[str, str]:
+    """Every script's whole source, by name: the shared part in front of each."""
+    folder = resources.files("worker.ledger") / "scripts"
+    sources = {
+        entry.name.removesuffix(".lua"): entry.read_text("utf-8")
+        for entry in folder.iterdir()
+        if entry.name.endswith(".lua")
+    }
+    shared = sources.pop("_lib")
+    return {name: f"{shared}\n{source}" for name, source in sources.items()}
+
+
+@cache
+def digest(name: str) -> str:
+    """The hash by which a script is called."""
+    return hashlib.sha1(scripts()[name].encode(), usedforsecurity=False).hexdigest()
+
+
+def passing(error: BaseException) -> bool:
+    """Whether an error of the server or the way to it will pass, so that waiting makes sense."""
+    if isinstance(error, _PASSING):
+        return not isinstance(error, redis.AuthenticationError)
+    return isinstance(error, ResponseError) and str(error).startswith(_PASSING_CODES)
+
+
+def evalsha(command: Command[Any]) -> tuple[Any, ...]:
+    """A command as redis-py takes it."""
+    return (digest(command.script), len(command.keys), *command.keys, *command.args)
+
+
+class AsyncLedger:
+    """The ledger for the worker's loop. Concurrent commands share pipelines.
+
+    `await ledger(command)` gives what the command reads; `LedgerUnavailable` after `patience`
+    seconds without an answer.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.redis: redis.asyncio.Redis = redis.asyncio.Redis.from_url(
+            url,
+            retry=AsyncRetry(NoBackoff(), 0),
+            socket_timeout=SOCKET_TIMEOUT,
+            socket_connect_timeout=CONNECT_TIMEOUT,
+        )
+        self._waiting: list[tuple[Command[Any], asyncio.Future[Any]]] = []
+        self._sending: set[asyncio.Task[None]] = set()
+
+    async def __call__(self, command: Command[T], patience: float = 30.0) -> T:
+        """Carry one command; repeat it while the server's trouble is of the passing kind."""
+        return command.read(await self.patiently(lambda: self._join(command), patience))
+
+    async def patiently(self, carry: Callable[[], Awaitable[T]], patience: float = 30.0) -> T:
+        """Do something with the server, again and again while its trouble will pass."""
+        end = time.monotonic() + patience
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                return await carry()
+            except RedisError as error:
+                if not passing(error):
+                    raise
+                if time.monotonic() + pause > end:
+                    raise LedgerUnavailable(_unavailable(error)) from None
+                if isinstance(error, ReadOnlyError):
+                    # A replica now: new connections find the new primary.
+                    await self.redis.connection_pool.disconnect(inuse_connections=False)
+            await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311
+            pause = min(LAST_PAUSE, pause * 2)
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self.redis.aclose()
+
+    async def _join(self, command: Command[Any]) -> Any:
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Any] = loop.create_future()
+        self._waiting.append((command, answer))
+        if len(self._waiting) == 1:
+            loop.call_soon(self._flush)
+        return await answer
+
+    def _flush(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
+            task = asyncio.ensure_future(self._send(batch))
+            self._sending.add(task)
+            task.add_done_callback(self._sending.discard)
+
+    async def _send(self, batch: list[tuple[Command[Any], asyncio.Future[Any]]]) -> None:
+        try:
+            answers = await self._run([command for command, _ in batch])
+        except Exception as error:  # noqa: BLE001 -- each waiting caller gets it
+            answers = [error] * len(batch)
+        for (_, future), answer in zip(batch, answers, strict=True):
+            if future.done():
+                continue
+            if isinstance(answer, Exception):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)
+
+    async def _run(self, commands: Sequence[Command[Any]]) -> list[Any]:
+        answers = await self._pipeline(commands)
+        missing = [i for i, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
+        if missing:
+            # A server that was restarted or is new: none of these has run.
+            for source in scripts().values():
+                await self.redis.script_load(source)
+            again = await self._pipeline([commands[i] for i in missing])
+            for i, answer in zip(missing, again, strict=True):
+                answers[i] = answer
+        return answers
+
+    async def _pipeline(self, commands: Sequence[Command[Any]]) -> list[Any]:
+        pipeline = self.redis.pipeline(transaction=False)
+        for command in commands:
+            pipeline.evalsha(*evalsha(command))
+        return list(await pipeline.execute(raise_on_error=False))
+
+
+class SyncLedger:
+    """The ledger for a producer's threads: the same commands, carried synchronously."""
+
+    def __init__(self, url: str) -> None:
+        self.redis: redis.Redis = redis.Redis.from_url(
+            url,
+            retry=Retry(NoBackoff(), 0),
+            socket_timeout=SOCKET_TIMEOUT,
+            socket_connect_timeout=CONNECT_TIMEOUT,
+        )
+
+    def __call__(self, command: Command[T], patience: float = 10.0) -> T:
+        """Carry one command; repeat it while the server's trouble is of the passing kind."""
+        return self.many([command], patience)[0]
+
+    def many(self, commands: Sequence[Command[T]], patience: float = 10.0) -> list[T]:
+        """Carry commands in one pipeline; their answers in the same order."""
+        answers: list[Any] = [None] * len(commands)
+        left = list(range(len(commands)))
+
+        def carry() -> None:
+            tried = left[:]
+            replies = self._pipeline([commands[i] for i in tried])
+            left.clear()
+            fault: Exception | None = None
+            for i, reply in zip(tried, replies, strict=True):
+                if not isinstance(reply, Exception):
+                    answers[i] = reply
+                    continue
+                left.append(i)
+                # Of several errors, one that will not pass counts.
+                if fault is None or passing(fault):
+                    fault = reply
+            if fault is not None:
+                raise fault
+
+        self.patiently(carry, patience)
+        return [command.read(answer) for command, answer in zip(commands, answers, strict=True)]
+
+    def patiently(self, carry: Callable[[], T], patience: float) -> T:
+        """Do something with the server, again and again while its trouble will pass."""
+        end = time.monotonic() + patience
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                try:
+                    return carry()
+                except NoScriptError:
+                    self._load(scripts().values())
+                    return carry()
+            except RedisError as error:
+                if not passing(error):
+                    raise
+                if time.monotonic() + pause > end:
+                    raise LedgerUnavailable(_unavailable(error)) from None
+                if isinstance(error, ReadOnlyError):
+                    self.redis.connection_pool.disconnect(inuse_connections=False)
+            time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311
+            pause = min(LAST_PAUSE, pause * 2)
+
+    def listener(self) -> Any:
+        """A subscriber of redis-py, which types it not."""
+        return self.redis.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.redis.close()
+
+    def _load(self, sources: Iterable[str]) -> None:
+        for source in sources:
+            self.redis.script_load(source)
+
+    def _pipeline(self, commands: Sequence[Command[Any]]) -> list[Any]:
+        pipeline = self.redis.pipeline(transaction=False)
+        for command in commands:
+            pipeline.evalsha(*evalsha(command))
+        return list(pipeline.execute(raise_on_error=False))
+
+
+def _unavailable(error: RedisError) -> str:
+    return (
+        f"the ledger did not answer ({type(error).__name__}: {error}); "
+        "check REGWORKER_REDIS_URL and the server behind it"
+    )

@@ -1,0 +1,128 @@
+-- claim: queued -> calling; calling -> unknown; unknown -> unknown
+-- KEYS: job, alarms
+-- ARGV: id, token, worker, lease_ms, settle_ms, max_attempts, chance (0..1), probe_ms
+-- Returns {'call' | 'ask', at, record...}   the lease is held, nothing has left yet
+--         {'spent', at, record...}          the job is to be abandoned: deadline or attempts
+--         {'later', at, why, until}         not now; its alarm is set
+--         {'over', at, state}               nothing to do
+local id, token, at = ARGV[1], ARGV[2], now()
+local lease, settle_ms = tonumber(ARGV[4]), tonumber(ARGV[5])
+local job = load_job(id)
+
+local function later(why, till, fields)
+  if fields then set(id, fields) end
+  -- A job that waits past its deadline is looked at then, to be abandoned.
+  if job.state == 'queued' then till = math.min(till, job.deadline_at) end
+  alarm(id, till)
+  return {'later', at, why, till}
+end
+
+local function granted(verdict)
+  local record = redis.call('HGETALL', KEYS[1])
+  local answer = {verdict, at}
+  for i = 1, #record do answer[#answer + 1] = record[i] end
+  return answer
+end
+
+-- No slot is booked further ahead than this, or a backlog would book hours of them, and whoever is
+-- live would wait behind bulk. Long enough that a wake-up for the next slot arrives in time.
+local AHEAD = {live = 10000, bulk = 2000}
+
+-- Whether the account lets one more call through; 'why' and 'until' where it doesn't.
+local function gate()
+  local account, inflight, waiting = account_keys(job)
+  local a = table_of(redis.call('HGETALL', account))
+  local held = push_of(job.wakes)
+  local probing = a.breaker == 'open'
+  local function stand_in_line()
+    -- Live before bulk, then first come first served; leave() passes a place on, and an operator
+    -- who resumes the account lets all go.
+    local rank = (job.lane == 'bulk' and 1e13 or 0) + job.accepted_at
+    redis.call('ZADD', waiting, string.format('%.0f', rank), id)
+  end
+  local closed = a.paused == '1' and 'paused' or a.breaker == 'refused' and 'refused'
+  if closed then
+    stand_in_line()
+    return closed, at + held
+  end
+  if probing then
+    local retry_at = tonumber(a.retry_at)
+    if retry_at > at then
+      stand_in_line()
+      -- Spread over as long again, or all jobs come back in the millisecond it closes.
+      return 'breaker', retry_at + (retry_at - at) * tonumber(ARGV[7])
+    end
+  end
+  redis.call('ZREMRANGEBYSCORE', inflight, '-inf', at)
+  local cap = tonumber(a.max_in_flight or '0')
+  if cap > 0 and redis.call('ZCARD', inflight) >= cap then
+    stand_in_line()
+    return 'full', at + held
+  end
+  local interval = tonumber(a.interval or '0')
+  if interval > 0 and job.slot_at == 0 then
+    -- GCRA: the slot is reserved here, so nobody polls for one.
+    local tat = math.max(tonumber(a.tat or '0'), at)
+    local slot = tat - tonumber(a.burst)
+    local ahead = AHEAD[job.lane] or AHEAD.bulk
+    if slot - at > ahead then
+      stand_in_line()
+      return 'pace', math.max(at + held, slot - ahead)
+    end
+    redis.call('HSET', account, 'tat', string.format('%.3f', tat + interval))
+    redis.call('ZREM', waiting, id)
+    if slot > at then return 'pace', slot, {slot_at = slot} end
+  end
+  if probing then
+    redis.call('HSET', account, 'retry_at', string.format('%.0f', at + tonumber(ARGV[8])))
+  end
+  redis.call('ZADD', inflight, string.format('%.0f', at + lease), id)
+  redis.call('ZREM', waiting, id)
+  if cap == 0 or redis.call('ZCARD', inflight) < cap then
+    -- Room for one more: a place ran out, or whom it was passed to had no use for it.
+    local first = redis.call('ZPOPMIN', waiting)
+    if first[1] then alarm(first[1], at) end
+  end
+end
+
+if not job then
+  redis.call('ZREM', KEYS[2], id)
+  return {'over', at, 'gone'}
+end
+-- The same claim once more: the answer to it was lost on the way.
+if job.token == token and job.lease_until > at then
+  return granted(job.state == 'calling' and 'call' or 'ask')
+end
+if job.lease_until > at then return {'later', at, 'leased', job.lease_until} end
+if job.state == 'calling' then
+  -- The lease ran out while calling. The request may have left up to its last moment. A new
+  -- fence, so that the dead worker's decision, should it come, is seen to be stale.
+  job.state, job.fence, job.unknowns = 'unknown', job.fence + 1, job.unknowns + 1
+  job.settle_until = job.lease_until + settle_ms
+  note(id, job, at, 'unknown: the lease of ' .. (job.leased_by or '?') .. ' ran out')
+  set(id, {state = 'unknown', fence = job.fence, unknowns = job.unknowns, asks = 0,
+           settle_until = job.settle_until, lease_until = 0, token = ''})
+  local woken = leave(id, job, at)
+  if woken then alarm(woken, at) end
+end
+if job.state ~= 'queued' and job.state ~= 'unknown' then return {'over', at, job.state} end
+if job.state == 'queued' then
+  if job.deadline_at <= at or job.attempts >= tonumber(ARGV[6]) then return granted('spent') end
+end
+if job.due_at > at then return later('due', job.due_at) end
+if job.slot_at > at then return later('pace', job.slot_at) end
+local why, till, fields = gate()
+if why then
+  fields = fields or {}
+  fields.wakes, fields.why = job.wakes + 1, why
+  return later(why, till, fields)
+end
+
+local asking = job.state == 'unknown'
+set(id, {state = asking and 'unknown' or 'calling', token = token, leased_by = ARGV[3],
+         fence = job.fence + 1, lease_until = at + lease, claimed_at = at, wakes = 0,
+         slot_at = 0, due_at = 0, why = '',
+         attempts = job.attempts + (asking and 0 or 1)})
+note(id, job, at, (asking and 'asking by ' or 'calling by ') .. ARGV[3])
+alarm(id, at + lease)
+return granted(asking and 'ask' or 'call')

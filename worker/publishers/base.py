@@ -1,0 +1,41 @@
+"""What a publisher is: one try at bringing one event to one endpoint."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """The endpoint has the event."""
+
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """Not taken this time. `retry_after`: seconds the endpoint asked for."""
+
+    reason: str
+    retry_after: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """Not to be tried again by itself."""
+
+    reason: str
+
+
+Delivered = Arrived | Later | Dead
+
+
+class Publisher(Protocol):
+    """One endpoint."""
+
+    async def publish(self, event_id: str, event: bytes) -> Delivered:
+        """Try once. Never raises for the network's sake; may deliver an event more than once."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close connections."""
+        ...

@@ -1,0 +1,113 @@
+"""Waking workers: one Celery message a job or delivery, which carries nothing but an id.
+
+Losing a message, or sending it twice, is harmless: the alarm makes up for the one, the lease ends
+the other.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+
+from celery import Celery
+
+from worker.ledger.records import Wake
+
+ATTEMPT = "registrations.attempt"
+DELIVER = "registrations.deliver"
+REGISTER = "registrations.register"
+
+#: Door 2, open to any Celery client.
+DOOR = "registrations"
+QUEUES = {
+    "live": "registrations.live",
+    "delivery": "registrations.deliveries",
+    "bulk": "registrations.bulk",
+}
+"""The queue of each lane, in the order in which they are emptied."""
+
+logger = logging.getLogger(__name__)
+
+
+#: Seconds RabbitMQ has to confirm a wake-up; a queue without a leader never would.
+CONFIRM_TIMEOUT = 4.0
+
+#: After a publish that failed, others wait this many times as long as it took before they try
+#: again: a broker that hangs must not hold up every task for its timeout. At most `LONGEST_PAUSE`
+#: seconds: it may have been one dead connection of a pool.
+PATIENCE_RATIO = 5
+LONGEST_PAUSE = 5.0
+
+#: Wake-ups that wait in a lane, above which no more are added for those that are in it already:
+#: twice what a process has slots for by default.
+CROWD = 200
+
+
+class Wakeups:
+    """Publishes wake-ups; what cannot be published is left to the alarms. Safe to share."""
+
+    def __init__(self, app: Celery, now: Callable[[], float] = time.monotonic) -> None:
+        self._app = app
+        self._now = now
+        self._not_before = 0.0
+
+    def __call__(self, wakes: Iterable[Wake]) -> int:
+        """Publish; the number published. Never raises for the broker's sake."""
+        wakes = list(wakes)
+        started = self._now()
+        if not wakes or started < self._not_before:
+            return 0
+        sent = 0
+        try:
+            # A producer of one's own out of a pool; one whose connection failed is replaced there.
+            with self._app.producer_or_acquire() as producer:
+                for wake in wakes:
+                    self._publish(wake, producer)
+                    sent += 1
+        except Exception as error:  # noqa: BLE001
+            # Any: a broker refuses in more ways (READONLY, OOM, a nack, a closed channel) than
+            # kombu has a name for, and none of them is a reason to fail what is in the ledger.
+            now = self._now()
+            self._not_before = now + min(PATIENCE_RATIO * (now - started), LONGEST_PAUSE)
+            logger.warning(
+                "the broker did not take %d of %d wake-ups (%s); their alarms will",
+                len(wakes) - sent,
+                len(wakes),
+                type(error).__name__,
+            )
+        return sent
+
+    def crowded(self) -> set[str]:
+        """The lanes in which so many wake-ups wait that another would only breed duplicates."""
+        crowded = set()
+        for lane, queue in QUEUES.items():
+            # A list that is empty is none to Redis, and what can't be asked isn't known to be full.
+            with suppress(Exception), self._app.connection_or_acquire() as connection:
+                declared = connection.default_channel.queue_declare(queue, passive=True)
+                if declared.message_count > CROWD:
+                    crowded.add(lane)
+        return crowded
+
+    def reachable(self) -> bool:
+        """Whether the broker can be connected to now; if so, it is tried again at once."""
+        try:
+            with self._app.connection_for_write() as connection:
+                connection.ensure_connection(max_retries=1, interval_start=0)
+        except Exception:  # noqa: BLE001 -- kombu has no one name for it
+            return False
+        self._not_before = 0.0
+        return True
+
+    def _publish(self, wake: Wake, producer: object) -> None:
+        self._app.send_task(
+            DELIVER if wake.lane == "delivery" else ATTEMPT,
+            args=(wake.member,),
+            task_id=wake.member,
+            queue=QUEUES[wake.lane],
+            argsrepr=f"({wake.member!r},)",
+            kwargsrepr="{}",
+            ignore_result=True,
+            producer=producer,
+            retry=False,
+            confirm_timeout=CONFIRM_TIMEOUT,
+        )
