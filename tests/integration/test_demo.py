@@ -87,8 +87,10 @@ def test_ctrl_c_ends_the_demo_and_leaves_no_process_behind(
     demo = start(mark, tmp_path, "demo", "--json")
     stack.until(lambda: any("celery" in line for line in alive(mark)), "the worker is started")
     demo.send_signal(number)
-    demo.communicate(timeout=60)
-    assert demo.returncode == 130
+    _, said = demo.communicate(timeout=60)
+    # Python ends itself by SIGINT, with everything stopped, if the interrupt came in the middle of
+    # a text it was executing (a dataclass being made, say); any shell shows both as 130.
+    assert demo.returncode in {130, -signal.SIGINT}, said
     assert alive(mark) == []
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -103,17 +104,19 @@ def test_attempts_that_are_spent_abandon_the_job(tmp_path: Path) -> None:
 
 
 def test_the_call_limit_of_an_account_is_kept_across_workers(tmp_path: Path) -> None:
-    """Ten calls a second, two workers: no window of the provider's log holds more."""
+    """Ten calls a second, two workers: none arrives before its turn, whoever makes it."""
     pace = {"accounts__open2b__default__rate": 10, "accounts__open2b__default__rate_period": 1}
     with installation(tmp_path, workers=2, **pace) as here:
         jobs = [open2b() for _ in range(25)]
+        start = time.time()
         receipts = list(here.producer.enqueue_many(jobs))
         for receipt in receipts:
             assert here.producer.wait(receipt.job_id)["data"]["attempts"] == 1  # type: ignore[union-attr]
         times = sorted(seen.time for seen in here.sandbox.requests.find(provider="open2b"))
-        # The documented pace, and the tenth of it that may be used up at once.
-        for first in times:
-            assert sum(first <= time < first + 0.9 for time in times) <= 12
+        # The documented pace, and the tenth of it that may be used up at once. A slow machine
+        # makes calls later than their turn, never earlier.
+        for number, when in enumerate(times):
+            assert when - start >= (number - 1) * 0.1 - 0.005
 
 
 def test_the_production_command_reads_celeryconfig_from_where_it_is_started(

@@ -44,7 +44,8 @@ def valkey(
     folder: Path, port: int | None = None, fsync: str = "everysec"
 ) -> Iterator[ValkeyServer]:
     """A Valkey with AOF, its data in a folder."""
-    server = start_valkey(folder, port, appendonly="yes", appendfsync=fsync)
+    with _held_off():
+        server = start_valkey(folder, port, appendonly="yes", appendfsync=fsync)
     try:
         yield server
     finally:
@@ -87,15 +88,17 @@ def process(
     output: int | IO[bytes] | None,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A child; stopped with SIGTERM, and with SIGKILL where that does not help."""
-    child = subprocess.Popen(
-        arguments,
-        env={**os.environ, **env},
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=subprocess.STDOUT if output is not None else None,
-        start_new_session=True,
-    )
+    with _held_off():
+        child = subprocess.Popen(
+            arguments,
+            env={**os.environ, **env},
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT if output is not None else None,
+            start_new_session=True,
+        )
+        _children.append(child)
     try:
         yield child
     finally:
@@ -114,6 +117,8 @@ def stop(child: subprocess.Popen[bytes], grace: float = GRACE) -> int:
     code = child.wait()
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)
+    if child in _children:
+        _children.remove(child)
     if child.stdout is not None:
         child.stdout.close()
     return code
@@ -200,27 +205,47 @@ _AGAIN = 0.5
 def ending_by_signal() -> Iterator[None]:
     """Make SIGTERM and SIGHUP end this process as Ctrl-C does: with its children stopped.
 
-    From the first child that is being stopped on, signals are held off: another one would leave
-    some behind. Afterwards all signals are handled as they were before.
+    While a child is being started, and from the first one that is being stopped on, signals are
+    held off: another one would leave some behind. Afterwards all signals are handled as they were
+    before.
     """
 
     def interrupt(_number: int, _frame: object) -> None:
         signal.setitimer(signal.ITIMER_REAL, _AGAIN)
-        raise KeyboardInterrupt
+        if not _starting:
+            raise KeyboardInterrupt
 
     before = {number: signal.signal(number, interrupt) for number in (*_ENDING, signal.SIGALRM)}
     _handlers.append(interrupt)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        _undisturbed()
         _handlers.pop()
+        while _children:
+            # The signal came after it was started, and before anybody was to stop it.
+            stop(_children[-1])
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 _handlers: list[object] = []
 """That of `ending_by_signal`, while it is in force."""
+
+_starting: list[None] = []
+"""Not empty while a child is being started: a signal then waits for its turn."""
+
+_children: list[subprocess.Popen[bytes]] = []
+"""Started here, and not stopped yet."""
+
+
+@contextmanager
+def _held_off() -> Iterator[None]:
+    _starting.append(None)
+    try:
+        yield
+    finally:
+        _starting.pop()
 
 
 def _undisturbed() -> None:
