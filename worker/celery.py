@@ -89,7 +89,7 @@ def _rabbitmq_options() -> dict[str, Any]:
 def _redis_options(settings: Settings) -> dict[str, Any]:
     return {
         "ack_emulation": settings.ack_emulation,
-        "queue_order_strategy": "priority",
+        "queue_order_strategy": "worker.lanes:Turns",
         "visibility_timeout": VISIBILITY_TIMEOUT,
         "socket_keepalive": True,
         "socket_connect_timeout": BROKER_TIMEOUT,

@@ -1,9 +1,10 @@
-"""The thread pool: `live` before `bulk` also among the wake-ups a process has already taken.
+"""The order in which work starts: `live` before `bulk`, and a turn each for live and deliveries.
 
 From Redis a process takes a wake-up only for a free slot (`worker_disable_prefetch`), the first of
-the lanes' lists first. RabbitMQ sends some ahead, for each queue its share: these stand in one line
-here, ordered by lane. So a live job starts at the next slot that comes free. When the worker
-stops, what still stands in line goes back to the broker at once, for others to start.
+the lanes' lists first (`Turns`). RabbitMQ sends some ahead, for each queue its share: these stand
+in one line here, ordered by lane (`TaskPool`). So a live job starts at the next slot that comes
+free, and results go out however many live jobs wait. When the worker stops, what still stands in
+line goes back to the broker at once, for others to start.
 """
 
 import heapq
@@ -15,13 +16,31 @@ from typing import Any
 from celery.concurrency.base import apply_target
 from celery.concurrency.thread import ApplyResult
 from celery.concurrency.thread import TaskPool as Threads
+from kombu.utils.scheduling import priority_cycle
 
 from worker.wakeups import DOOR, QUEUES
 
 log = logging.getLogger(__name__)
 
-#: Accepting a job is quick, and its producer is told when it is done; then in the queues' order.
-_RANK = {queue: rank for rank, queue in enumerate([DOOR, *QUEUES.values()])}
+#: Accepting a job is quick, and its producer is told when it is done. What came first goes first
+#: among live jobs and deliveries: a result that nobody hears of helps nobody.
+_RANK = {DOOR: 0, QUEUES["live"]: 1, QUEUES["delivery"]: 1, QUEUES["bulk"]: 2}
+
+#: The queues that take turns.
+_TURNS = frozenset({QUEUES["live"], QUEUES["delivery"]})
+
+
+class Turns(priority_cycle):  # type: ignore[misc]
+    """The Redis lists in their order; of live jobs and deliveries, those that waited go next."""
+
+    def rotate(self, last_used: str) -> None:
+        """Called by kombu with the list that a message was just taken from."""
+        if last_used not in _TURNS:
+            return
+        places = [place for place, item in enumerate(self.items) if item in _TURNS]
+        turns = sorted((self.items[place] for place in places), key=last_used.__eq__)
+        for place, item in zip(places, turns, strict=True):
+            self.items[place] = item
 
 
 class TaskPool(Threads):  # type: ignore[misc]

@@ -472,6 +472,18 @@ def test_a_full_account_passes_its_place_on_live_before_bulk(ledger: SyncLedger)
     assert answer.wakes == (Wake(job("live").id, "live"),)
 
 
+def test_a_place_that_is_passed_on_is_kept(ledger: SyncLedger) -> None:
+    """A bulk job that asks in the moment between does not take it from the live one."""
+    serve(ledger, cap=1)
+    for key, lane in (("a", "live"), ("b", "live"), ("c", "bulk")):
+        take_in(ledger, job(key, lane=lane))
+    held = claimed(ledger, "a")
+    assert isinstance(ledger(claim(job("b").id, RULES, 0.5)), NotNow)
+    assert [wake.member for wake in concluded(ledger, held, "registered").wakes] == [job("b").id]
+    assert isinstance(ledger(claim(job("c").id, RULES, 0.5)), NotNow)
+    claimed(ledger, "b")
+
+
 def test_a_place_that_ran_out_is_filled_again(ledger: SyncLedger) -> None:
     """After two workers died, both of their places are used at once again."""
     serve(ledger, cap=2)

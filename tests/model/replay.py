@@ -268,7 +268,6 @@ class Replay:
             "alarm": job.alarm,
             "payload": job.payload,
             "events": [event.split()[1] for event in job.events],
-            "counted": len(job.events),
             "holders": [i for i, one in enumerate(world.workers) if one.holder and job.held],
         }
         theirs = {
@@ -280,7 +279,6 @@ class Replay:
             "alarm": alarm is not None,
             "payload": bool(record.payload),
             "events": [type_.rpartition(".")[2] for type_ in types],
-            "counted": record.events,
             "holders": [
                 i
                 for i, one in sorted(self._claims.items())

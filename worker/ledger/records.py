@@ -1,8 +1,9 @@
 """What the ledger's answers are read into."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from worker.lifecycle import FINAL, State
 
@@ -30,7 +31,6 @@ class Record:
     unknowns: int
     asks: int
     fence: int
-    events: int
     lease_until: int
     settle_until: int
     finished_at: int
@@ -79,7 +79,6 @@ _NUMBERS = (
     "unknowns",
     "asks",
     "fence",
-    "events",
     "lease_until",
     "settle_until",
     "finished_at",
@@ -199,6 +198,8 @@ class Delivery:
     tries: int
     fence: int
     created_at: int
+    started_at: int
+    """When its schedule began: when it was made, or replayed."""
     at: int
 
     @classmethod
@@ -214,8 +215,103 @@ class Delivery:
             tries=int(found.get("tries", 0)),
             fence=int(found["fence"]),
             created_at=int(found["created_at"]),
+            started_at=int(found.get("started_at") or found["created_at"]),
             at=at,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """No try at a delivery now: it is `over`, `dead`, `busy` (tried, or not due) or waits (`full`).
+
+    `why`: the state it is in, why it is dead, or until when (ms) it waits for its alarm.
+    """
+
+    state: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """A try at a delivery is settled: `delivered`, `pending`, `dead`, `gone`, or not (`stale`).
+
+    `failing`: for how many seconds its endpoint has done nothing but fail; `wakes`: who is next.
+    """
+
+    state: str
+    failing: float
+    wakes: tuple[Wake, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointState:
+    """An endpoint that deliveries go to, as all workers see it. Times in ms; 0: never."""
+
+    name: str
+    at: int
+    """The server's time of this."""
+    pending: int
+    trying: int
+    in_line: int
+    max_in_flight: int
+    failing_since: int
+    """When the first of the failures was after which it has taken nothing."""
+    failures: int
+    disabled: bool
+    disabled_at: int
+    since: int
+    """Since when it was of no use, when it was disabled last."""
+    why: str
+    disables: int
+    """How often it has been disabled."""
+
+    @classmethod
+    def read(cls, name: str, answer: Flat) -> Self:
+        """Read the answer of `endpoint`."""
+        found = pairs(answer[4:])
+        numbers = ("max_in_flight", "failing_since", "failures", "disabled_at", "since", "disables")
+        return cls(
+            name=name,
+            at=int(answer[0]),
+            pending=int(answer[1]),
+            trying=int(answer[2]),
+            in_line=int(answer[3]),
+            disabled=found.get("disabled") == "1",
+            why=found.get("why", ""),
+            **{one: int(found.get(one) or 0) for one in numbers},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A delivery that is pending or dead, for a person to look at. Times in ms; 0: none."""
+
+    id: str
+    job_id: str
+    event_id: str
+    endpoint: str
+    state: str
+    tries: int
+    created_at: int
+    due_at: int
+    dead_at: int
+    why: str
+    """What its last try came to."""
+
+    #: The fields of its hash that it is read from.
+    FIELDS: ClassVar = (
+        *("job", "event_id", "endpoint", "state", "tries"),
+        *("created_at", "due_at", "dead_at", "why"),
+    )
+
+    @classmethod
+    def read(cls, id_: str, values: Sequence[Any]) -> Self | None:
+        """Read `FIELDS`; None where the delivery has gone."""
+        if values[3] is None:
+            return None
+        job, event_id, endpoint, state, *numbers, why = (text(one or b"") for one in values)
+        times = (int(one or 0) for one in numbers)
+        return cls(id_, job, event_id, endpoint, state, *times, why)
 
 
 @dataclass(frozen=True, slots=True)

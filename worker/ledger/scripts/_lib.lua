@@ -7,6 +7,17 @@
 local PREFIX = '{reg}:'
 local ALARMS = PREFIX .. 'alarms'
 local REVIEWS = PREFIX .. 'reviews'
+local DEAD = PREFIX .. 'dead'
+local STREAMS = PREFIX .. 'streams'
+
+-- Every job that is not over, by where it stands and then by when it was accepted: counting those in
+-- a state, and finding the one that waits longest, costs the same however many there are.
+local OPEN = PREFIX .. 'open'
+local RANKS = {queued = 0, calling = 2, unknown = 4, review = 6}
+local RANK = 1e13  -- above any time in ms that we shall see
+
+-- Queued jobs that are not to be tried before a time, by lane and that time.
+local LATER = PREFIX .. 'later'
 
 -- A wake-up that got lost is made up for after this long, doubling while a job merely waits. No
 -- longer than a minute: a broker that forgets everything must not cost more than that.
@@ -28,6 +39,15 @@ local function account_keys(job)
   return PREFIX .. 'account:' .. name, PREFIX .. 'inflight:' .. name, PREFIX .. 'waiting:' .. name
 end
 
+local function delivery_key(member) return PREFIX .. 'delivery:' .. member end
+
+-- Of an endpoint: its record, its deliveries that are pending (by when they were made), those of
+-- them that are being tried (until when), and those that stand in line for a place to be tried.
+local function endpoint_keys(name)
+  return PREFIX .. 'endpoint:' .. name, PREFIX .. 'pending:' .. name, PREFIX .. 'trying:' .. name,
+    PREFIX .. 'line:' .. name
+end
+
 local function table_of(flat)
   local found = {}
   for i = 1, #flat, 2 do found[flat[i]] = flat[i + 1] end
@@ -37,7 +57,7 @@ end
 local function load_job(id)
   local job = table_of(redis.call('HGETALL', job_key(id)))
   if not job.state then return nil end
-  for _, name in ipairs({'fence', 'attempts', 'unknowns', 'asks', 'wakes', 'events',
+  for _, name in ipairs({'fence', 'attempts', 'unknowns', 'asks', 'wakes',
                          'lease_until', 'claimed_at', 'due_at', 'deadline_at', 'settle_until',
                          'slot_at', 'accepted_at'}) do
     job[name] = tonumber(job[name] or '0')
@@ -45,7 +65,24 @@ local function load_job(id)
   return job
 end
 
-local function set(id, fields)
+local function place(id, job, state, due)
+  local rank, bulk = RANKS[state], job.lane == 'bulk' and RANK or 0
+  if rank then
+    redis.call('ZADD', OPEN, string.format('%.0f', rank * RANK + bulk + job.accepted_at), id)
+  else
+    redis.call('ZREM', OPEN, id)
+  end
+  if state == 'queued' and due then
+    redis.call('ZADD', LATER, string.format('%.0f', bulk + due), id)
+  elseif job.state == 'queued' and job.due_at > 0 then
+    redis.call('ZREM', LATER, id)
+  end
+end
+
+-- Write fields of a record. With a new state, `job` is the record as it was: the indices follow the
+-- state here and nowhere else, so that they cannot part from it.
+local function set(id, fields, job)
+  if fields.state then place(id, job, fields.state, fields.due_at) end
   local flat = {}
   for name, value in pairs(fields) do
     flat[#flat + 1] = name
@@ -68,6 +105,10 @@ local function note(id, job, at, text)
   redis.call('HSET', job_key(id), 'log', log)
 end
 
+-- A place that is passed on is kept for so long for whom it was passed to: the wake-up takes
+-- milliseconds, and one that is lost must not keep a place from the others.
+local KEPT = 2000
+
 -- Give back the job's place among its account's calls, and pass it on to the first who waits.
 -- Returns the job to wake and its lane, if any.
 local function leave(id, job, at)
@@ -76,34 +117,71 @@ local function leave(id, job, at)
   if redis.call('ZREM', inflight, id) == 0 then return nil end
   local first = redis.call('ZPOPMIN', waiting)
   if not first[1] then return nil end
+  redis.call('ZADD', inflight, string.format('%.0f', at + KEPT), first[1])
   -- Its own alarm still stands, should the wake-up be lost.
   alarm(first[1], at + FIRST_PUSH)
   return first[1], redis.call('HGET', job_key(first[1]), 'lane') or 'live'
 end
 
--- The end of a job, whole: final state, event, erased payload, no alarm, deliveries set off.
--- publish = {event_id, event (as published), sealed, retention_ms, n, stream..., member, endpoint...}
-local function publish(id, job, at, args, from)
-  local event_id, event, sealed = args[from], args[from + 1], args[from + 2]
-  local streams = tonumber(args[from + 3])
-  local i = from + 4
-  for _ = 1, streams do
-    redis.call('XADD', args[i], '*', 'event', event)
-    i = i + 1
+-- Write an event to those of the endpoints, args[from] and on, that are streams; the others' names.
+-- Which are is what workers have announced, and not what the caller has configured: a producer that
+-- takes a job back knows no endpoint, and must not write plain what is to be sealed.
+local function write(event_id, event, sealed, args, from)
+  local others, written = {}, {}
+  for i = from, #args do
+    local found = redis.call('HGET', STREAMS, args[i])
+    if not found and args[i] == 'results' then found = 'plain ' .. PREFIX .. 'results' end
+    local form, stream = (found or ''):match('^(%l+) (.+)$')
+    if not form then
+      others[#others + 1] = args[i]
+    elseif not written[stream] then
+      -- Two endpoints may name one stream: it gets the event once.
+      written[stream] = true
+      if form == 'sealed' then
+        -- Not by cjson, which refuses what is nested deeply; `source` is all that stands before.
+        local type_ = event:match('"type":"([^"]*)"') or ''
+        redis.call('XADD', stream, '*', 'id', event_id, 'type', type_, 'sealed', sealed)
+      else
+        redis.call('XADD', stream, '*', 'event', event)
+      end
+    end
   end
+  return others
+end
+
+-- Publish an event: on streams at once, to other endpoints by deliveries set off, whose members are
+-- returned. args from `from` on: event_id, event (as published), sealed, endpoint...
+local function tell(id, at, args, from)
+  local event_id, event, sealed = args[from], args[from + 1], args[from + 2]
+  local others = write(event_id, event, sealed, args, from + 3)
   local members = {}
-  while args[i] do
-    local endpoint = args[i]
+  for _, endpoint in ipairs(others) do
     local member = 'd:' .. event_id .. ':' .. endpoint
-    redis.call('HSET', PREFIX .. 'delivery:' .. member, 'job', id, 'event_id', event_id,
+    local _, pending = endpoint_keys(endpoint)
+    redis.call('HSET', delivery_key(member), 'job', id, 'event_id', event_id,
       'endpoint', endpoint, 'event', sealed, 'tries', '0', 'state', 'pending',
       'created_at', string.format('%.0f', at))
+    redis.call('ZADD', pending, string.format('%.0f', at), member)
     alarm(member, at + FIRST_PUSH)
     members[#members + 1] = member
-    i = i + 1
   end
-  set(id, {event = sealed, events = job.events + 1})
   return members
+end
+
+-- What is told of a job is kept with it; args as for `tell`.
+local function publish(id, job, at, args, from)
+  local members = tell(id, at, args, from)
+  set(id, {event = args[from + 2]})
+  return members
+end
+
+-- The job stream, and the group of its readers, which is all workers.
+local JOBS, READERS = PREFIX .. 'jobs', 'workers'
+
+-- Be done with an entry of the job stream: what it asked for is in the ledger, or told.
+local function handled(entry)
+  redis.call('XACK', JOBS, READERS, entry)
+  redis.call('XDEL', JOBS, entry)
 end
 
 local function finish(id, job, at, state, retention, args, from)
@@ -111,13 +189,63 @@ local function finish(id, job, at, state, retention, args, from)
   -- stream's key may be of another kind) than an end and no event.
   local members = publish(id, job, at, args, from)
   redis.call('HDEL', job_key(id), 'payload', 'token', 'leased_by', 'lease_until', 'slot_at', 'wakes')
-  set(id, {state = state, finished_at = at})
+  set(id, {state = state, finished_at = at}, job)
   redis.call('ZREM', ALARMS, id)
   redis.call('ZREM', REVIEWS, id)
   local _, _, waiting = account_keys(job)
   redis.call('ZREM', waiting, id)
-  redis.call('HINCRBY', PREFIX .. 'stats', state, 1)
+  local account = job.provider .. ':' .. job.account
+  redis.call('HINCRBY', PREFIX .. 'stats', state .. ':' .. account, 1)
   redis.call('PEXPIRE', job_key(id), retention)
   redis.call('PUBLISH', PREFIX .. 'done:' .. id, state)
   return members
+end
+
+-- A delivery in line is woken when a place gets free; its alarm is for when that came to nothing.
+local IN_LINE = 600000
+
+-- How long dead deliveries are kept, where no worker has announced it: 30 days.
+local DEAD_RETENTION = 2592000000
+
+-- Stand in line for a place among the endpoint's tries: the oldest delivery first.
+local function stand_in_line(member, d, at)
+  local _, _, _, line = endpoint_keys(d.endpoint)
+  redis.call('ZADD', line, d.created_at, member)
+  alarm(member, at + IN_LINE)
+end
+
+-- Give back a delivery's place among its endpoint's tries, and pass it on to the first in line.
+-- Returns the delivery to wake, or ''.
+local function vacate(member, endpoint, at)
+  local _, _, trying, line = endpoint_keys(endpoint)
+  redis.call('ZREM', line, member)
+  if redis.call('ZREM', trying, member) == 0 then return '' end
+  local first = redis.call('ZPOPMIN', line)
+  if not first[1] then return '' end
+  -- Its own alarm still stands, should the wake-up be lost.
+  alarm(first[1], at + FIRST_PUSH)
+  return first[1]
+end
+
+-- The end of a delivery that nobody took: no alarm, kept for a person to replay, not for ever.
+local function bury(member, d, at, why)
+  local endpoint, pending, trying, line = endpoint_keys(d.endpoint)
+  local kept = tonumber(redis.call('HGET', endpoint, 'dead_retention') or DEAD_RETENTION)
+  local dropped = redis.call('ZREMRANGEBYSCORE', DEAD, '-inf', at - kept)
+  if dropped > 0 then redis.call('HINCRBY', PREFIX .. 'stats', 'dead_dropped', dropped) end
+  local now_ = string.format('%.0f', at)
+  redis.call('ZADD', DEAD, now_, member)
+  redis.call('PEXPIRE', DEAD, kept)
+  redis.call('HSET', delivery_key(member), 'state', 'dead', 'dead_at', now_, 'why', why,
+    'lease_until', '0', 'token', '')
+  redis.call('PEXPIRE', delivery_key(member), kept)
+  for _, key in ipairs({ALARMS, pending, trying, line}) do redis.call('ZREM', key, member) end
+  redis.call('HINCRBY', PREFIX .. 'stats', 'dead', 1)
+end
+
+-- What a delivery came to, in its job's timeline, while there is one.
+local function tell_job(d, at, text)
+  if redis.call('EXISTS', job_key(d.job)) == 0 then return end
+  local log = redis.call('HGET', job_key(d.job), 'log')
+  note(d.job, {log = log}, at, 'delivery to ' .. d.endpoint .. ': ' .. text)
 end

@@ -55,7 +55,8 @@ local function gate()
   end
   redis.call('ZREMRANGEBYSCORE', inflight, '-inf', at)
   local cap = tonumber(a.max_in_flight or '0')
-  if cap > 0 and redis.call('ZCARD', inflight) >= cap then
+  local full = cap > 0 and redis.call('ZCARD', inflight) >= cap
+  if full and not redis.call('ZSCORE', inflight, id) then
     stand_in_line()
     return 'full', at + held
   end
@@ -101,7 +102,7 @@ if job.state == 'calling' then
   job.settle_until = job.lease_until + settle_ms
   note(id, job, at, 'unknown: the lease of ' .. (job.leased_by or '?') .. ' ran out')
   set(id, {state = 'unknown', fence = job.fence, unknowns = job.unknowns, asks = 0,
-           settle_until = job.settle_until, lease_until = 0, token = ''})
+           settle_until = job.settle_until, lease_until = 0, token = ''}, job)
   local woken = leave(id, job, at)
   if woken then alarm(woken, at) end
 end
@@ -122,7 +123,7 @@ local asking = job.state == 'unknown'
 set(id, {state = asking and 'unknown' or 'calling', token = token, leased_by = ARGV[3],
          fence = job.fence + 1, lease_until = at + lease, claimed_at = at, wakes = 0,
          slot_at = 0, due_at = 0, why = '',
-         attempts = job.attempts + (asking and 0 or 1)})
+         attempts = job.attempts + (asking and 0 or 1)}, job)
 note(id, job, at, (asking and 'asking by ' or 'calling by ') .. ARGV[3])
 alarm(id, at + lease)
 return granted(asking and 'ask' or 'call')
