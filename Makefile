@@ -23,8 +23,9 @@ check: .venv/ready  ## lint, format, types, layers
 DURATION ?= 60
 BROKER ?= redis
 
-chaos: .venv/ready  ## break everything, and count: DURATION= (seconds), SEED=, BROKER=redis|rabbitmq
-	@$(BIN)/python -m tests.chaos --duration $(DURATION) --broker $(BROKER) $(if $(SEED),--seed $(SEED))
+chaos: .venv/ready  ## break everything, and count: DURATION= (seconds), RATE= (jobs a second), SEED=, BROKER=redis|rabbitmq
+	@$(BIN)/python -m tests.chaos --duration $(DURATION) --broker $(BROKER) \
+	  $(if $(SEED),--seed $(SEED)) $(if $(RATE),--rate $(RATE))
 
 format: .venv/ready  ## put the code into shape
 	$(BIN)/ruff check --fix-only --quiet .

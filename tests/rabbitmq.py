@@ -8,7 +8,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
+from itertools import count
 from urllib.parse import urlsplit, urlunsplit
+
+from kombu import Connection
+
+from worker.wakeups import DOOR, QUEUES
 
 AMQP_URL = os.environ.get("REGWORKER_TEST_AMQP_URL", "amqp://guest:guest@127.0.0.1:5672//")
 
@@ -19,6 +24,34 @@ def amqp_url() -> str:
     running = ExitStack()
     atexit.register(running.close)
     return running.enter_context(virtual_host(AMQP_URL, f"tests-{os.getpid()}"))
+
+
+_idle: list[str] = []
+"""URLs of virtual hosts that were lent and are back."""
+
+
+@contextmanager
+def borrowed() -> Iterator[str]:
+    """A virtual host for one installation, without queues; used again by the next, for making one
+    takes seconds.
+    """
+    if _idle:
+        url = _idle.pop()
+    else:
+        running = ExitStack()
+        atexit.register(running.close)
+        name = f"tests-{os.getpid()}-{next(_numbers)}"
+        url = running.enter_context(virtual_host(AMQP_URL, name))
+    try:
+        yield url
+    finally:
+        with Connection(url) as connection:
+            for queue in (DOOR, *QUEUES.values()):
+                connection.default_channel.queue_delete(queue)
+        _idle.append(url)
+
+
+_numbers = count(1)
 
 
 @contextmanager

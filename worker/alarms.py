@@ -49,6 +49,11 @@ class AlarmClock:
         self._period = period
         self._heard = True
 
+    @property
+    def heard(self) -> bool:
+        """Whether the broker took what was rung last."""
+        return self._heard
+
     async def ring_once(self) -> float:
         """Take the alarms that are due and wake their owners; seconds until the next look.
 

@@ -1,11 +1,12 @@
 """Turning what became of a job into the event that says so, ready to be written."""
 
-from worker.event import Event, EventData, EventError, EventType, event_id, moment
+from worker.entry import Entry
+from worker.event import Event, EventData, EventError, EventType, RefusalData, event_id, moment
 from worker.ledger.commands import Publication
 from worker.ledger.records import Record
 from worker.outcome import Fault, Registered
 from worker.sealing import Keyring
-from worker.settings import Endpoint, Settings, StreamEndpoint
+from worker.settings import Settings
 
 
 class Announcer:
@@ -27,6 +28,29 @@ class Announcer:
         `errors` say why; a cancelled job has none.
         """
         return self._publication(kind, record, at, None, errors)
+
+    def refused(
+        self, subject: str, at: float, entry: Entry, errors: tuple[Fault, ...]
+    ) -> Publication:
+        """A request by an asynchronous door was not taken; no job is touched by that."""
+        echo = entry.echo
+        event = Event(
+            id=f"{subject}.rejected",
+            source=self._settings.source,
+            type=EventType.REJECTED,
+            subject=subject,
+            time=moment(at),
+            data=RefusalData(
+                request=entry.request,
+                job_id=echo.target,
+                idempotency_key=echo.idempotency_key,
+                provider=echo.provider,
+                account=echo.account,
+                metadata=echo.metadata,
+                errors=tuple(map(_error, errors)),
+            ),
+        )
+        return self._sealed(event, echo.reply_to)
 
     def _publication(
         self,
@@ -56,18 +80,11 @@ class Announcer:
                 errors=tuple(map(_error, errors)) or None,
             ),
         )
-        text = event.encode()
-        streams, others = self._channels(record.reply_to)
-        return Publication(event.id, text, self._keyring.seal(text), streams, others)
+        return self._sealed(event, record.reply_to)
 
-    def _channels(self, names: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        # A name that this process doesn't know gets a delivery: another worker may know it.
-        known: list[tuple[str, Endpoint | None]] = [
-            (name, self._settings.endpoint(name)) for name in names
-        ]
-        streams = tuple(end.stream for _, end in known if isinstance(end, StreamEndpoint))
-        others = tuple(name for name, end in known if not isinstance(end, StreamEndpoint))
-        return streams, others
+    def _sealed(self, event: Event, endpoints: tuple[str, ...]) -> Publication:
+        text = event.encode()
+        return Publication(event.id, text, self._keyring.seal(text), endpoints)
 
 
 def _error(fault: Fault) -> EventError:

@@ -4,14 +4,17 @@ The order is the promise: the claim is in the ledger before a byte leaves, and w
 settled under the claim's fence, in one script with the event that tells it.
 """
 
+import logging
 import random
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, assert_never
+from urllib.parse import urlsplit
 
 import structlog
 
-from worker import verdict
+from worker import tracing, verdict
 from worker.announcer import Announcer
 from worker.errors import InvalidJob, SealingError
 from worker.event import EventType
@@ -25,8 +28,9 @@ from worker.ledger.commands import (
     claim,
     settle,
 )
-from worker.ledger.records import Claim, NotNow, Over, Spent, Stale, Wake
+from worker.ledger.records import Claim, NotNow, Over, Record, Spent, Stale, Wake
 from worker.lifecycle import State
+from worker.metrics import Meter
 from worker.outcome import (
     Code,
     Fault,
@@ -38,17 +42,19 @@ from worker.outcome import (
     Unknown,
     Unresolvable,
 )
-from worker.providers.base import Provider, Send
+from worker.providers.base import Answer, Lost, NotSent, Provider, Request, Send
 from worker.providers.registry import Accounts, Registry
 from worker.retry import Backoff
 from worker.sealing import Keyring
-from worker.telemetry import alert
 
 log = structlog.get_logger(__name__)
 
 #: Seconds until a job is looked at again that this worker lacks a key or an account for: long
 #: enough not to spin, short enough to follow a deployment.
 OWN_FAULT_DELAY = 15.0
+
+#: How the timeline says that a worker died, or hung, in the middle of a call (`claim.lua`).
+LOST = "unknown: the lease of "
 
 
 class Sender(Protocol):
@@ -95,7 +101,9 @@ class Attempts:
         transport: Sender,
         rules: Rules,
         chance: Callable[[], float] = random.random,
+        meter: Meter | None = None,
     ) -> None:
+        self._meter = meter or Meter()
         self._ledger = ledger
         self._leases = leases
         self._registry = registry
@@ -118,10 +126,12 @@ class Attempts:
         asked_at = self._leases.now()
         claimed = await self._ledger(claim(job_id, self._rules.claim, self._chance()))
         match claimed:
-            case Claim():
-                return await self._carry_out(claimed, asked_at)
-            case Spent():
-                return await self._abandon(claimed)
+            case Claim(record):
+                with _about(record), _transaction(record) as tell:
+                    return await self._carry_out(claimed, asked_at, tell)
+            case Spent(record):
+                with _about(record):
+                    return await self._abandon(claimed)
             case NotNow(why, until):
                 return Report("waits", why, until)
             case Over(state):
@@ -129,29 +139,35 @@ class Attempts:
             case _:
                 assert_never(claimed)
 
-    async def _carry_out(self, claimed: Claim, asked_at: float) -> Report:
+    async def _carry_out(self, claimed: Claim, asked_at: float, tell: tracing.Tell) -> Report:
+        _warn_of_the_lost(claimed)
         watch = verdict.Watch()
-        with self._leases.hold(claimed, asked_at) as lease:
+        with self._leases.hold(claimed, asked_at) as lease, self._meter.calling(claimed.record):
             outcome = await self._outcome(claimed, lease, watch)
             if claimed.asking:
                 outcome = verdict.asked(claimed, outcome)
             at = claimed.at + (self._leases.now() - asked_at) * 1000
             decided = verdict.of(claimed, outcome, watch, self._rules.backoff, self._chance())
             publication = self._publication(claimed, outcome, at)
-            settled = await self._ledger(
-                settle(claimed, decided, self._rules.settle, publication), patience=60
-            )
-        _alert(claimed, outcome)
-        log.info(
+            lease.settling = True
+            with tracing.span("db", "settle"):
+                settled = await self._ledger(
+                    settle(claimed, decided, self._rules.settle, publication), patience=60
+                )
+        self._meter.attempted(claimed, outcome, settled, self._leases.now() - asked_at)
+        told = {
+            "outcome": type(outcome).__name__.lower(),
+            "reason": decided.reason,
+            "state": str(settled.state),
+        }
+        tell(**told)
+        level, kind = _weight(claimed, outcome)
+        log.log(
+            level,
             "asked" if claimed.asking else "called",
-            job=claimed.id,
-            provider=claimed.record.provider,
-            account=claimed.record.account,
-            attempt=claimed.record.attempts,
-            outcome=type(outcome).__name__.lower(),
-            reason=decided.reason,
+            **told,
+            **({"alert": kind} if kind else {}),
             seconds=round(at - claimed.at) / 1000,
-            state=settled.state,
             stale=isinstance(settled, Stale),
         )
         if isinstance(settled, Stale):
@@ -174,7 +190,7 @@ class Attempts:
             return await self._register(claimed, provider, registration)
         except Exception as error:
             # Nobody thought of this one: the request may have left.
-            log.exception("attempt failed", job=claimed.id, error=type(error).__name__)
+            log.exception("attempt failed")
             return Unknown(f"fault in the worker: {type(error).__name__}")
 
     async def _register(self, claimed: Claim, provider: Provider, registration: Any) -> Outcome:
@@ -190,7 +206,7 @@ class Attempts:
     def _open(self, claimed: Claim, lease: Lease, watch: verdict.Watch) -> tuple[Provider, Any]:
         record = claimed.record
         plain = self._keyring.open(record.payload)
-        send = watch.over(self._transport.sender(lease.alive, self._rules.budget))
+        send = watch.over(_traced(self._transport.sender(lease.alive, self._rules.budget)))
         try:
             provider = self._accounts.open(record.provider, record.account, send)
         except KeyError:
@@ -200,6 +216,7 @@ class Attempts:
         return provider, self._registry.read_json(record.provider, plain)
 
     async def _abandon(self, spent: Spent) -> Report:
+        began = self._leases.now()
         late = spent.record.deadline_at <= spent.at
         reason = "deadline" if late else "attempts"
         why = f"; last: {spent.record.why}" if spent.record.why else ""
@@ -215,9 +232,17 @@ class Attempts:
                 publication,
             )
         )
-        log.info("abandoned", job=spent.record.id, reason=reason, state=settled.state)
+        log.info(
+            "abandoned",
+            outcome="abandoned",
+            reason=reason,
+            state=str(settled.state),
+            seconds=round(self._leases.now() - began, 3),
+            stale=isinstance(settled, Stale),
+        )
         if isinstance(settled, Stale):
             return Report("stale", settled.state)
+        self._meter.ended(spent.record, settled.state, reason, spent.at)
         return Report(settled.state, reason, 0, settled.wakes)
 
     def _publication(self, claimed: Claim, outcome: Outcome, at: float) -> Publication | None:
@@ -234,16 +259,61 @@ class Attempts:
                 return None
 
 
-def _alert(claimed: Claim, outcome: Outcome) -> None:
-    record = claimed.record
+def _about(record: Record) -> AbstractContextManager[None]:
+    """What each line that is told of a job says of it."""
+    return structlog.contextvars.bound_contextvars(
+        job=record.id,
+        provider=record.provider,
+        account=record.account,
+        attempt=record.attempts,
+    )
+
+
+def _transaction(record: Record) -> AbstractContextManager[tracing.Tell]:
+    return tracing.transaction(
+        "registrations.attempt",
+        record.trace,
+        job=record.id,
+        provider=record.provider,
+        account=record.account,
+        attempt=record.attempts,
+    )
+
+
+def _traced(send: Send) -> Send:
+    async def traced(request: Request) -> Answer | NotSent | Lost:
+        # The path only: a base URL may hold a user and a password.
+        with tracing.span("http.client", f"POST {urlsplit(request.url).path}") as tell:
+            answer = await send(request)
+            match answer:
+                case Answer(status=status):
+                    tell(status=status)
+                case NotSent(reason) | Lost(reason):
+                    tell(came=type(answer).__name__.lower(), reason=reason)
+                case _:
+                    assert_never(answer)
+            return answer
+
+    return traced
+
+
+def _weight(claimed: Claim, outcome: Outcome) -> tuple[int, str]:
+    """How a step is told: the line's level, and the kind of alert, if a person must know."""
     match outcome:
-        case Refused(reason):
-            account = f"{record.provider}/{record.account}"
-            alert("account refused", kind="refused", account=account, reason=reason)
-        case Unresolvable(reason):
-            alert("job in review", kind="review", provider=record.provider, job=record.id)
+        case Refused():
+            return logging.ERROR, "refused"
+        case Unresolvable():
+            return logging.ERROR, "review"
+        case Unknown() if not claimed.asking:
+            return logging.WARNING, "unknown"
         case _:
-            pass
+            return logging.INFO, ""
+
+
+def _warn_of_the_lost(claimed: Claim) -> None:
+    # The claim itself made the job unknown, and noted so, right before the claim.
+    if claimed.asking and any(LOST in what for _, what in claimed.record.timeline[-2:-1]):
+        log.warning("worker lost", alert="lease", reason=claimed.record.timeline[-2][1])
 
 
 class _NotHere(Exception):  # noqa: N818

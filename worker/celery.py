@@ -11,6 +11,7 @@ import click
 from celery import Celery
 from kombu import Queue
 
+from worker.door_queue import DoorQueue
 from worker.errors import SettingsError
 from worker.settings import Settings
 from worker.wakeups import DOOR, QUEUES
@@ -58,7 +59,9 @@ def configuration(settings: Settings) -> dict[str, Any]:
         # from ever starting on RabbitMQ; a transient one that is shared, newer RabbitMQs refuse.
         "control_queue_exclusive": not rabbitmq,
         "control_queue_durable": rabbitmq,
-        "task_queues": [Queue(name, routing_key=name, queue_arguments=arguments) for name in names],
+        "task_queues": [
+            _queue_class(name)(name, routing_key=name, queue_arguments=arguments) for name in names
+        ],
         "task_default_queue": DOOR,
         "task_default_queue_type": "quorum" if rabbitmq else "classic",
         "task_serializer": "json",
@@ -79,6 +82,10 @@ def configuration(settings: Settings) -> dict[str, Any]:
         # A reconnect is no reason to stop calls that are on the wire.
         "worker_cancel_long_running_tasks_on_connection_loss": False,
     }
+
+
+def _queue_class(name: str) -> type[Queue]:
+    return DoorQueue if name == DOOR else Queue
 
 
 def _rabbitmq_options() -> dict[str, Any]:

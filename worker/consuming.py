@@ -8,17 +8,21 @@ Celery's strategy sees it, and what fails goes to the quarantine (`quarantine.py
 import inspect
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, get_origin
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 from celery.app.task import Task as CeleryTask
 from celery.worker.consumer import Consumer as CeleryConsumer
 from celery.worker.request import Request as CeleryRequest
 from kombu.exceptions import OperationalError
+from kombu.utils.json import dumps
 
+from worker import entry, vitals
 from worker.job import MAX_JOB_BYTES
 from worker.quarantine import Parcel, Warden
 from worker.redis_broker import MALFORMED, REASONS
 from worker.settings import Settings
+from worker.wakeups import CANCEL, REGISTER
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +31,12 @@ HIDDEN = "(hidden)"
 
 #: A whole job as JSON, in JSON once more with every sign escaped, still fits.
 MAX_BODY_BYTES = 8 * MAX_JOB_BYTES
+
+#: Tasks whose argument is a request of anybody's.
+_REQUESTS: Mapping[str, entry.Request] = {REGISTER: "register", CANCEL: "cancel"}
+
+#: What a message of Celery's first protocol asks for besides.
+_FOLLOWERS = ("callbacks", "errbacks", "chord", "taskset")
 
 #: An id becomes part of a key in Redis.
 _LONGEST_ID = 255
@@ -55,6 +65,13 @@ class Request(CeleryRequest):  # type: ignore[misc]
         self._request_dict["argsrepr"] = self._argsrepr
         self._request_dict["kwargsrepr"] = self._kwargsrepr
 
+    def revoked(self) -> bool:
+        """Never: a wake-up has its job's id, and a worker keeps from what is revoked for good.
+
+        A click in Flower would leave the job unfinished. `regworker cancel` takes a job back.
+        """
+        return False
+
     def info(self, safe: bool = False) -> dict[str, Any]:
         """What `celery inspect` shows."""
         shown: dict[str, Any] = super().info(safe=True)
@@ -77,6 +94,11 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         super().__init__(*args, **{**kwargs, "without_gossip": True, "without_mingle": True})
         # What kombu makes of them where it connects by itself: for Celery a reason to end.
         self.connection_errors = (*self.conninfo.connection_errors, OperationalError)
+
+    def register_with_event_loop(self, hub: Any) -> None:
+        """Called with each connection; the loop ticks while it runs, and Celery ends that."""
+        super().register_with_event_loop(hub)
+        hub.call_repeatedly(vitals.TICK, vitals.consumer().tick)
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """Let go of a broken connection, whatever kombu makes of that.
@@ -163,6 +185,8 @@ def tidy(message: Any, tasks: Mapping[str, inspect.Signature]) -> None:
         raise Malformed("its headers are no table")
     if (kind := headers.get(MALFORMED)) is not None:
         raise Malformed(REASONS.get(kind if isinstance(kind, str) else "", "malformed"))
+    if "task" not in headers:
+        headers = _by_first_protocol(message, headers)
     for name in ("task", "id"):
         value = headers.get(name)
         if not isinstance(value, str) or not value:
@@ -172,25 +196,38 @@ def tidy(message: Any, tasks: Mapping[str, inspect.Signature]) -> None:
     signature = tasks.get(headers["task"])
     if signature is None:
         raise Malformed("an unknown task")
-    _fit(signature, *_arguments(message))
+    bound = _fit(signature, *_arguments(message))
+    if request := _REQUESTS.get(headers["task"]):
+        [argument] = bound.values()
+        _readable(request, argument, headers["id"])
     kept = {name: headers.get(name) for name in _KEPT if isinstance(headers.get(name), str)}
     kept |= {name: headers[name] for name in _TRACING if isinstance(headers.get(name), str)}
     message.headers = {"task": headers["task"], "id": headers["id"], **kept}
 
 
+def _readable(request: entry.Request, argument: Any, id_: str) -> None:
+    try:
+        entry.read(request, argument, entry.Origin("task", id_))
+    except entry.Unreadable as error:
+        raise Malformed(f"its argument can't be answered: {error}") from None
+
+
+def _by_first_protocol(message: Any, headers: dict[str, Any]) -> dict[str, Any]:
+    """The headers of a message whose task stands in its body; the body becomes one of today's."""
+    match _body(message):
+        case {"task": task, "id": id_, **rest}:
+            embed = {name: rest.get(name) for name in _FOLLOWERS}
+            body = [rest.get("args") or [], rest.get("kwargs") or {}, embed]
+            message.body = dumps(body).encode()
+            message._decoded_cache = None
+            return {**headers, "task": task, "id": id_}
+        case _:
+            return headers
+
+
 def _arguments(message: Any) -> tuple[list[Any], dict[str, Any]]:
     # By Celery's protocol 2: the body is [args, kwargs, embed].
-    if len(message.body or b"") > MAX_BODY_BYTES:
-        raise Malformed(f"its body is larger than {MAX_BODY_BYTES} bytes")
-    if message.content_type != "application/json":
-        raise Malformed("its content type is not application/json")
-    if str(message.content_encoding).lower() not in {"utf-8", "utf8"}:
-        raise Malformed("its content encoding is not utf-8")
-    try:
-        body = message.decode()
-    except Exception:  # noqa: BLE001 -- nested too deep, a number too long, a marked value ...
-        raise Malformed("its body is not JSON") from None
-    match body:
+    match _body(message):
         case [list(args), dict(kwargs), dict() | None as embed]:
             if any((embed or {}).values()):
                 raise Malformed("it wants other tasks called (callbacks, chain or chord)")
@@ -199,19 +236,41 @@ def _arguments(message: Any) -> tuple[list[Any], dict[str, Any]]:
             raise Malformed("its body is not [args, kwargs, embed]")
 
 
-def _fit(signature: inspect.Signature, args: list[Any], kwargs: dict[str, Any]) -> None:
+def _body(message: Any) -> Any:
+    if len(message.body or b"") > MAX_BODY_BYTES:
+        raise Malformed(f"its body is larger than {MAX_BODY_BYTES} bytes")
+    if message.content_type != "application/json":
+        raise Malformed("its content type is not application/json")
+    if str(message.content_encoding).lower() not in {"utf-8", "utf8"}:
+        raise Malformed("its content encoding is not utf-8")
+    try:
+        return message.decode()
+    except Exception:  # noqa: BLE001 -- nested too deep, a number too long, a marked value ...
+        raise Malformed("its body is not JSON") from None
+
+
+def _fit(
+    signature: inspect.Signature, args: list[Any], kwargs: dict[str, Any]
+) -> Mapping[str, Any]:
     try:
         bound = signature.bind(*args, **kwargs)
     except TypeError:
         raise Malformed("its arguments are not those of the task") from None
     for name, value in bound.arguments.items():
-        wanted = signature.parameters[name].annotation
-        wanted = get_origin(wanted) or wanted
-        typed = isinstance(wanted, type) and wanted is not inspect.Parameter.empty
-        if typed and not isinstance(value, wanted):
+        wanted = _types(signature.parameters[name].annotation)
+        if wanted and not isinstance(value, wanted):
             raise Malformed(f"its argument `{name}` is not of the task's type")
         if isinstance(value, str) and not _is_text(value):
             raise Malformed(f"its argument `{name}` is not Unicode")
+    return bound.arguments
+
+
+def _types(annotation: Any) -> tuple[type, ...]:
+    """What an annotation wants, as far as `isinstance` can tell."""
+    options = get_args(annotation) if get_origin(annotation) in {Union, UnionType} else [annotation]
+    found = tuple(get_origin(one) or one for one in options)
+    plain = all(isinstance(one, type) and one is not inspect.Parameter.empty for one in found)
+    return found if plain else ()
 
 
 def _is_text(value: str) -> bool:

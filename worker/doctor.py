@@ -17,6 +17,9 @@ OLDEST = {"valkey": (8, 0), "redis": (7, 0)}
 #: Seconds. An alarm this late means that no clock is running, or none that gets through.
 LATE = 60.0
 
+#: Seconds. A consumer group that is a day behind has been forgotten, or its consumers are down.
+FORGOTTEN = 86400.0
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -68,6 +71,16 @@ def waiting_for_a_person(reviews: int) -> Finding:
     if not reviews:
         return Finding("ok", "reviews", "none")
     return Finding("warning", "reviews", f"{reviews} jobs wait for a person", "regworker review")
+
+
+def consumer_group(name: str, stream: str, behind: float, lag: int | None) -> Finding:
+    """How far a consumer group is behind; `behind`: the age of the oldest it has to read (s)."""
+    subject = f"group {name}"
+    if behind < FORGOTTEN:
+        return Finding("ok", subject, f"reads {stream}")
+    found = f"{behind / 86400:.1f} days behind in {stream}, {'?' if lag is None else lag} not read"
+    advice = f"start its consumers, or drop it: regworker results drop-group {name}"
+    return Finding("warning", subject, f"{found}: nothing of that is trimmed", advice)
 
 
 def account(name: str, breaker: str, paused: bool, reason: str) -> Finding:

@@ -1,4 +1,7 @@
-"""The result event: CloudEvents 1.0 in JSON, the same bytes on every channel."""
+"""The result event: CloudEvents 1.0 in JSON, the same bytes on every channel.
+
+Read with tolerance: an event of a newer worker may have fields that are not known here yet.
+"""
 
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -22,7 +25,7 @@ class EventType(StrEnum):
 class EventError(BaseModel):
     """One reason: our stable `code`, the provider's field, words and own code."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     code: Code
     field: str = ""
@@ -33,7 +36,7 @@ class EventError(BaseModel):
 class EventData(BaseModel):
     """What happened to the job: `outcome` if registered, else `errors`; cancelled has neither."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     job_id: str
     idempotency_key: str
@@ -54,23 +57,86 @@ class EventData(BaseModel):
     errors: tuple[EventError, ...] | None = None
 
 
-class Event(BaseModel):
-    """A CloudEvent about one job. `id` is unique and stable: deduplicate by it."""
+class RefusalData(BaseModel):
+    """Why a request of an asynchronous door was not taken, with what could be read of it.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    Only here `accepted` is there, and false. `job_id` is the job that the request names: where its
+    key is taken (`idempotency_conflict`) that is another's, which goes on untouched.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    accepted: Literal[False] = False
+    request: Literal["register", "cancel"]
+    job_id: str | None = None
+    idempotency_key: str | None = None
+    provider: str | None = None
+    account: str | None = None
+    metadata: dict[str, JsonValue] = Field(default_factory=dict)
+    errors: tuple[EventError, ...]
+
+
+class Event(BaseModel):
+    """A CloudEvent about one job, or about a request that made none.
+
+    `id` is unique and stable: deduplicate by it.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     specversion: Literal["1.0"] = "1.0"
     id: str
     source: str
     type: EventType
-    subject: str = Field(description="The job's id.")
+    subject: str = Field(
+        description="The job's id; of a request that made none, a name of its own."
+    )
     time: AwareDatetime
     datacontenttype: Literal["application/json"] = "application/json"
-    data: EventData
+    data: EventData | RefusalData
 
     def encode(self) -> bytes:
         """The bytes that go out, on every channel."""
         return self.model_dump_json(exclude_none=True).encode()
+
+
+class DisabledData(BaseModel):
+    """An endpoint that gets no events any more, until an operator enables it."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    endpoint: str
+    reason: str = Field(description="What it answered, or for how long it has done nothing else.")
+    since: AwareDatetime = Field(description="When the first of its failures was.")
+    dead: int = Field(description="Events that were due to it: kept, to be replayed.")
+
+
+class TestData(BaseModel):
+    """What a test event holds: nothing but where it was sent."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+    __test__ = False
+
+    endpoint: str
+
+
+class Notice(BaseModel):
+    """A CloudEvent about an endpoint, and no job: its type does not start with `registration.`."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    specversion: Literal["1.0"] = "1.0"
+    id: str
+    source: str
+    type: Literal["endpoint.disabled", "webhook.test"]
+    subject: str = Field(description="The endpoint's name.")
+    time: AwareDatetime
+    datacontenttype: Literal["application/json"] = "application/json"
+    data: DisabledData | TestData
+
+    def encode(self) -> bytes:
+        """The bytes that go out."""
+        return self.model_dump_json().encode()
 
 
 def moment(ms: float) -> datetime:

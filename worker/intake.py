@@ -5,18 +5,27 @@ from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic_core import PydanticSerializationError
+from pydantic_core import PydanticSerializationError, from_json
 
-from worker.errors import IdempotencyConflict, InvalidJob, Problem, problems_of
+from worker.errors import IdempotencyConflict, InvalidJob, Problem, SealingError, problems_of
 from worker.job import MAX_JOB_BYTES, Job, canonical
 from worker.ledger.commands import Command, accept
 from worker.ledger.records import Accepted, Conflict, Unconfigured
 from worker.providers.registry import Registry
 from worker.sealing import Keyring
 from worker.settings import variable
+from worker.tracing import current
 
 #: Python's JSON reader takes half of a surrogate pair for text; it cannot be written.
 _UNWRITABLE = Problem("invalid", "", "the job holds text that is no Unicode")
+
+_PLAIN = Problem(
+    "invalid",
+    "registration",
+    f"is not sealed, and {variable('require_sealed')} is set: give it as JWE, "
+    f"under a key of {variable('sealing_keys')}",
+)
+_NO_JSON = Problem("invalid", "registration", "what is sealed is not JSON")
 
 
 class Intake:
@@ -27,14 +36,26 @@ class Intake:
         self._keyring = keyring
         self._deadline = deadline
 
-    def check(self, given: Job | Mapping[str, Any]) -> tuple[Job, bytes]:
-        """The job and its registration as JSON; `InvalidJob` names all that is wrong, at once."""
+    def check(
+        self, given: Job | Mapping[str, Any], *, sealed_only: bool = False
+    ) -> tuple[Job, bytes]:
+        """The job and its registration as JSON; `InvalidJob` names all that is wrong, at once.
+
+        The registration may have been sealed by its sender, under a key of the keyring; with
+        `sealed_only` it must have been.
+        """
         problems: list[Problem] = []
+        plain = isinstance(_mapping(given).get("registration"), Mapping)
+        if isinstance(given, Mapping) and not plain:
+            given = self._opened(given, problems)
+        shut = bool(problems)
+        if sealed_only and plain:
+            problems.append(_PLAIN)
         job = given if isinstance(given, Job) else _job(given, problems)
         registration = b""
         source = job.registration if job else _mapping(given).get("registration")
         provider = job.provider if job else _mapping(given).get("provider")
-        if isinstance(provider, str) and isinstance(source, Mapping):
+        if isinstance(provider, str) and isinstance(source, Mapping) and not shut:
             # Also where the rest of the job is wrong: whoever mends it should mend it once.
             try:
                 registration = self._registry.validate(provider, dict(source))
@@ -48,14 +69,34 @@ class Intake:
             raise InvalidJob(problems)
         return job, registration
 
-    def command(self, job: Job, registration: bytes) -> Command[Accepted | Conflict | Unconfigured]:
-        """The command that accepts a checked job; its registration travels sealed."""
+    def command(
+        self, job: Job, registration: bytes, entry: str = ""
+    ) -> Command[Accepted | Conflict | Unconfigured]:
+        """The command that accepts a checked job; its registration travels sealed.
+
+        `entry`: that of the job stream which the job came by.
+        """
         payload = self._keyring.seal(registration)
-        return accept(job, payload, self.fingerprints(job, registration), self._deadline)
+        prints = self.fingerprints(job, registration)
+        return accept(job, payload, prints, self._deadline, entry, current())
 
     def fingerprints(self, job: Job, registration: bytes) -> list[str]:
         """What tells a repeat from another job under the same key."""
         return self._keyring.fingerprints(job.content(_canonical(registration)))
+
+    def _opened(self, given: Mapping[str, Any], problems: list[Problem]) -> Mapping[str, Any]:
+        """The job with its registration open, and empty if that is not to be had."""
+        sealed = given.get("registration")
+        if not isinstance(sealed, str):
+            return given
+        registration: Any = {}
+        try:
+            registration = from_json(self._keyring.open(sealed), allow_inf_nan=False)
+        except SealingError as error:
+            problems.append(Problem("invalid", "registration", str(error)))
+        except ValueError:
+            problems.append(_NO_JSON)
+        return {**given, "registration": registration}
 
 
 def admitted(job: Job, answer: Accepted | Conflict | Unconfigured) -> Accepted:

@@ -4,15 +4,28 @@ import hashlib
 import json
 import uuid
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, StringConstraints
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+    model_validator,
+)
 
 #: Names of providers, accounts and endpoints: they become parts of ledger keys and of
 #: environment variables, so they hold neither a colon nor a double underscore.
 NAME = r"^[a-z0-9]+(?:[_-][a-z0-9]+)*$"
 
 Name = Annotated[str, StringConstraints(pattern=NAME, max_length=64)]
+
+Key = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$")]
+"""A producer's own key for a job."""
+
+JobId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
 
 #: A job is a form somebody filled in; one past this is a mistake, and would sit in memory of
 #: the ledger, whose commands are all short.
@@ -37,9 +50,9 @@ class Job(BaseModel):
 
     provider: Name = Field(description="Which provider: `skypostal`, `open2b`.")
     account: Name = Field("default", description="Which configured account at the provider.")
-    idempotency_key: Annotated[
-        str, StringConstraints(min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$")
-    ] = Field(description="The producer's own key: one customer each. Printable ASCII, no spaces.")
+    idempotency_key: Key = Field(
+        description="The producer's own key: one customer each. Printable ASCII, no spaces."
+    )
     registration: dict[str, JsonValue] = Field(
         description="The provider's documented body, without credentials.", repr=False
     )
@@ -72,6 +85,34 @@ class Job(BaseModel):
         """
         rest = self.model_dump(mode="json", include={"if_exists", "reply_to", "metadata"})
         return canonical({**rest, "id": self.id}) + b"\0" + registration
+
+
+class Cancel(BaseModel):
+    """A request to take a job back, as JSON at the asynchronous doors.
+
+    It names the job by its id, or by what its id follows from. `reply_to` gets the answer if there
+    is no such job; that of a job goes where the job says.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    job_id: JobId | None = None
+    provider: Name | None = None
+    account: Name = "default"
+    idempotency_key: Key | None = None
+    reply_to: tuple[Name, ...] = Field(("results",), max_length=8)
+
+    @model_validator(mode="after")
+    def _names_one(self) -> Self:
+        by_key = self.provider is not None and self.idempotency_key is not None
+        if (self.job_id is None) != by_key:
+            raise ValueError("a job is named by its job_id, or by provider and idempotency_key")
+        return self
+
+    @property
+    def target(self) -> str:
+        """The id of the job to cancel."""
+        return self.job_id or job_id(str(self.provider), self.account, str(self.idempotency_key))
 
 
 def job_id(provider: str, account: str, idempotency_key: str) -> str:

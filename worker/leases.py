@@ -12,12 +12,14 @@ from worker.ledger.records import Claim
 class Lease:
     """One lease. `alive()` must be asked before anything leaves for the provider."""
 
-    __slots__ = ("_now", "expires", "fence", "job_id")
+    __slots__ = ("_now", "expires", "fence", "job_id", "settling")
 
     def __init__(self, job_id: str, fence: int, expires: float, now: Callable[[], float]) -> None:
         self.job_id = job_id
         self.fence = fence
         self.expires = expires
+        self.settling = False
+        """Its settle is under way, which ends it: then the server may say that it is gone."""
         self._now = now
 
     def alive(self) -> bool:
@@ -64,7 +66,9 @@ class Leases:
         kept = await self._ledger(renew(keys, self._seconds), patience=self._seconds / 2)
         for lease, alive in zip(leases, kept, strict=True):
             lease.expires = asked_at + self._seconds if alive else 0.0
-        return len(kept) - sum(kept)
+        return sum(
+            not alive and not lease.settling for lease, alive in zip(leases, kept, strict=True)
+        )
 
     def __len__(self) -> int:
         return len(self._held)

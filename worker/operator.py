@@ -34,6 +34,7 @@ from worker.ledger.operations import hold, redrive, resolve
 from worker.ledger.records import Conflict, Record, Settled, Stale, Wake
 from worker.outcome import Code, Fault, Registered
 from worker.providers.registry import Registry
+from worker.results import groups, streams
 from worker.sealing import Keyring
 from worker.settings import Settings
 from worker.wakeups import Wakeups
@@ -152,6 +153,7 @@ class Operator:
             seconds, micros = redis.time()
             reviews: Any = redis.zcard(REVIEWS)
             configured: Any = redis.scard(CONFIGURED)
+            readers = [one for name in streams(self._ledger) for one in groups(self._ledger, name)]
         except (LedgerUnavailable, RedisError) as error:
             return [doctor.Finding("unsafe", "ledger", str(error), "start the server, or name it")]
         overdue = seconds + micros / 1e6 - first[0][1] / 1000 if first else 0.0
@@ -160,6 +162,7 @@ class Operator:
         findings.append(doctor.waiting_for_a_person(reviews))
         findings += [doctor.account(f"{a.provider}/{a.account}", a.breaker, a.paused, a.reason)
                      for a in self.accounts()]  # fmt: skip
+        findings += [doctor.consumer_group(g.name, g.stream, g.behind, g.lag) for g in readers]
         findings.append(self._broker())
         return findings
 

@@ -36,6 +36,7 @@ from worker.lifecycle import State
 from worker.providers.registry import Registry
 from worker.sealing import Keyring
 from worker.settings import Settings
+from worker.tracing import span
 from worker.wakeups import Wakeups
 
 #: Jobs in one pipeline of `enqueue_many`: enough to spread the round trip.
@@ -120,7 +121,9 @@ class Producer:
         """
         numbered = iter(enumerate(jobs))
         while batch := list(islice(numbered, BATCH)):
-            yield from self._batch(batch)
+            with span("queue.publish", "registrations.enqueue"):
+                results = list(self._batch(batch))
+            yield from results
 
     def status(
         self,

@@ -1,4 +1,4 @@
-"""The quarantine: messages that no task could be made of, kept for a person to look at.
+"""The quarantine: messages and entries that nothing could be made of, kept for a person to look at.
 
 A message may hold anything, a registration with its password too: what is kept is sealed, and
 only reason, queue and size are ever shown unasked. Kept are the newest `MOST`, of each at most
@@ -12,7 +12,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -22,11 +22,13 @@ from worker.celery import new_app
 from worker.errors import RegistrationWorkerError
 from worker.job import MAX_JOB_BYTES
 from worker.ledger import SyncLedger
+from worker.ledger.commands import JOBS
 from worker.ledger.operations import look_into_quarantine, quarantine, quarantined, unquarantine
 from worker.ledger.records import Quarantined
 from worker.redis_broker import MALFORMED
 from worker.sealing import Keyring
 from worker.settings import Settings
+from worker.wakeups import DOOR
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +78,26 @@ class Parcel:
             content["headers"] = _as_sent(message.headers)
             content["properties"] = _without_delivery(message.properties)
         return cls(name[:255], reason, len(body), _json(content))
+
+    @classmethod
+    def of_entry(cls, fields: Mapping[bytes, bytes], reason: str) -> Self:
+        """Pack an entry of the job stream, whatever is in it."""
+        size = sum(len(name) + len(value) for name, value in fields.items())
+        kept = [[_text(name), _text(value)] for name, value in fields.items()]
+        return cls(JOBS, reason, size, json.dumps({"fields": kept}).encode())
+
+    @classmethod
+    def of_task(cls, task: str, id_: str, argument: Any, reason: str) -> Self:
+        """Pack a message that was a good one, and that we failed at."""
+        body = _json([[argument], {}, None])
+        content = {
+            "body": _text(body),
+            "content_type": "application/json",
+            "content_encoding": "utf-8",
+            "headers": {"task": task, "id": id_},
+            "properties": {"correlation_id": id_},
+        }
+        return cls(DOOR, reason, len(body), _json(content))
 
 
 class Warden:
@@ -150,8 +172,13 @@ class Quarantine:
         return found
 
     def content(self, entry: Quarantined) -> dict[str, Any]:
-        """What came: secret. `body` is bytes; `raw`: there was no envelope around it."""
-        found: dict[str, Any] = json.loads(self._keyring.open(entry.content))
+        """What came: secret. `body` is bytes; `raw`: there was no envelope around it.
+
+        Of an entry of the job stream, `body` is a line for each field.
+        """
+        found = self._open(entry)
+        if (fields := _fields(found)) is not None:
+            return {"body": _lines(fields)}
         return {**found, "body": base64.b64decode(found["body"])}
 
     def drop(self, id_: str) -> None:
@@ -167,15 +194,12 @@ class Quarantine:
         entry = self.get(id_)
         if not entry.whole:
             raise NotRequeued(f"message {id_} was too large to be kept whole")
-        content = self.content(entry)
-        app = new_app(self._settings)
-        try:
-            with app.producer_or_acquire() as producer:
-                _publish(producer, entry, content)
-        except (OSError, *app.connection_for_write().connection_errors) as error:
-            raise NotRequeued(f"the broker did not take it ({type(error).__name__})") from None
-        finally:
-            app.close()
+        fields = _fields(self._open(entry))
+        if fields is not None:
+            # Twice, where the answer is lost: a job's key makes that harmless.
+            self._ledger.patiently(lambda: self._ledger.redis.xadd(JOBS, dict(fields)), 10)
+        else:
+            self._send(entry)
         # Not if it has come again meanwhile: a worker is quick, and that one must stay.
         self._ledger(unquarantine(id_, entry.times))
         return entry
@@ -183,6 +207,20 @@ class Quarantine:
     def close(self) -> None:
         """Close all connections."""
         self._ledger.close()
+
+    def _open(self, entry: Quarantined) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self._keyring.open(entry.content))
+        return found
+
+    def _send(self, entry: Quarantined) -> None:
+        app = new_app(self._settings)
+        try:
+            with app.producer_or_acquire() as producer:
+                _publish(producer, entry, self.content(entry))
+        except (OSError, *app.connection_for_write().connection_errors) as error:
+            raise NotRequeued(f"the broker did not take it ({type(error).__name__})") from None
+        finally:
+            app.close()
 
 
 def _publish(producer: Any, entry: Quarantined, content: dict[str, Any]) -> None:
@@ -219,7 +257,23 @@ def _without_delivery(properties: Any) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name in kept}
 
 
-def _json(content: dict[str, Any]) -> bytes:
+def _text(value: bytes) -> str:
+    return base64.b64encode(value).decode()
+
+
+def _fields(content: Mapping[str, Any]) -> list[tuple[bytes, bytes]] | None:
+    """An entry's fields; None of what came by a broker."""
+    pairs = content.get("fields")
+    if pairs is None:
+        return None
+    return [(base64.b64decode(name), base64.b64decode(value)) for name, value in pairs]
+
+
+def _lines(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
+    return b"\n".join(name + b" " + value for name, value in fields)
+
+
+def _json(content: Any) -> bytes:
     try:
         return str(dumps(content)).encode()
     except Exception:  # noqa: BLE001 -- headers may hold what JSON cannot say
@@ -228,4 +282,6 @@ def _json(content: dict[str, Any]) -> bytes:
 
 def _beginning(content: bytes) -> bytes:
     found = json.loads(content)
-    return json.dumps({"body": found["body"], "raw": True}).encode()
+    fields = _fields(found)
+    body = found["body"] if fields is None else _text(_lines(fields)[:KEPT_BYTES])
+    return json.dumps({"body": body, "raw": True}).encode()

@@ -6,6 +6,7 @@ it travels on as every message does, unacknowledged until `consuming.py` has it 
 """
 
 import base64
+import logging
 from contextlib import suppress
 from queue import Empty
 from typing import Any
@@ -14,8 +15,11 @@ from uuid import uuid4
 from celery.app.amqp import AMQP
 from kombu import Connection
 from kombu.transport import redis as stock
+from kombu.transport import virtual
 from kombu.utils.json import dumps, loads
 from redis.exceptions import ConnectionError  # noqa: A004
+
+log = logging.getLogger(__name__)
 
 MALFORMED = "x-malformed"
 """The header of an envelope that we made; its value is a key of `REASONS`."""
@@ -30,8 +34,27 @@ REASONS = {
 _LONGEST_NAME = 255
 
 
+class QoS(virtual.QoS):  # type: ignore[misc]
+    """Without acknowledgement emulation: what was taken, and is not done with yet."""
+
+    def restore_unacked(self) -> list[Any]:
+        """Put it back; where that fails, say so, and how much it is.
+
+        kombu would write the messages, registrations in them, into a file of its own in /tmp.
+        """
+        left = super().restore_unacked()
+        if left:
+            log.warning("%d messages could not be put back", len(left))
+        return []
+
+
 class Channel(stock.Channel):  # type: ignore[misc]
     """A channel whose every popped item becomes a message."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not self.ack_emulation:
+            self.QoS = QoS
 
     def _connparams(self, asynchronous: bool = False) -> Any:
         # A channel that is closed after its connection: kombu's AttributeError would end the

@@ -7,10 +7,9 @@ coroutine and wait. Made lazily, so that a pool's child makes its own after the 
 
 import asyncio
 import os
-import socket
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, TypeVar, assert_never
 
 import structlog
 from celery import Celery
@@ -21,19 +20,31 @@ from worker.alarms import AlarmClock
 from worker.announcer import Announcer
 from worker.attempt import Attempts, Report, Rules
 from worker.delivery import Deliveries
+from worker.delivery import Rules as DeliveryRules
+from worker.doors import Doors, Taken
+from worker.entry import Origin, Request, read
 from worker.errors import SettingsError
+from worker.inbox import Inbox
+from worker.intake import Intake
 from worker.leases import Leases
 from worker.ledger import AsyncLedger
 from worker.ledger.commands import ClaimRules, SettleRules
-from worker.ledger.operations import Limits, announce
+from worker.ledger.endpoints import serve
+from worker.ledger.operations import FORMAT, Limits, announce, format_
+from worker.metrics import Meter
+from worker.presence import Presence, own_name
 from worker.providers.registry import Accounts, Registry
 from worker.providers.transport import Transport
 from worker.publishers.base import Publisher
+from worker.publishers.queue import QueuePublisher
 from worker.publishers.webhook import WebhookPublisher
+from worker.quarantine import Parcel, Quarantine
 from worker.retry import Backoff
 from worker.sealing import Keyring
-from worker.settings import Settings, WebhookEndpoint, variable
-from worker.telemetry import configure_sentry
+from worker.settings import QueueEndpoint, Settings, StreamEndpoint, WebhookEndpoint, variable
+from worker.telemetry import configure_sentry, flush_sentry
+from worker.trimming import StreamTrimmer
+from worker.vitals import Vitals, consumer
 from worker.wakeups import Wakeups
 
 T = TypeVar("T")
@@ -52,27 +63,56 @@ class Runtime:
         self._registry = Registry(settings.providers)
         self._accounts = Accounts(self._registry, settings.accounts)
         self._keyring = Keyring.parse(settings.sealing_keys.get_secret_value())
-        self._publishers: dict[str, Publisher] = {
-            name: WebhookPublisher(endpoint)
-            for name, endpoint in settings.endpoints.items()
-            if isinstance(endpoint, WebhookEndpoint)
-        }
-        self.ledger = AsyncLedger(settings.redis_url)
-        self.wake = Wakeups(app)
+        self._publishers = _publishers(settings, app)
+        self._meter = Meter()
+        self._vitals = Vitals(settings.health_patience, settings.call_budget, consumer())
+        self.ledger = AsyncLedger(settings.redis_url, self._meter.ledger_seconds.add)
+        self.wake = Wakeups(app, told=self._meter.woke)
         self._transport = Transport(user_timeout=settings.call_budget)
         self._leases = Leases(self.ledger, settings.lease)
+        announcer = Announcer(settings, self._keyring)
+        rules = _rules(settings)
         self._attempts = Attempts(
             self.ledger,
             self._leases,
             self._registry,
             self._accounts,
             self._keyring,
-            Announcer(settings, self._keyring),
+            announcer,
             self._transport,
-            _rules(settings),
+            rules,
+            meter=self._meter,
         )
-        self._deliveries = Deliveries(self.ledger, self._keyring, self._publishers)
+        self._doors = Doors(
+            self.ledger,
+            Intake(self._registry, self._keyring, settings.deadline),
+            announcer,
+            self._keyring,
+            settings.retention,
+            settings.require_sealed,
+        )
+        self._quarantine = Quarantine(settings)
+        # A reader that is not heard of for as long as a lease lasts is as dead as its holder.
+        self._inbox = Inbox(
+            self.ledger,
+            self._doors,
+            self.wake,
+            self._quarantine.keep,
+            settings.redis_url,
+            rules.claim.worker,
+            settings.lease,
+        )
+        patience = {name: one.disable_after for name, one in settings.delivered().items()}
+        self._deliveries = Deliveries(
+            self.ledger,
+            self._keyring,
+            self._publishers,
+            DeliveryRules(settings.source, patience),
+            meter=self._meter,
+        )
         self._clock = AlarmClock(self.ledger, self.wake, settings.clock_period)
+        self._trimmer = StreamTrimmer(self.ledger, settings.streams().values())
+        self._presence = Presence(self.ledger, self._leases, settings, self._meter, self._vitals)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="io", daemon=True)
         self._beats: list[asyncio.Task[None]] = []
@@ -90,7 +130,21 @@ class Runtime:
 
     def deliver(self, member: str) -> str:
         """Try a delivery; blocks the calling thread, not the loop."""
-        return self._run(self._deliveries(member))
+        report = self._run(self._deliveries(member))
+        self.wake(report.wakes)
+        return report.text
+
+    def take(self, request: Request, id_: str, argument: Any) -> str:
+        """Take a request that came by a task; blocks the calling thread, not the loop."""
+        entry = read(request, argument, Origin("task", id_))
+        taken = self._run(self._doors.take(entry, self._doors.check(entry)))
+        assert isinstance(taken, Taken)  # noqa: S101 -- only one of the job stream can be early
+        self.wake(taken.wakes)
+        return taken.what
+
+    def set_aside(self, request: Request, id_: str, argument: Any, reason: str) -> None:
+        """Put a request that came by a task into quarantine."""
+        self._quarantine.keep(Parcel.of_task(f"registrations.{request}", id_, argument, reason))
 
     def stop(self) -> None:
         """End the loops and close all connections."""
@@ -100,7 +154,8 @@ class Runtime:
         self._loop.close()
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        with self._vitals.task():
+            return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     async def _examine(self) -> None:
         """Refuse a server that would lose jobs, saying what to change."""
@@ -109,6 +164,12 @@ class Runtime:
             if finding.level == "unsafe" and not self.settings.allow_unsafe:
                 what = f"{finding.subject}: {finding.found}; {finding.advice}"
                 raise SettingsError([(variable("redis_url"), what)])
+        if (found := await self.ledger(format_())) > FORMAT:
+            what = (
+                f"the ledger's records are of form {found}, and this worker knows {FORMAT}: "
+                "a newer version wrote them; install that here"
+            )
+            raise SettingsError([(variable("redis_url"), what)])
 
     async def _loaded(self) -> dict[str, Any]:
         info: dict[str, Any] = await self.ledger.redis.info()
@@ -120,25 +181,45 @@ class Runtime:
     async def _start(self) -> None:
         await self._examine()
         endpoints = {"results", *self.settings.endpoints}
-        await self.ledger(announce([_limits(*one) for one in self._accounts], sorted(endpoints)))
+        limits = [_limits(*one) for one in self._accounts]
+        await self.ledger(announce(limits, sorted(endpoints), self.settings.streams()))
+        places = {name: one.max_in_flight for name, one in self.settings.delivered().items()}
+        await self.ledger(serve(places, self.settings.dead_retention))
         renewal = self.settings.lease_renewal
 
         async def renew() -> float:
             if lost := await self._leases.renew_once():
-                log.warning("leases lost", count=lost)
+                self._meter.leases_lost.add(n=lost)
+                log.warning("leases lost", alert="leases", count=lost)
+            self._vitals.mark("leases")
             return renewal
 
-        self._beats = [
-            asyncio.ensure_future(_forever(turn)) for turn in (renew, self._clock.ring_once)
-        ]
+        async def ring() -> float:
+            pause = await self._clock.ring_once()
+            if self._clock.heard:
+                self._vitals.mark("clock")
+            return pause
+
+        self._presence.serve()
+        turns = (
+            renew,
+            ring,
+            self._presence.beat_once,
+            self._trimmer.trim_once,
+            self._inbox.read_once,
+        )
+        self._beats = [asyncio.ensure_future(_forever(turn)) for turn in turns]
 
     async def _stop(self) -> None:
+        await self._inbox.aclose()
         for beat in self._beats:
             beat.cancel()
         await asyncio.gather(*self._beats, return_exceptions=True)
+        await self._presence.leave()
         await self._transport.aclose()
         for publisher in self._publishers.values():
             await publisher.aclose()
+        self._quarantine.close()
         await self.ledger.aclose()
 
 
@@ -147,16 +228,32 @@ async def _forever(turn: Callable[[], Awaitable[float]]) -> None:
     while True:
         try:
             pause = await turn()
-        except Exception as error:
-            log.exception("a loop's turn failed", error=type(error).__name__)
+        except Exception:
+            log.exception("a loop's turn failed", loop=turn.__qualname__)
             pause = AFTER_FAULT
         await asyncio.sleep(pause)
+
+
+def _publishers(settings: Settings, app: Celery) -> dict[str, Publisher]:
+    """What brings events to an endpoint, by its kind."""
+    found: dict[str, Publisher] = {}
+    for name, endpoint in settings.endpoints.items():
+        match endpoint:
+            case WebhookEndpoint():
+                found[name] = WebhookPublisher(endpoint)
+            case QueueEndpoint():
+                found[name] = QueuePublisher(endpoint.queue, app.connection_for_write)
+            case StreamEndpoint():
+                pass  # written in the ledger's own scripts
+            case _:
+                assert_never(endpoint)
+    return found
 
 
 def _rules(settings: Settings) -> Rules:
     return Rules(
         claim=ClaimRules(
-            worker=f"{socket.gethostname()}:{os.getpid()}",
+            worker=own_name(),
             lease=settings.lease,
             settle_delay=settings.settle_delay,
             max_attempts=settings.max_attempts,
@@ -204,6 +301,7 @@ def shut_down() -> None:
         if _runtime is not None:
             _runtime.stop()
             _runtime = None
+            flush_sentry()
 
 
 def _forget() -> None:

@@ -8,10 +8,12 @@ import base64
 import binascii
 import hashlib
 import hmac
+import json
 import secrets
+from functools import lru_cache
 
 from joserfc import jwe
-from joserfc.errors import JoseError
+from joserfc.errors import DecodeError, JoseError
 from joserfc.jwk import OctKey
 
 from worker.errors import SealingError, SettingsError
@@ -21,6 +23,18 @@ _SETTING = variable("sealing_keys")
 _KEY_BYTES = 32
 _HEADER = {"alg": "dir", "enc": "A256GCM"}
 _ALGORITHMS = ["dir", "A256GCM"]
+_LONGEST_KID = 64
+
+#: In place of a key's name, where a text names none.
+UNKNOWN = "?"
+
+
+class _Registry(jwe.JWERegistry):
+    """What is taken for a sealed text."""
+
+    #: What is sealed here is larger than a job in some places; by itself the library refuses to
+    #: open more than 64 KiB of what it has sealed itself.
+    max_ciphertext_length = 4 * 1024 * 1024
 
 
 class Keyring:
@@ -61,6 +75,11 @@ class Keyring:
             keys[kid] = key
         return cls(keys)
 
+    @property
+    def kids(self) -> tuple[str, ...]:
+        """The names of the keys; the first seals."""
+        return tuple(self._keys)
+
     @staticmethod
     def new(kid: str) -> str:
         """A fresh entry for the setting: `kid:base64url` of 32 random bytes."""
@@ -75,9 +94,14 @@ class Keyring:
     def open(self, sealed: str) -> bytes:
         """Open a JWE compact text. `SealingError` where it cannot be, without its content."""
         try:
-            found = jwe.decrypt_compact(sealed, self._key_of, algorithms=_ALGORITHMS)
+            found = jwe.decrypt_compact(sealed, self._key_of, registry=_Registry(None, _ALGORITHMS))
         except SealingError:
             raise
+        except DecodeError:
+            raise SealingError(
+                "not a JWE that opens: cut, changed since it was sealed, or sealed under another "
+                "key of that kid"
+            ) from None
         except (JoseError, ValueError, TypeError, KeyError) as error:
             raise SealingError(f"not a sealed text of ours: {type(error).__name__}") from None
         if found.plaintext is None:
@@ -95,5 +119,27 @@ class Keyring:
         kid = recipient.headers().get("kid")  # type: ignore[attr-defined]
         key = self._keys.get(kid)
         if key is None:
-            raise SealingError(f"sealed under kid {kid!r}, which {_SETTING} does not hold")
+            raise SealingError(f"sealed under kid {_short(kid)}, which {_SETTING} does not hold")
         return key
+
+
+def kid_of(sealed: str) -> str:
+    """The name of the key that a text is sealed under, as its header says; `?` if it says none."""
+    return _kid_in(sealed.partition(".")[0])
+
+
+@lru_cache(maxsize=256)
+def _kid_in(header: str) -> str:
+    # The same few headers stand in front of a million texts.
+    try:
+        found = json.loads(base64.urlsafe_b64decode(header + "=" * (-len(header) % 4)))
+    except ValueError:
+        return UNKNOWN
+    kid = found.get("kid") if isinstance(found, dict) else None
+    return kid if isinstance(kid, str) else UNKNOWN
+
+
+def _short(kid: object) -> str:
+    # Whoever sealed it named the key; the name goes into an error, and so into an event.
+    text = repr(kid)
+    return text if len(text) <= _LONGEST_KID else f"{text[:_LONGEST_KID]}..."

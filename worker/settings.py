@@ -3,12 +3,16 @@
 Read once, where a process starts; nothing here is read at import. Every duration is in seconds.
 """
 
+import base64
 import os
 import tomllib
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -49,6 +53,53 @@ class _Environment(EnvSettingsSource):
         return super().decode_complex_value(field_name, field, value)
 
 
+def _plain_url(url: str) -> str:
+    """Refuse an URL of which two readers could think differently where it leads."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:  # whose text would show a part of it
+        raise ValueError("is no URL") from None
+    if not host:
+        raise ValueError("names no host")
+    if "@" in parts.netloc:
+        raise ValueError("holds credentials: leave them out, the signature proves who sends")
+    if "\\" in url or not url.isprintable():
+        raise ValueError("holds a sign that no URL has: percent-encode it")
+    last = host.rstrip(".").rpartition(".")[2]
+    # 2130706433, 0x7f.1 and 0177.0.0.1 are all 127.0.0.1 to one library, and a name to another.
+    if not parts.netloc.startswith("[") and (last.isdigit() or last.startswith("0x")):
+        try:
+            IPv4Address(host)
+        except ValueError:
+            raise ValueError("its address is not of the form 192.0.2.1") from None
+    return url
+
+
+def _base64(secrets: list[SecretStr]) -> list[SecretStr]:
+    """Refuse what no two libraries would read as the same key."""
+    for number, one in enumerate(secrets, 1):
+        try:
+            key = base64.b64decode(one.get_secret_value().removeprefix("whsec_"), validate=True)
+        except ValueError:
+            key = b""
+        if not key:
+            raise ValueError(
+                f"entry {number} is not whsec_ and base64: make one with `regworker webhook secret`"
+            )
+    return secrets
+
+
+#: What is on a broker beside results: our own queues, Celery's and kombu's, RabbitMQ's.
+_TAKEN = ("registrations", "celery", "unacked", "amq.")
+
+
+def _not_ours(queue: str) -> str:
+    if queue.startswith(_TAKEN):
+        raise ValueError(f"is taken: results can't go where names start with {', '.join(_TAKEN)}")
+    return queue
+
+
 class StreamEndpoint(BaseModel):
     """Results on a Redis stream of the ledger's server, written with the final state itself."""
 
@@ -58,19 +109,49 @@ class StreamEndpoint(BaseModel):
     stream: Annotated[str, Field(pattern=r"^\{reg\}:[\w.:-]+$")] = Field(
         "{reg}:results", description="The stream's key; the ledger's hash tag stands in front."
     )
+    retention: float = Field(
+        604800,
+        gt=0,
+        description="How long entries are kept. Those that a consumer group has still to read or "
+        "to acknowledge are kept until it has.",
+    )
+    sealed: bool = Field(
+        False, description="Write events as JWE, to be opened with `REGWORKER_SEALING_KEYS`."
+    )
 
 
-class WebhookEndpoint(BaseModel):
-    """Results as signed HTTP requests (Standard Webhooks)."""
+class DeliveredEndpoint(BaseModel):
+    """Results by deliveries, which are tried again where they fail."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
-    kind: Literal["webhook"]
-    url: Annotated[str, Field(pattern=r"^https?://[^\s/]+")] = Field(
-        description="Gets a POST an event; https."
+    max_in_flight: int = Field(
+        10,
+        ge=1,
+        le=1000,
+        description="Events sent at a time across all workers, so that an endpoint that hangs "
+        "takes not every slot: fewer than `CONCURRENCY`.",
     )
-    secrets: Annotated[list[SecretStr], BeforeValidator(_split), Field(min_length=1)] = Field(
-        description="`whsec_...`, with commas: all sign, so that a receiver can change over."
+    disable_after: float = Field(
+        432000,
+        ge=0,
+        description="Disabled after nothing but failures for so long, with an event on the results "
+        "stream; 0: never.",
+    )
+
+
+class WebhookEndpoint(DeliveredEndpoint):
+    """Results as signed HTTP requests (Standard Webhooks)."""
+
+    kind: Literal["webhook"]
+    url: Annotated[str, Field(pattern=r"^https?://[^\s/]+"), AfterValidator(_plain_url)] = Field(
+        description="Gets a POST an event; https.", repr=False
+    )
+    secrets: Annotated[
+        list[SecretStr], BeforeValidator(_split), Field(min_length=1), AfterValidator(_base64)
+    ] = Field(
+        description="`whsec_` and base64, with commas: all sign, so that a receiver can change "
+        "over. `regworker webhook secret` makes one."
     )
     allow_http: bool = Field(False, description="Take http:// too. For development.")
     allow_private: bool = Field(
@@ -84,7 +165,16 @@ class WebhookEndpoint(BaseModel):
         return self
 
 
-Endpoint = Annotated[StreamEndpoint | WebhookEndpoint, Field(discriminator="kind")]
+class QueueEndpoint(DeliveredEndpoint):
+    """Results as plain JSON messages on the Celery broker: a quorum queue, or a Redis list."""
+
+    kind: Literal["queue"]
+    queue: Annotated[str, Field(pattern=r"^[A-Za-z][\w.-]{0,199}$"), AfterValidator(_not_ours)] = (
+        Field(description="The queue's name on RabbitMQ, the list's key on Redis.")
+    )
+
+
+Endpoint = Annotated[StreamEndpoint | WebhookEndpoint | QueueEndpoint, Field(discriminator="kind")]
 
 
 class Settings(BaseSettings):
@@ -149,6 +239,11 @@ class Settings(BaseSettings):
         description="How long a finished job's record (and key) is kept: longer than webhooks are "
         "tried (75 h).",
     )
+    dead_retention: float = Field(
+        2592000,
+        ge=86400,
+        description="How long a delivery that nobody took is kept, with its event, to be replayed.",
+    )
     breaker_threshold: int = Field(
         5, ge=1, description="Consecutive faults of an account after which its breaker opens."
     )
@@ -156,6 +251,11 @@ class Settings(BaseSettings):
         10, gt=0, description="How long an open breaker waits before it lets one probe through."
     )
 
+    require_sealed: bool = Field(
+        False,
+        description="Refuse jobs at the job stream and the task `registrations.register` whose "
+        "registration did not come as JWE, sealed by its sender.",
+    )
     pool: Literal["threads", "prefork", "solo"] = Field(
         "threads", description="Celery's pool: `threads`, `prefork`, `solo`."
     )
@@ -173,6 +273,31 @@ class Settings(BaseSettings):
         "/registration-worker", description="The events' CloudEvents `source` (an URI reference)."
     )
     sentry_dsn: SecretStr | None = Field(None, description="Report faults to this Sentry project.")
+    sentry_environment: str = Field(
+        "production", description="The environment that Sentry shows faults under."
+    )
+    sentry_traces_sample_rate: float = Field(
+        0,
+        ge=0,
+        le=1,
+        description="The share of jobs that are traced; a producer that traces itself decides for "
+        "its own jobs. 0: no traces.",
+    )
+    metrics_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="Serve `/metrics`, `/health` and `/ready` on this port; 0: any free one. More "
+        "processes on a host, and a pool's children, take the next free of the 100 from there on; "
+        "the exporter's `/targets` names them all.",
+    )
+    metrics_address: str = Field("127.0.0.1", description="The address that port is opened on.")
+    health_patience: float = Field(
+        30,
+        gt=0,
+        description="How long a part of a worker may do nothing until `regworker health` calls it "
+        "stuck.",
+    )
     log_format: Literal["json", "console"] = Field(
         "json", description="How log lines look: `json`, `console`."
     )
@@ -197,6 +322,29 @@ class Settings(BaseSettings):
                 "lease must be at least twice lease_renewal, so that one slow renewal loses none"
             )
         return self
+
+    @model_validator(mode="after")
+    def _streams_agree(self) -> Self:
+        seen: dict[str, tuple[str, StreamEndpoint]] = {}
+        for name, one in self.streams().items():
+            other, before = seen.setdefault(one.stream, (name, one))
+            if (one.retention, one.sealed) != (before.retention, before.sealed):
+                raise ValueError(
+                    f"endpoints {other} and {name} name one stream ({one.stream}), and must agree "
+                    "in RETENTION and SEALED"
+                )
+        return self
+
+    def streams(self) -> dict[str, StreamEndpoint]:
+        """The endpoints that are streams, by name; `results` among them unless it is another."""
+        names = {"results", *self.endpoints}
+        found = {name: self.endpoint(name) for name in sorted(names)}
+        return {name: one for name, one in found.items() if isinstance(one, StreamEndpoint)}
+
+    def delivered(self) -> dict[str, DeliveredEndpoint]:
+        """The endpoints that get their events by deliveries, by name."""
+        every = self.endpoints.items()
+        return {name: one for name, one in every if isinstance(one, DeliveredEndpoint)}
 
     def endpoint(self, name: str) -> Endpoint | None:
         """The endpoint of that name; `results` is there without being configured."""
@@ -250,7 +398,7 @@ def variable(*path: str) -> str:
 def _variable(loc: tuple[int | str, ...]) -> str:
     # The discriminator of an endpoint's kind stands in pydantic's path, and in no variable.
     parts = [str(part) for part in loc]
-    if len(parts) > 2 and parts[0] == "endpoints" and parts[2] in {"stream", "webhook"}:
+    if len(parts) > 2 and parts[0] == "endpoints" and parts[2] in {"stream", "webhook", "queue"}:
         del parts[2]
     return variable(*parts) if parts else f"{PREFIX}*"
 

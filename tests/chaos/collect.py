@@ -83,6 +83,11 @@ def ledger(server: "redis.Redis") -> Ledger:
     )
 
 
+def alarms(server: "redis.Redis") -> list[str]:
+    """Who is still to be looked at: every job and delivery that is not over has an alarm."""
+    return [member.decode() for member in server.zrange(f"{PREFIX}alarms", 0, -1)]
+
+
 def parsed(events: Iterable[bytes]) -> list[dict[str, Any]]:
     """Events as dictionaries."""
     return [json.loads(event) for event in events]

@@ -48,12 +48,13 @@ def schedule(seed: int, duration: float, profile: Profile) -> tuple[Fault, ...]:
     faults: list[Fault] = []
     at = profile.calm
     while at < duration:
-        kind = first.pop() if first else chance.choices(kinds, weights)[0]
+        kind = first[-1] if first else chance.choices(kinds, weights)[0]
         fault = KINDS[kind](at, chance, profile)
         # One thing at a time for each target; others go on side by side.
         if busy.get(fault.target, 0.0) <= at:
             busy[fault.target] = fault.until + 0.3
             faults.append(fault)
+            first = first[:-1]
         at = round(at + chance.uniform(*profile.gap), 3)
     return tuple(faults)
 
@@ -144,6 +145,11 @@ def _forget(at: float, chance: random.Random, profile: Profile) -> Fault:
     return Fault(at, "forget", _link(chance, profile, ("ledger", "broker")))
 
 
+def _jump_clock(at: float, chance: random.Random, profile: Profile) -> Fault:
+    forward = str(_seconds(chance, *profile.jump))
+    return Fault(at, "jump_clock", "clock", _seconds(chance, 2.0, 8.0), forward)
+
+
 def _weather(at: float, chance: random.Random, profile: Profile) -> Fault:
     return Fault(at, "weather", "sandbox", 0.0, str(chance.randrange(len(profile.weather))))
 
@@ -162,10 +168,12 @@ KINDS: Mapping[str, Maker] = {
     "mute": _mute,
     "delay": _delay,
     "forget": _forget,
+    "jump_clock": _jump_clock,
     "weather": _weather,
 }
 """Kinds of faults: kill -9 (`kill_*`), SIGSTOP for less (`pause`) and more (`freeze`) than a lease,
-SIGTERM (`stop`), what a link can do (see `proxy.py`), and other faults at the provider (`weather`).
+SIGTERM (`stop`), what a link can do (see `proxy.py`), the ledger's clock going forward and back
+again (`jump_clock`), and other faults at the provider (`weather`).
 """
 
 

@@ -43,13 +43,15 @@ WEATHER: tuple[Rates, ...] = (
 PACE: Mapping[str, Any] = {
     "call_budget": 1.2,
     # Longer than a request can be under way: held on its link (1.5 s) and carried out late (1.8 s),
-    # and than a frozen worker, which may have checked its lease just before, adds to that.
-    "settle_delay": 6.0,
+    # and than a frozen worker, which may have checked its lease just before, adds to that; and by
+    # as much as the ledger's clock may go forward meanwhile (4 s).
+    "settle_delay": 10.0,
     "lease": 3.0,
     "lease_renewal": 1.0,
     "clock_period": 0.2,
     "retry_base": 0.2,
-    "retry_cap": 1.0,
+    # So long that a job which is absent is asked after a dozen times until that is believed.
+    "retry_cap": 2.0,
     "breaker_threshold": 8,
     "breaker_pause": 0.5,
     "max_attempts": 50,
@@ -64,7 +66,8 @@ KINDS: Mapping[str, float] = {
     "freeze_worker": 2,
     "stop_worker": 2,
     "kill_ledger": 2,
-    "kill_broker": 1,
+    # So often that half an hour has fifty kills of each kind.
+    "kill_broker": 1.7,
     "reset": 3,
     "refuse": 2,
     "hold": 3,
@@ -72,6 +75,7 @@ KINDS: Mapping[str, float] = {
     "mute": 3,
     "delay": 2,
     "forget": 1,
+    "jump_clock": 2,
     "weather": 3,
 }
 
@@ -103,11 +107,18 @@ class Profile:
     freeze: tuple[float, float] = (3.4, 4.8)
     #: How long a worker is cut off from the ledger that is to lose its leases.
     partition: tuple[float, float] = (3.5, 6.0)
+    #: How far the clock of the ledger's server goes forward, to go back again later. Seen from
+    #: there the second is a jump back, and the longest ones end every lease at once.
+    jump: tuple[float, float] = (1.0, 4.0)
     pace: Mapping[str, Any] = field(default_factory=lambda: PACE)
 
     def paced(self, **changes: Any) -> "Profile":
         """The same with another pace."""
         return replace(self, pace={**self.pace, **changes})
+
+    def without(self, kind: str) -> "Profile":
+        """The same without one kind of fault."""
+        return replace(self, kinds={one: n for one, n in self.kinds.items() if one != kind})
 
 
 _SHORT = Profile(
@@ -119,7 +130,7 @@ _SHORT = Profile(
     kinds={},
     weather=({},),
     hook_faults=0.0,
-).paced(call_budget=1.0, settle_delay=2.5)
+).paced(call_budget=1.0, settle_delay=2.5, retry_cap=1.0)
 
 #: Runs that bring out one thing, by the sabotage (`sabotage.py`) that they are to find.
 PROFILES: Mapping[str, Profile] = {
@@ -127,12 +138,17 @@ PROFILES: Mapping[str, Profile] = {
     # Workers die while a call is under way that the provider will carry out.
     "lease_to_queued": replace(
         _SHORT,
+        # So that a successor, which takes seconds to start, does something before it is killed.
+        gap=(2.5, 3.5),
         kinds={"kill_worker": 1},
         weather=({"slow": {"probability": 0.8, "delay": 0.6}},),
     ),
     # A worker is cut off with answers in its hands, which it brings when others have taken over.
     "no_fence": replace(
         _SHORT,
+        # So that one is there to take over.
+        workers=3,
+        gap=(3.0, 4.0),
         kinds={"partition": 1},
         partition=(3.5, 6.0),
         weather=({"too_many": 0.3, "drop_before_commit": 0.3},),

@@ -59,7 +59,7 @@ class RabbitNode:
 
     def wait(self) -> None:
         """Wait until it answers."""
-        stack.until(self._answers, "RabbitMQ does not answer", _START)
+        stack.until(lambda: self.serving, "RabbitMQ does not answer", _START)
 
     def kill(self) -> None:
         """End it as a power cut would: the script and the virtual machine under it."""
@@ -69,7 +69,9 @@ class RabbitNode:
             self._process.wait()
             self._process = None
 
-    def _answers(self) -> bool:
+    @property
+    def serving(self) -> bool:
+        """Whether it answers."""
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
                 connection.sendall(b"AMQP\x00\x00\x09\x01")

@@ -10,11 +10,14 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.chaos.checks import KINDS, Violation
-from tests.chaos.cluster import Kill
 from tests.chaos.collect import Seen, parsed
+from tests.chaos.processes import Kill
 
 #: Violations that are shown one by one; more are only counted.
 MOST = 20
+
+#: Milliseconds. Longer than it takes until a dead worker's job is claimed again.
+RECOVERY = 10_000.0
 
 
 @dataclass
@@ -41,8 +44,12 @@ class Report:
     provider_calls: int = 0
     attempts_unknown: int = 0
     seconds_to_quiet: float = 0.0
+    clock_moved: float = 0.0
+    """How far the ledger's clock was seen to jump, at least; seconds."""
     nemesis: dict[str, int] = field(default_factory=dict)
     faults_at_provider: dict[str, int] = field(default_factory=dict)
+    workers_killed: int = 0
+    brokers_killed: int = 0
     jobs_of_killed_workers: int = 0
     recovery_p50: float | None = None
     recovery_p99: float | None = None
@@ -113,6 +120,15 @@ class Report:
             console.print(f"{one.kind}: {one.job} {one.text}", markup=False, highlight=False)
         if len(violations) > MOST:
             console.print(f"... and {len(violations) - MOST} more")
+
+
+def measurable(kills: Sequence[Kill], jumps: Sequence[float]) -> list[Kill]:
+    """The kills after which the ledger's clock, which dates the next claim, was not set."""
+    return [
+        kill
+        for kill in kills
+        if not any(0 <= jump - (kill.at - kill.ahead) < RECOVERY for jump in jumps)
+    ]
 
 
 _CLAIMED = re.compile(r"(\d+) (?:calling|asking) by .*:(\d+)$")

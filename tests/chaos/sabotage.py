@@ -97,7 +97,7 @@ def late_event() -> None:
 
     patch(
         "_lib",
-        "redis.call('XADD', args[i], '*', 'event', event)",
+        "redis.call('XADD', stream, '*', 'event', event)",
         "local _ = event",
     )
     settle_command = attempt.settle
@@ -113,8 +113,8 @@ def late_event() -> None:
         publication = late.pop(id(command), None)
         if publication is not None and getattr(settled, "until", None) is not None:
             await asyncio.sleep(0.2)
-            for stream in publication.streams:
-                await self.redis.xadd(stream, {"event": publication.event})
+            if "results" in publication.endpoints:
+                await self.redis.xadd("{reg}:results", {"event": publication.event})
         return settled
 
     late: dict[int, Any] = {}

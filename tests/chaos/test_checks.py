@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from tests.chaos import checks
-from tests.chaos.cluster import Kill
 from tests.chaos.collect import Ledger, Seen
 from tests.chaos.load import Accepted, offers
 from tests.chaos.nemesis import KINDS, schedule
+from tests.chaos.processes import Kill
 from tests.chaos.profiles import PROFILES
-from tests.chaos.report import recoveries
+from tests.chaos.report import measurable, recoveries
 
 EMAIL = "a@example.com"
 KEY = "the key"
@@ -259,10 +259,13 @@ def test_the_premise_of_the_settle_delay_is_kept() -> None:
         if isinstance(rate, dict) and "delay" in rate
     )
     connecting = profile.pace["call_budget"] / 2
+    # By the ledger's clock, which may have gone forward by then.
+    settle -= profile.jump[1]
     assert profile.longest_hold + late < settle
     # A worker that is frozen just after it saw its lease alive sends when it wakes.
     assert profile.freeze[1] + profile.longest_hold + late < lease - connecting + settle
     assert profile.freeze[0] > lease, "it loses its leases"
+    assert profile.jump[1] > lease, "everybody does"
 
 
 def test_what_producers_offer_is_a_pure_function_of_the_seed() -> None:
@@ -285,3 +288,9 @@ def test_what_producers_offer_is_a_pure_function_of_the_seed() -> None:
 def test_recovery_counts_from_the_kill_to_the_next_claim(log: str, times: list[float]) -> None:
     """Of the jobs that the dead worker held then."""
     assert recoveries([Kill(7, 50.0)], [log]) == times
+
+
+def test_a_kill_just_before_the_clock_is_set_times_no_recovery() -> None:
+    """Its job's next claim is dated by another clock; also when that went back."""
+    kills = [Kill(1, 1_000.0), Kill(2, 45_000.0, ahead=4_000.0), Kill(3, 60_000.0)]
+    assert [kill.pid for kill in measurable(kills, [42_000.0])] == [1, 3]

@@ -132,6 +132,8 @@ def broken(folder: Path, broker: str, **environment: Any) -> Iterator[Broken]:
         if broker == "rabbitmq":
             environment.setdefault("broker_url", amqp_url())
             _purge()
+        else:
+            environment.setdefault("broker_url", "")
         here = running.enter_context(installation(folder, **environment))
         here.wait_for_line("ready.")
         yield Broken(here, broker, environment.get("broker_url", ""))

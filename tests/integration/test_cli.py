@@ -457,7 +457,7 @@ def test_submit_counts_a_rejected_job_as_failed(cli: Cli, ledger: SyncLedger) ->
 def test_status_tells_the_way_of_a_job(cli: Cli, registered: str) -> None:
     """Who took the job and what came of it stands in its timeline; its credentials don't."""
     shown = cli("status", registered).stdout
-    steps = [shown.index(step) for step in ("accepted", "calling by worker-1")]
+    steps = [shown.index(step) for step in ("accepted", "worker-1", "calls the provider")]
     assert steps == sorted(steps)
     assert "customer_key=[secret]" in shown
     assert SECRET_KEY not in shown

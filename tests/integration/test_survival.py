@@ -33,7 +33,8 @@ def slow(here: Installation, job: dict[str, Any], *more: dict[str, Any]) -> None
 
 def test_a_late_answer_of_a_worker_that_stood_still_counts(tmp_path: Path) -> None:
     """Its lease is gone, nobody could be asked: "registered" is a fact all the same, once."""
-    pace = {"call_budget": 15, "settle_delay": 20, "lease": 2, "lease_renewal": 0.5}
+    # A budget far longer than a slow machine takes to start the second worker.
+    pace = {"call_budget": 60, "settle_delay": 80, "lease": 2, "lease_renewal": 0.5}
     with installation(tmp_path, **pace) as here:
         job = skypostal()
         slow(here, job, {"kind": "server_error", "call": "customer-login", "times": None})

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.installation import PACE, PATIENCE, Installation, installation
+from tests.integration.installation import PACE, PATIENCE, SECRET, Installation, installation
 from tests.integration.jobs import email_of, open2b, skypostal
 from tests.rabbitmq import amqp_url
 from worker.cli import stack
@@ -130,7 +130,7 @@ def test_the_production_command_reads_celeryconfig_from_where_it_is_started(
         with log.open("wb") as output, stack.process(command, here.environment, tmp_path, output):
             stack.until(lambda: "ready." in log.read_text("utf-8"), "the worker is ready")
             assert here.run(skypostal())["type"] == "registration.registered"
-        assert "concurrency: 3" in log.read_text("utf-8")
+        assert '"concurrency": 3' in log.read_text("utf-8")
 
 
 def test_prefork_works_as_well(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_rabbitmq_works_as_the_broker(tmp_path: Path) -> None:
 def test_pools_that_would_block_the_loop_are_refused(tmp_path: Path, pool: str) -> None:
     """With a sentence that names the pools that work."""
     environment = stack.environment(
-        "redis://127.0.0.1:1/0", "http://127.0.0.1:1", "k:" + "A" * 43, "whsec_"
+        "redis://127.0.0.1:1/0", "http://127.0.0.1:1", "k:" + "A" * 43, SECRET
     )
     done = subprocess.run(
         stack.worker_command("--pool", pool),
@@ -193,7 +193,7 @@ def test_a_worker_refuses_settings_it_cannot_use(
 ) -> None:
     """In a sentence that names the variable, without a traceback."""
     environment = stack.environment(
-        "redis://127.0.0.1:1/0", "http://127.0.0.1:1", "k:" + "A" * 43, "whsec_", **PACE
+        "redis://127.0.0.1:1/0", "http://127.0.0.1:1", "k:" + "A" * 43, SECRET, **PACE
     )
     done = subprocess.run(
         stack.worker_command(),

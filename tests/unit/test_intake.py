@@ -139,6 +139,43 @@ def test_the_registration_travels_sealed() -> None:
     assert KEYRING.open(argument(job, registration, "payload")) == registration
 
 
+def sealed(content: Any, keyring: Keyring = KEYRING) -> dict[str, Any]:
+    """A job whose registration was sealed by its sender."""
+    return given(registration=keyring.seal(json.dumps(content).encode()))
+
+
+def test_a_registration_that_comes_sealed_is_the_same_as_a_plain_one() -> None:
+    """Opened, checked, and sealed again under the first key."""
+    assert INTAKE.check(sealed(REGISTRATION)) == INTAKE.check(given())
+    assert problems(sealed({"email": "a"})) == [("missing", "registration.password")]
+
+
+def test_a_registration_that_cannot_be_opened_is_named_with_all_that_is_wrong_besides() -> None:
+    """Its content is nobody's to judge, the rest of the job is."""
+    other = Keyring.parse(Keyring.new("other"))
+    bad = {**sealed(REGISTRATION, other), "lane": "fast"}
+    assert sorted(problems(bad)) == [("invalid", "lane"), ("invalid", "registration")]
+    assert problems(sealed("canary")) == [("invalid", "registration")]
+    text = given(registration=KEYRING.seal(b"{canary"))
+    assert problems(text) == [("invalid", "registration")]
+
+
+def test_where_sealing_is_required_a_plain_registration_is_refused() -> None:
+    """Everything else is said with it; a sealed one is taken."""
+    with pytest.raises(InvalidJob, match="REGWORKER_REQUIRE_SEALED") as caught:
+        INTAKE.check(given(registration={"email": "a"}), sealed_only=True)
+    assert {one.field for one in caught.value.problems} == {"registration", "registration.password"}
+    assert INTAKE.check(sealed(REGISTRATION), sealed_only=True)[1]
+
+
+def test_a_sealed_job_may_be_as_large_as_a_plain_one() -> None:
+    """What counts is the job, not what sealing adds to it."""
+    large = {**REGISTRATION, "note": "x" * (MAX_JOB_BYTES - 1000)}
+    job, registration = INTAKE.check(sealed(large))
+    assert KEYRING.open(argument(job, registration, "payload")) == registration
+    assert problems(sealed({**large, "note": "x" * MAX_JOB_BYTES})) == [("invalid", "")]
+
+
 def test_the_order_of_fields_makes_no_other_job() -> None:
     """A repeat is recognised whoever wrote its JSON."""
     turned = dict(reversed(REGISTRATION.items()))

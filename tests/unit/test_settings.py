@@ -9,7 +9,7 @@ from worker.errors import SettingsError
 from worker.settings import Settings, StreamEndpoint, WebhookEndpoint, variable
 
 KEYS = "test:" + "A" * 43
-SECRET = "whsec_canary"
+SECRET = "whsec_canary12"
 WEBHOOK = {"KIND": "webhook", "URL": "https://crm.example.com/hook", "SECRETS": SECRET}
 
 
@@ -97,12 +97,12 @@ def test_results_may_be_configured_to_be_something_else(env: Any) -> None:
 def test_a_webhook_takes_several_secrets(env: Any) -> None:
     """So that a receiver can change over."""
     env(**{f"ENDPOINTS__CRM__{name}": value for name, value in WEBHOOK.items()})
-    env(ENDPOINTS__CRM__SECRETS="whsec_canary1, whsec_canary2")
+    env(ENDPOINTS__CRM__SECRETS="whsec_canary11, whsec_canary22")
     endpoint = Settings.load().endpoint("crm")
     assert isinstance(endpoint, WebhookEndpoint)
     assert [one.get_secret_value() for one in endpoint.secrets] == [
-        "whsec_canary1",
-        "whsec_canary2",
+        "whsec_canary11",
+        "whsec_canary22",
     ]
     assert "canary" not in repr(Settings.load())
 
@@ -117,12 +117,49 @@ def test_a_webhook_is_encrypted_unless_allowed_otherwise(env: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    "url",
+    [
+        "https://crm.example.com",
+        "https://crm.example.com.:8443/a/b?c=d",
+        "https://192.0.2.1/hook",
+        "https://[2001:db8::1]:8443/hook",
+        "https://3com.example/hook",
+        "https://bücher.example/hook",
+    ],
+)
+def test_an_url_that_all_read_alike_is_taken(env: Any, url: str) -> None:
+    """Names, and addresses in their usual form; where they lead is checked when they are used."""
+    env(**{f"ENDPOINTS__CRM__{name}": value for name, value in (WEBHOOK | {"URL": url}).items()})
+    endpoint = Settings.load().endpoint("crm")
+    assert isinstance(endpoint, WebhookEndpoint)
+    assert endpoint.url == url
+    assert url not in repr(endpoint), "a path may hold a secret"
+
+
+@pytest.mark.parametrize(
     ("fields", "name"),
     [
         ({"KIND": "webhook", "URL": "https://x"}, "ENDPOINTS__CRM__SECRETS"),
         ({"KIND": "webhook", "SECRETS": SECRET}, "ENDPOINTS__CRM__URL"),
         ({**WEBHOOK, "URL": "ftp://canary"}, "ENDPOINTS__CRM__URL"),
         ({**WEBHOOK, "COLOR": "canary"}, "ENDPOINTS__CRM__COLOR"),
+        ({**WEBHOOK, "SECRETS": "whsec_canary"}, "ENDPOINTS__CRM__SECRETS"),
+        ({**WEBHOOK, "SECRETS": f"{SECRET},whsec_-_canary"}, "ENDPOINTS__CRM__SECRETS"),
+        ({**WEBHOOK, "SECRETS": "whsec_"}, "ENDPOINTS__CRM__SECRETS"),
+        ({**WEBHOOK, "URL": "https://canary:canary@x/hook"}, "ENDPOINTS__CRM__URL"),
+        ({**WEBHOOK, "URL": "https://x\\@canary/hook"}, "ENDPOINTS__CRM__URL"),
+        ({**WEBHOOK, "URL": "https://2130706433/canary"}, "ENDPOINTS__CRM__URL"),
+        ({**WEBHOOK, "URL": "https://0x7f.0.0.1/canary"}, "ENDPOINTS__CRM__URL"),
+        ({**WEBHOOK, "URL": "https://canary.0x7f/"}, "ENDPOINTS__CRM__URL"),
+        ({**WEBHOOK, "URL": "https://0177.0.0.1./canary"}, "ENDPOINTS__CRM__URL"),
+        ({**WEBHOOK, "URL": "https://127.1/canary"}, "ENDPOINTS__CRM__URL"),
+        ({**WEBHOOK, "URL": "https://[::1/canary"}, "ENDPOINTS__CRM__URL"),
+        ({**WEBHOOK, "URL": "https://x:canary/"}, "ENDPOINTS__CRM__URL"),
+        ({**WEBHOOK, "URL": "https://:443/canary"}, "ENDPOINTS__CRM__URL"),
+        ({**WEBHOOK, "MAX_IN_FLIGHT": "0"}, "ENDPOINTS__CRM__MAX_IN_FLIGHT"),
+        ({"KIND": "queue"}, "ENDPOINTS__CRM__QUEUE"),
+        ({"KIND": "queue", "QUEUE": "{reg}:jobs"}, "ENDPOINTS__CRM__QUEUE"),
+        ({"KIND": "queue", "QUEUE": "registrations.live"}, "ENDPOINTS__CRM__QUEUE"),
         ({"KIND": "stream", "STREAM": "elsewhere"}, "ENDPOINTS__CRM__STREAM"),
         ({"KIND": "pigeon"}, "ENDPOINTS__CRM"),
         ({"URL": "https://x"}, "ENDPOINTS__CRM"),

@@ -43,9 +43,13 @@ COMMANDS = {
         "worker.cli.status:status", "Show where a job stands, and its way there.", _JOBS
     ),
     "results": Entry(
-        "worker.cli.results:results", "Print results, and follow as they come.", _JOBS
+        "worker.cli.results:app", "Print results, and follow as they come.", _JOBS
     ),
     "cancel": Entry("worker.cli.cancel:cancel", "Take a job back before it is called out.", _JOBS),
+    "top": Entry("worker.cli.top:top", "Watch the whole installation live.", _NIGHT),
+    "stats": Entry(
+        "worker.cli.stats:stats", "Show how much of everything there is, for scripts too.", _NIGHT
+    ),
     "review": Entry(
         "worker.cli.review:app", "Settle jobs that only a person can tell about.", _NIGHT
     ),
@@ -55,14 +59,29 @@ COMMANDS = {
     "redrive": Entry(
         "worker.cli.redrive:redrive", "Give abandoned jobs another life; asked after first.", _NIGHT
     ),
+    "deliveries": Entry(
+        "worker.cli.deliveries:app", "See and replay results that endpoints did not take.", _NIGHT
+    ),
+    "webhook": Entry(
+        "worker.cli.webhook:app", "Try a webhook by hand; make secrets to sign with.", _NIGHT
+    ),
     "quarantine": Entry(
         "worker.cli.quarantine:app", "See messages that could not be read; put them back.", _NIGHT
     ),
     "doctor": Entry(
         "worker.cli.doctor:doctor", "Check the installation: what would lose jobs.", _NIGHT
     ),
+    "health": Entry(
+        "worker.cli.health:health", "Tell whether the worker here works, or is stuck.", _NIGHT
+    ),
+    "exporter": Entry(
+        "worker.cli.exporter:exporter", "Serve what all workers share to Prometheus.", _NIGHT
+    ),
     "settings": Entry("worker.cli.settings:settings", "List every setting there is.", _SETUP),
-    "keys": Entry("worker.cli.keys:app", "Make keys that seal secrets at rest.", _SETUP),
+    "contract": Entry(
+        "worker.cli.contract:app", "Print the contract: AsyncAPI and JSON Schemas.", _SETUP
+    ),
+    "keys": Entry("worker.cli.keys:app", "Make keys that seal secrets, and change them.", _SETUP),
 }
 """All commands: where each is, and its line in `regworker --help`."""
 

@@ -8,8 +8,10 @@ from worker.errors import SettingsError
 
 if TYPE_CHECKING:
     from worker.ledger import SyncLedger
+    from worker.lookout import Lookout
     from worker.operator import Operator
     from worker.producer import Producer
+    from worker.rotation import Rotation
     from worker.settings import Settings
 
 
@@ -25,13 +27,13 @@ def open_producer(settings: "Settings | None" = None) -> Iterator["Producer"]:
 
 
 @contextmanager
-def open_ledger() -> Iterator["SyncLedger"]:
+def open_ledger(settings: "Settings | None" = None) -> Iterator["SyncLedger"]:
     """A connection to the ledger, for a command that neither seals nor opens anything."""
     from worker.ledger import SyncLedger
     from worker.settings import Settings
 
     # Whoever only reads what is published needs no key.
-    settings = Settings.load(sealing_keys="")
+    settings = settings or Settings.load(sealing_keys="")
     with _url_checked():
         ledger = SyncLedger(settings.redis_url)
     try:
@@ -51,6 +53,32 @@ def open_operator() -> Iterator["Operator"]:
         operator = Operator(settings)
     with operator:
         yield operator
+
+
+@contextmanager
+def open_lookout() -> Iterator["Lookout"]:
+    """Eyes on the whole installation, closed at the end; they need no key."""
+    from worker.lookout import Lookout
+    from worker.settings import Settings
+
+    settings = Settings.load(sealing_keys="")
+    with _url_checked():
+        lookout = Lookout(settings)
+    with lookout:
+        yield lookout
+
+
+@contextmanager
+def open_rotation() -> Iterator["Rotation"]:
+    """A look at which keys are in use, closed at the end."""
+    from worker.rotation import Rotation
+    from worker.settings import Settings
+
+    settings = Settings.load()
+    with _url_checked():
+        rotation = Rotation(settings)
+    with rotation:
+        yield rotation
 
 
 @contextmanager

@@ -77,17 +77,24 @@ def _accounts() -> list[Row]:
 
 
 def _endpoints() -> list[Row]:
-    from worker.settings import PREFIX, StreamEndpoint, WebhookEndpoint
+    from worker.settings import PREFIX, QueueEndpoint, StreamEndpoint, WebhookEndpoint
 
     rows: list[Row] = []
-    for model in (StreamEndpoint, WebhookEndpoint):
+    kinds_of: dict[str, list[str]] = {}
+    for model in (StreamEndpoint, WebhookEndpoint, QueueEndpoint):
         kind = model.model_fields["kind"].annotation.__args__[0]  # type: ignore[union-attr]
         for name, field in model.model_fields.items():
             if name == "kind":
                 continue
-            text = f"kind `{kind}`: {_text(field)}"
-            rows.append((f"{PREFIX}ENDPOINTS__<NAME>__{name.upper()}", _default(field), text))
-    kinds = "Where results go: `stream` or `webhook`."
+            variable = f"{PREFIX}ENDPOINTS__<NAME>__{name.upper()}"
+            if variable not in kinds_of:
+                rows.append((variable, _default(field), _text(field)))
+            kinds_of.setdefault(variable, []).append(f"`{kind}`")
+    rows = [
+        (variable, default, f"kind {' or '.join(kinds_of[variable])}: {text}")
+        for variable, default, text in rows
+    ]
+    kinds = "Where results go: `stream`, `webhook` or `queue`."
     return [(f"{PREFIX}ENDPOINTS__<NAME>__KIND", "required", kinds), *rows]
 
 

@@ -1,11 +1,13 @@
 """`regworker status`."""
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
+from worker.cli import moments
 from worker.cli.connection import open_producer
 from worker.cli.output import (
     AsJson,
@@ -71,6 +73,7 @@ def status(
 
 def show(found: "Status", *, show_outcome: bool) -> None:
     """Print a job for people: where it stands, why it waits, and its timeline."""
+    now = datetime.now(UTC)
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim")
     facts.add_column(overflow="fold")
@@ -78,24 +81,25 @@ def show(found: "Status", *, show_outcome: bool) -> None:
     facts.add_row("state", state_text(found.state))
     if (why := _why(found)) and not found.final:
         facts.add_row("waits", Text(plain(why)))
-    if found.due is not None:
-        facts.add_row("until", time_text(found.due))
+    if found.due is not None and found.due > now:
+        facts.add_row("until", _when(found.due, now))
     facts.add_row("key", Text(plain(found.idempotency_key)))
     facts.add_row("account", Text(plain(f"{found.provider}/{found.account}")))
     facts.add_row("attempts", str(found.attempts))
-    facts.add_row("accepted", time_text(found.accepted_at))
+    facts.add_row("accepted", _when(found.accepted_at, now))
     if found.finished_at is None:
-        facts.add_row("deadline", time_text(found.deadline))
+        facts.add_row("deadline", _when(found.deadline, now))
     else:
-        facts.add_row("finished", time_text(found.finished_at))
+        facts.add_row("finished", _when(found.finished_at, now))
 
     way = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     way.add_column("when")
     way.add_column("after", justify="right", style="dim")
+    way.add_column("who", style="dim", no_wrap=True)
     way.add_column("what", overflow="fold")
-    for at, what in found.timeline:
+    for at, line in found.timeline:
         after = (at - found.accepted_at).total_seconds()
-        way.add_row(time_text(at), f"{after:+.3f} s", Text(plain(what)))
+        way.add_row(time_text(at), _after(after), *_step(plain(line)))
 
     console = out()
     console.print(facts)
@@ -105,6 +109,38 @@ def show(found: "Status", *, show_outcome: bool) -> None:
         console.print()
         event = public(found.event, show_outcome=show_outcome)
         console.print(event_line(event), soft_wrap=True)
+
+
+#: Lines of a timeline that say who: what they did, in words.
+_DOINGS = {
+    "calling": "calls the provider",
+    "asking": "asks the provider what became of it",
+    "registered": "registered, says a person",
+    "rejected": "rejected, says a person",
+    "resend": "to be sent again, says a person, unless it is found",
+}
+
+
+def _step(line: str) -> tuple[Text, Text]:
+    """Who did something, where the timeline says it, and what."""
+    what, by, who = line.partition(" by ")
+    if by and what in _DOINGS:
+        return Text(who), Text(_DOINGS[what])
+    # `unknown: ReadTimeout`: the state in its colour, then what led there.
+    state, colon, reason = line.partition(":")
+    return Text(), Text.assemble(state_text(state), colon, reason)
+
+
+def _when(at: datetime, now: datetime) -> str:
+    """A time, and how far it is from now."""
+    seconds = (at - now).total_seconds()
+    away = moments.length(abs(seconds))
+    return f"{time_text(at)} ({f'in {away}' if seconds > 0 else f'{away} ago'})"
+
+
+def _after(seconds: float) -> str:
+    """How long after acceptance: to the millisecond at first, where that tells something."""
+    return f"{seconds:.3f} s" if seconds < 60 else moments.length(seconds)
 
 
 def _why(found: "Status") -> str:

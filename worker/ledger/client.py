@@ -99,10 +99,11 @@ class AsyncLedger:
     """The ledger for the worker's loop. Concurrent commands share pipelines.
 
     `await ledger(command)` gives what the command reads; `LedgerUnavailable` after `patience`
-    seconds without an answer.
+    seconds without an answer. `timed` hears of each round trip, in seconds.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, timed: Callable[[float], None] = lambda _: None) -> None:
+        self._timed = timed
         self.redis: redis.asyncio.Redis = redis.asyncio.Redis.from_url(
             url,
             retry=AsyncRetry(NoBackoff(), 0),
@@ -182,7 +183,10 @@ class AsyncLedger:
         pipeline = self.redis.pipeline(transaction=False)
         for command in commands:
             pipeline.evalsha(*evalsha(command))
-        return list(await pipeline.execute(raise_on_error=False))
+        sent = time.perf_counter()
+        answers = list(await pipeline.execute(raise_on_error=False))
+        self._timed(time.perf_counter() - sent)
+        return answers
 
 
 class SyncLedger:

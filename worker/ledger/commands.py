@@ -17,6 +17,7 @@ from worker.ledger.records import (
     Claim,
     Conflict,
     Delivery,
+    Idle,
     NotNow,
     Over,
     Record,
@@ -24,6 +25,7 @@ from worker.ledger.records import (
     Settled,
     Spent,
     Stale,
+    Tried,
     Unconfigured,
     Wake,
     text,
@@ -34,10 +36,17 @@ PREFIX = "{reg}:"
 ALARMS = f"{PREFIX}alarms"
 STATS = f"{PREFIX}stats"
 DEAD = f"{PREFIX}dead"
+"""Deliveries that nobody took, by the time they were given up (ms)."""
 REVIEWS = f"{PREFIX}reviews"
 """Jobs in review, by the time they came there (ms)."""
 CONFIGURED = f"{PREFIX}configured"
 """Names of accounts and endpoints that workers have announced: `account:...`, `endpoint:...`."""
+
+JOBS = f"{PREFIX}jobs"
+"""The job stream: what is in it has still to be taken. All workers read it as one group."""
+
+STREAMS = f"{PREFIX}streams"
+"""By endpoint's name, the streams that workers have announced: `plain <key>`, `sealed <key>`."""
 
 Argument = str | bytes | int | float
 
@@ -62,21 +71,12 @@ class Publication:
     event_id: str
     event: bytes = field(repr=False)
     sealed: str = field(repr=False)
-    streams: tuple[str, ...] = ()
     endpoints: tuple[str, ...] = ()
-    """Endpoints that get it by a delivery of their own (webhooks, queues)."""
+    """Who gets it. The script knows which of them are streams: workers have announced it."""
 
     def args(self) -> tuple[Argument, ...]:
-        """As `publish()` in `_lib.lua` takes it; a stream that is named twice gets it once."""
-        streams = tuple(dict.fromkeys(self.streams))
-        return (
-            self.event_id,
-            self.event,
-            self.sealed,
-            len(streams),
-            *streams,
-            *self.endpoints,
-        )
+        """As `publish()` in `_lib.lua` takes it."""
+        return (self.event_id, self.event, self.sealed, *self.endpoints)
 
 
 def job_key(job_id: str) -> str:
@@ -125,9 +125,18 @@ def look(job_id: str) -> Command[Record | None]:
 
 
 def accept(
-    job: Job, payload: str, fingerprints: Sequence[str], deadline: float
+    job: Job,
+    payload: str,
+    fingerprints: Sequence[str],
+    deadline: float,
+    entry: str = "",
+    trace: str = "",
 ) -> Command[Accepted | Conflict | Unconfigured]:
-    """-> queued. `deadline`: seconds from acceptance, used where the job names none."""
+    """-> queued. `deadline`: seconds from acceptance, used where the job names none.
+
+    `entry`: that of the job stream which holds the job; done with once the job is in. `trace`:
+    what continues its producer's trace; no part of the job.
+    """
 
     def read(answer: Any) -> Accepted | Conflict | Unconfigured:
         verdict = text(answer[0])
@@ -143,12 +152,13 @@ def accept(
     names = [account_name(job.provider, job.account), *map(endpoint_name, job.reply_to)]
     return Command(
         "accept",
-        (job_key(job_id), ALARMS, CONFIGURED),
+        (job_key(job_id), ALARMS, CONFIGURED, JOBS),
         (
             job_id,
             secrets.token_hex(8),
             0 if own else ms(deadline),
             ms(own.timestamp()) if own else 0,
+            entry,
             len(fingerprints),
             *fingerprints,
             len(names),
@@ -161,6 +171,7 @@ def accept(
             *("reply_to", json.dumps(job.reply_to)),
             *("metadata", json.dumps(job.metadata, separators=(",", ":"))),
             *("payload", payload),
+            *(("trace", trace) if trace else ()),
         ),
         read,
     )
@@ -311,24 +322,36 @@ def ring(most: int) -> Command[Ring]:
     return Command("ring", (ALARMS,), (most,), read)
 
 
-def deliver(member: str, lease: float) -> Command[Delivery | None]:
-    """Lease one try at a delivery; None where there is nothing to do now."""
+def deliver(member: str, lease: float) -> Command[Delivery | Idle]:
+    """Lease one try at a delivery, and a place among its endpoint's tries."""
 
-    def read(answer: Any) -> Delivery | None:
-        if text(answer[0]) != "try":
-            return None
+    def read(answer: Any) -> Delivery | Idle:
+        verdict = text(answer[0])
+        if verdict != "try":
+            return Idle(verdict, text(answer[2]))
         return Delivery.read(member, int(answer[1]), answer[2:])
 
-    return Command("deliver", (delivery_key(member), ALARMS), (member, ms(lease)), read)
+    arguments = (member, secrets.token_hex(8), ms(lease))
+    return Command("deliver", (delivery_key(member), ALARMS), arguments, read)
 
 
-def delivered(delivery: Delivery, verdict: str, reason: str, delay: float) -> Command[str]:
-    """Settle one try at a delivery: `arrived`, `later` (in `delay` seconds) or `dead`."""
+def delivered(
+    delivery: Delivery, verdict: str, reason: str, delay: float, *, blame: bool = True
+) -> Command[Tried]:
+    """Settle one try at a delivery: `arrived`, `later` (in `delay` seconds) or `dead`.
+
+    `blame`: a failure is the endpoint's, and not a fault of ours.
+    """
+
+    def read(answer: Any) -> Tried:
+        wakes = [Wake(text(answer[2]), "delivery")] if answer[2] else []
+        return Tried(text(answer[0]), int(answer[1]) / 1000, tuple(wakes))
+
     return Command(
         "delivered",
-        (delivery_key(delivery.member), ALARMS, DEAD),
-        (delivery.member, delivery.fence, verdict, reason, ms(delay)),
-        text,
+        (delivery_key(delivery.member), ALARMS),
+        (delivery.member, delivery.fence, verdict, reason, ms(delay), int(blame)),
+        read,
     )
 
 

@@ -1,9 +1,8 @@
 """What the ledger's answers are read into."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 from worker.lifecycle import FINAL, State
 
@@ -37,6 +36,8 @@ class Record:
     leased_by: str
     why: str
     timeline: tuple[tuple[int, str], ...] = ()
+    trace: str = field(default="", repr=False)
+    """What continues its producer's trace (`worker.tracing`)."""
     payload: str = field(default="", repr=False)
     """The registration, sealed; empty once the job is over."""
     event: str = field(default="", repr=False)
@@ -65,6 +66,7 @@ class Record:
             leased_by=found.get("leased_by", ""),
             why=found.get("why", ""),
             timeline=tuple(_line(line) for line in found.get("log", "").split("\n") if line),
+            trace=found.get("trace", ""),
             payload=found.get("payload", ""),
             event=found.get("event", ""),
             **number,
@@ -201,6 +203,9 @@ class Delivery:
     started_at: int
     """When its schedule began: when it was made, or replayed."""
     at: int
+    provider: str = ""
+    account: str = ""
+    trace: str = field(default="", repr=False)
 
     @classmethod
     def read(cls, member: str, at: int, flat: Flat) -> Self:
@@ -217,6 +222,9 @@ class Delivery:
             created_at=int(found["created_at"]),
             started_at=int(found.get("started_at") or found["created_at"]),
             at=at,
+            provider=found.get("provider", ""),
+            account=found.get("account", ""),
+            trace=found.get("trace", ""),
         )
 
 
@@ -241,77 +249,6 @@ class Tried:
     state: str
     failing: float
     wakes: tuple[Wake, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class EndpointState:
-    """An endpoint that deliveries go to, as all workers see it. Times in ms; 0: never."""
-
-    name: str
-    at: int
-    """The server's time of this."""
-    pending: int
-    trying: int
-    in_line: int
-    max_in_flight: int
-    failing_since: int
-    """When the first of the failures was after which it has taken nothing."""
-    failures: int
-    disabled: bool
-    disabled_at: int
-    since: int
-    """Since when it was of no use, when it was disabled last."""
-    why: str
-    disables: int
-    """How often it has been disabled."""
-
-    @classmethod
-    def read(cls, name: str, answer: Flat) -> Self:
-        """Read the answer of `endpoint`."""
-        found = pairs(answer[4:])
-        numbers = ("max_in_flight", "failing_since", "failures", "disabled_at", "since", "disables")
-        return cls(
-            name=name,
-            at=int(answer[0]),
-            pending=int(answer[1]),
-            trying=int(answer[2]),
-            in_line=int(answer[3]),
-            disabled=found.get("disabled") == "1",
-            why=found.get("why", ""),
-            **{one: int(found.get(one) or 0) for one in numbers},
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """A delivery that is pending or dead, for a person to look at. Times in ms; 0: none."""
-
-    id: str
-    job_id: str
-    event_id: str
-    endpoint: str
-    state: str
-    tries: int
-    created_at: int
-    due_at: int
-    dead_at: int
-    why: str
-    """What its last try came to."""
-
-    #: The fields of its hash that it is read from.
-    FIELDS: ClassVar = (
-        *("job", "event_id", "endpoint", "state", "tries"),
-        *("created_at", "due_at", "dead_at", "why"),
-    )
-
-    @classmethod
-    def read(cls, id_: str, values: Sequence[Any]) -> Self | None:
-        """Read `FIELDS`; None where the delivery has gone."""
-        if values[3] is None:
-            return None
-        job, event_id, endpoint, state, *numbers, why = (text(one or b"") for one in values)
-        times = (int(one or 0) for one in numbers)
-        return cls(id_, job, event_id, endpoint, state, *times, why)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,13 +20,20 @@ class Later:
 
 
 @dataclass(frozen=True, slots=True)
-class Dead:
-    """Not to be tried again by itself."""
+class Gone:
+    """The endpoint wants no events any more, neither this one nor others."""
 
     reason: str
 
 
-Delivered = Arrived | Later | Dead
+@dataclass(frozen=True, slots=True)
+class NotTried:
+    """A fault of ours: something is missing in this worker. It says nothing of the endpoint."""
+
+    reason: str
+
+
+Delivered = Arrived | Later | Gone | NotTried
 
 
 class Publisher(Protocol):

@@ -18,6 +18,7 @@ from tests.chaos.collect import Seen, parsed
 from tests.chaos.load import Accepted, Offer, offers
 from tests.chaos.nemesis import Nemesis, schedule
 from tests.chaos.report import Report
+from tests.chaos.rest import Patience
 from worker.cli import stack
 from worker.job import job_id
 
@@ -120,12 +121,13 @@ class StockSide:
             self.console.print(f"{text}  {nemesis.last}", markup=False, highlight=False)
 
     def _wait_for_quiet(self) -> None:
-        end = time.monotonic() + self.given.until_quiet
-        while time.monotonic() < end:
+        patience = Patience(self.given.duration)
+        while not patience.out:
             told = {event["subject"] for event in parsed(self._events())}
             waiting = sum(one.job_id not in told for one in self.accepted)
             if not waiting:
                 return
+            patience.see(waiting)
             self.console.print(f"waiting for {waiting} jobs", highlight=False)
             time.sleep(1.0)
 

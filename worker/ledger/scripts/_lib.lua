@@ -151,7 +151,9 @@ end
 
 -- Publish an event: on streams at once, to other endpoints by deliveries set off, whose members are
 -- returned. args from `from` on: event_id, event (as published), sealed, endpoint...
-local function tell(id, at, args, from)
+-- `job`: whose event it is; none of a request that made no job, or of an endpoint.
+local function tell(id, at, args, from, job)
+  job = job or {provider = '', account = ''}
   local event_id, event, sealed = args[from], args[from + 1], args[from + 2]
   local others = write(event_id, event, sealed, args, from + 3)
   local members = {}
@@ -160,7 +162,8 @@ local function tell(id, at, args, from)
     local _, pending = endpoint_keys(endpoint)
     redis.call('HSET', delivery_key(member), 'job', id, 'event_id', event_id,
       'endpoint', endpoint, 'event', sealed, 'tries', '0', 'state', 'pending',
-      'created_at', string.format('%.0f', at))
+      'created_at', string.format('%.0f', at), 'provider', job.provider, 'account', job.account,
+      'trace', job.trace or '')
     redis.call('ZADD', pending, string.format('%.0f', at), member)
     alarm(member, at + FIRST_PUSH)
     members[#members + 1] = member
@@ -170,7 +173,7 @@ end
 
 -- What is told of a job is kept with it; args as for `tell`.
 local function publish(id, job, at, args, from)
-  local members = tell(id, at, args, from)
+  local members = tell(id, at, args, from, job)
   set(id, {event = args[from + 2]})
   return members
 end

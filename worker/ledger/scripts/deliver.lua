@@ -1,15 +1,45 @@
--- deliver: (a delivery) pending: claimed for one try
+-- deliver: (a delivery) pending: claimed for one try; or pending -> dead, its endpoint disabled
 -- KEYS: delivery, alarms
--- ARGV: member, lease_ms
--- Returns {'try', at, field, value, ...}, or {'over' | 'busy', at}
-local at = now()
+-- ARGV: member, token, lease_ms
+-- Returns {'try', at, field, value, ...}   leased, and a place among the endpoint's tries taken
+--         {'over' | 'dead', at, why}       nothing to do any more
+--         {'busy' | 'full', at, until}     not now; its alarm is set
+-- `token` tells a client's own retry, its first answer lost, from a second worker.
+local member, token, at = ARGV[1], ARGV[2], now()
 local d = table_of(redis.call('HGETALL', KEYS[1]))
 if d.state ~= 'pending' then
-  redis.call('ZREM', KEYS[2], ARGV[1])
-  return {'over', at}
+  redis.call('ZREM', KEYS[2], member)
+  return {'over', at, d.state or 'gone'}
 end
-if tonumber(d.lease_until or '0') > at or tonumber(d.due_at or '0') > at then return {'busy', at} end
-local till = string.format('%.0f', at + tonumber(ARGV[2]))
-redis.call('HSET', KEYS[1], 'lease_until', till, 'fence', tonumber(d.fence or '0') + 1)
-redis.call('ZADD', KEYS[2], till, ARGV[1])
-return {'try', at, unpack(redis.call('HGETALL', KEYS[1]))}
+local lease_until, due_at = tonumber(d.lease_until or '0'), tonumber(d.due_at or '0')
+local function try() return {'try', at, unpack(redis.call('HGETALL', KEYS[1]))} end
+if d.token == token and lease_until > at then return try() end
+if lease_until > at or due_at > at then return {'busy', at, math.max(lease_until, due_at)} end
+
+local endpoint, _, trying, line = endpoint_keys(d.endpoint)
+local e = table_of(redis.call('HGETALL', endpoint))
+if e.disabled == '1' then
+  local why = 'the endpoint is disabled: ' .. e.why
+  tell_job(d, at, 'dead ' .. why)
+  bury(member, d, at, why)
+  return {'dead', at, why}
+end
+redis.call('ZREMRANGEBYSCORE', trying, '-inf', at)
+local cap = tonumber(e.max_in_flight or '0')
+if cap > 0 and redis.call('ZCARD', trying) >= cap then
+  stand_in_line(member, d, at)
+  return {'full', at, at + IN_LINE}
+end
+
+local till = string.format('%.0f', at + tonumber(ARGV[3]))
+redis.call('HSET', KEYS[1], 'lease_until', till, 'fence', tonumber(d.fence or '0') + 1,
+  'token', token, 'wakes', '0')
+redis.call('ZADD', trying, till, member)
+redis.call('ZREM', line, member)
+redis.call('ZADD', KEYS[2], till, member)
+if cap > 0 and redis.call('ZCARD', trying) < cap then
+  -- Room for one more: a lease ran out, or whom the place was passed to had no use for it.
+  local first = redis.call('ZPOPMIN', line)
+  if first[1] then alarm(first[1], at) end
+end
+return try()

@@ -1,36 +1,59 @@
 -- delivered: (a delivery) pending -> gone (arrived) | pending (tried again later) | dead
--- KEYS: delivery, alarms, dead
--- ARGV: member, fence, verdict (arrived | later | dead), reason, delay_ms
--- Returns the delivery's state then, or 'stale'. An arrival counts from anyone.
-local at, verdict = now(), ARGV[3]
+-- KEYS: delivery, alarms
+-- ARGV: member, fence, verdict (arrived | later | dead), reason, delay_ms, blame (1 | 0)
+-- blame: whether a failure was the endpoint's, and not a fault of ours
+-- Returns {state then ('stale': somebody else tries), for how many ms its endpoint has done nothing
+--          but fail, delivery to wake or ''}. An arrival counts from anyone.
+local member, verdict, at = ARGV[1], ARGV[3], now()
+
+-- A failure that comes so long after the one before begins anew: nobody knows how the endpoint was
+-- meanwhile. Longer than the longest pause between two tries at one delivery.
+local UNHEARD = 172800000
+
 local d = table_of(redis.call('HGETALL', KEYS[1]))
-if not d.state then return 'gone' end
+if not d.state then return {'gone', 0, ''} end
+local endpoint, pending = endpoint_keys(d.endpoint)
+local e = table_of(redis.call('HGETALL', endpoint))
+local function answer(state, wake)
+  return {state, e.failing_since and at - tonumber(e.failing_since) or 0, wake}
+end
 -- The same settle once more: the answer to it was lost on the way.
-if d.settled == ARGV[2] .. ' ' .. verdict then return d.state end
+if d.settled == ARGV[2] .. ' ' .. verdict then return answer(d.state, '') end
 local holder = d.fence == ARGV[2] and d.state == 'pending'
-if not holder and verdict ~= 'arrived' then return 'stale' end
-if redis.call('EXISTS', job_key(d.job)) == 1 then
-  local log = redis.call('HGET', job_key(d.job), 'log')
-  note(d.job, {log = log}, at, 'delivery to ' .. d.endpoint .. ': ' .. verdict .. ' ' .. ARGV[4])
-end
+if not holder and verdict ~= 'arrived' then return {'stale', 0, ''} end
+
+tell_job(d, at, verdict .. ' ' .. ARGV[4])
 if verdict == 'arrived' then
+  if e.failing_since then
+    redis.call('HDEL', endpoint, 'failing_since', 'failed_at', 'failures')
+    e.failing_since = nil
+  end
+  local wake = vacate(member, d.endpoint, at)
+  for _, key in ipairs({KEYS[2], pending, DEAD}) do redis.call('ZREM', key, member) end
   redis.call('DEL', KEYS[1])
-  redis.call('ZREM', KEYS[2], ARGV[1])
-  redis.call('ZREM', KEYS[3], ARGV[1])
   redis.call('HINCRBY', PREFIX .. 'stats', 'delivered', 1)
-  return 'delivered'
+  return answer('delivered', wake)
 end
+
+if ARGV[6] == '1' then
+  local moment = string.format('%.0f', at)
+  if not e.failing_since or at - tonumber(e.failed_at) > UNHEARD then
+    e.failing_since = moment
+    redis.call('HSET', endpoint, 'failing_since', moment, 'failures', '0')
+  end
+  redis.call('HSET', endpoint, 'failed_at', moment)
+  redis.call('HINCRBY', endpoint, 'failures', 1)
+end
+local wake = vacate(member, d.endpoint, at)
 redis.call('HINCRBY', KEYS[1], 'tries', 1)
 redis.call('HSET', KEYS[1], 'lease_until', '0', 'why', ARGV[4],
   'settled', ARGV[2] .. ' ' .. verdict)
-if verdict == 'later' then
+if verdict == 'later' and e.disabled ~= '1' then
   local till = string.format('%.0f', at + tonumber(ARGV[5]))
   redis.call('HSET', KEYS[1], 'due_at', till)
   redis.call('ZADD', KEYS[2], till, ARGV[1])
-  return 'pending'
+  return answer('pending', wake)
 end
-redis.call('HSET', KEYS[1], 'state', 'dead')
-redis.call('ZREM', KEYS[2], ARGV[1])
-redis.call('ZADD', KEYS[3], string.format('%.0f', at), ARGV[1])
-redis.call('HINCRBY', PREFIX .. 'stats', 'dead', 1)
-return 'dead'
+-- Also a try that went on while the endpoint was disabled: there is no later for it.
+bury(member, d, at, ARGV[4])
+return answer('dead', wake)

@@ -17,7 +17,7 @@ note(id, job, at, 'redriven: asked after first')
 redis.call('PERSIST', KEYS[1])
 redis.call('HDEL', KEYS[1], 'finished_at')
 set(id, {state = 'unknown', ticket = ARGV[4], payload = ARGV[2], attempts = 0, asks = 0, wakes = 0, due_at = 0,
-         unknowns = job.unknowns + 1, settle_until = at, deadline_at = at + tonumber(ARGV[3])})
+         unknowns = job.unknowns + 1, settle_until = at, deadline_at = at + tonumber(ARGV[3])}, job)
 redis.call('HINCRBY', PREFIX .. 'stats', 'redriven', 1)
 alarm(id, at)
 return {'done', 'unknown'}

@@ -14,7 +14,7 @@ note(id, job, at, decision .. ' by ' .. ARGV[3])
 if decision == 'resend' then
   redis.call('ZREM', REVIEWS, id)
   set(id, {state = 'unknown', resolved = ARGV[4], asks = 0, attempts = 0, due_at = 0, wakes = 0,
-           deadline_at = at + tonumber(ARGV[5])})
+           deadline_at = at + tonumber(ARGV[5])}, job)
   alarm(id, at)
   return {'done', 'unknown'}
 end

@@ -60,7 +60,7 @@ if verdict == 'registered' or verdict == 'rejected' then
   members = finish(id, job, at, verdict, retention, ARGV, 12)
 elseif verdict == 'unresolvable' then
   members = publish(id, job, at, ARGV, 12)
-  set(id, {state = 'review', why = reason})
+  set(id, {state = 'review', why = reason}, job)
   redis.call('ZREM', KEYS[2], id)
   redis.call('ZADD', REVIEWS, string.format('%.0f', at), id)
   redis.call('HINCRBY', PREFIX .. 'stats', 'review', 1)
@@ -94,7 +94,7 @@ if verdict == 'unknown' then
   end
   note(id, job, at, 'unknown: ' .. reason)
   set(id, {state = 'unknown', unknowns = job.unknowns, asks = asks, why = reason,
-           settle_until = job.settle_until, due_at = till})
+           settle_until = job.settle_until, due_at = till}, job)
   alarm(id, till)
   return done('unknown', till)
 end
@@ -111,6 +111,6 @@ local till = verdict == 'absent' and at or at + delay
 local attempts = job.attempts
 if job.state == 'calling' and ARGV[7] == '0' then attempts = attempts - 1 end
 note(id, job, at, 'queued: ' .. reason)
-set(id, {state = 'queued', due_at = till, attempts = attempts, why = reason})
+set(id, {state = 'queued', due_at = till, attempts = attempts, why = reason}, job)
 alarm(id, math.min(till, math.max(job.deadline_at, at)))
 return done('queued', till)

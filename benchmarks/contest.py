@@ -1,0 +1,189 @@
+"""One contestant's round: a fresh Valkey, a worker, its client; fill, let go, measure."""
+
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import redis
+
+from benchmarks import meter, stage
+from benchmarks.contestants import SLOTS, Contestant
+from benchmarks.watch import LOOK, Alive, Keys, Stream, Watch
+from worker.cli import stack
+from worker.ledger import SyncLedger
+
+#: Jobs before anything is measured: connections are opened by them, and modules imported.
+WARM_UP = 3 * SLOTS
+
+#: Jobs a second when idle: everything has come to rest in between.
+IDLE_RATE = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much is measured."""
+
+    jobs: int
+    latency: bool = False
+    singles: int = 60
+    """Jobs one after another, for the latency when idle."""
+    load: float = 0.7
+    """Of the jobs a second that it carried, for the latency under load."""
+    seconds: float = 5.0
+    """Of that load."""
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What was measured; `idle` and `busy` in milliseconds, from enqueue to the result in place."""
+
+    name: str
+    kind: str
+    jobs: int
+    seconds: float
+    cpu: float
+    enqueue_seconds: float = 0.0
+    megabytes: float = 0.0
+    idle: list[float] = field(default_factory=list)
+    busy: list[float] = field(default_factory=list)
+
+    @property
+    def rate(self) -> float:
+        """Jobs a second."""
+        return self.jobs / self.seconds
+
+    @property
+    def cpu_ms(self) -> float:
+        """Milliseconds of CPU a job."""
+        return self.cpu / self.jobs * 1000
+
+
+def run(contestant: Contestant, provider: stage.Stub, folder: Path, plan: Plan) -> Round:
+    """Measure a contestant once."""
+    folder.mkdir(parents=True)
+    if contestant.kind == "floor":
+        return _floor(contestant, provider, folder, plan)
+    with set_up(contestant, provider, folder) as bench:
+        bench.warm_up()
+        called = provider.count("registrations")
+        found = bench.burst(max(SLOTS, round(plan.jobs * contestant.share)))
+        called = provider.count("registrations") - called
+        if called != found.jobs:
+            raise RuntimeError(f"{contestant.title}: {called} calls for {found.jobs} jobs")
+        if plan.latency:
+            found.idle.extend(bench.latencies(plan.singles, IDLE_RATE))
+            rate = found.rate * plan.load
+            found.busy.extend(bench.latencies(max(1, round(rate * plan.seconds)), rate))
+        return found
+
+
+@contextmanager
+def set_up(
+    contestant: Contestant, provider: stage.Stub, folder: Path, **settings: object
+) -> Iterator["Bench"]:
+    """Start a Valkey, a worker and its client; for ours, with more settings."""
+    with ExitStack() as running:
+        url = running.enter_context(stack.valkey(folder / "valkey")).connection_url
+        worker = running.enter_context(stage.worker(contestant, url, provider, folder, **settings))
+        server = running.enter_context(redis.Redis.from_url(url))
+        watch: Watch
+        if contestant.kind == "ours":
+            ledger = SyncLedger(url)
+            running.callback(ledger.close)
+            stack.wait_for_worker(ledger, worker)
+            watch = Stream(server, provider)
+        else:
+            watch = Keys(server, contestant.results)
+        client = running.enter_context(stage.client(contestant, url, provider, folder))
+        yield Bench(contestant, worker, client, watch, server)
+
+
+class Bench:
+    """A worker that runs, and its client."""
+
+    def __init__(
+        self,
+        contestant: Contestant,
+        worker: subprocess.Popen[bytes],
+        client: stage.Client,
+        watch: Watch,
+        server: redis.Redis,
+    ) -> None:
+        self.contestant = contestant
+        self.worker = worker
+        self.client = client
+        self.watch = watch
+        self.server = server
+
+    def warm_up(self) -> None:
+        """Do some jobs, unmeasured."""
+        sent, _, _ = self.client.enqueue(WARM_UP if self.contestant.share == 1 else SLOTS)
+        self._wait(sent)
+
+    def burst(self, count: int) -> Round:
+        """Fill the queue while the worker is stopped, then let it work it off."""
+        pid = self.worker.pid
+        with stage.frozen(pid):
+            sent, enqueue_seconds, _ = self.client.enqueue(count)
+            before = meter.cpu(pid)
+        with meter.PeakMemory(pid) as peak:
+            started = time.monotonic()
+            self._wait(sent)
+            seconds = time.monotonic() - started
+            cpu = meter.cpu(pid) - before
+        name, kind = self.contestant.title, self.contestant.kind
+        return Round(name, kind, count, seconds, cpu, enqueue_seconds, peak.megabytes)
+
+    def latencies(self, count: int, rate: float) -> list[float]:
+        """Enqueue at a rate; how long each job's result took, in milliseconds."""
+        seen: dict[str, float] = {}
+        over = threading.Event()
+        watcher = threading.Thread(target=self.watch.arrivals, args=(over, seen))
+        watcher.start()
+        try:
+            while not seen:
+                # What comes before the watcher listens, it never sees.
+                sent, _, _ = self.client.enqueue(1)
+                self._wait(sent)
+            sent, _, _ = self.client.enqueue(count, rate)
+            self._wait(sent)
+            alive = self._alive()
+            while not all(key in seen for key, _ in sent):
+                alive()
+                time.sleep(LOOK)
+        finally:
+            over.set()
+            watcher.join()
+        return [(seen[key] - at) * 1000 for key, at in sent]
+
+    def _wait(self, sent: list[tuple[str, float]]) -> None:
+        self.watch.wait([key for key, _ in sent], self._alive())
+
+    def _alive(self) -> Alive:
+        return Alive(self.worker, self.contestant.title)
+
+
+def _floor(contestant: Contestant, provider: stage.Stub, folder: Path, plan: Plan) -> Round:
+    with stage.caller(contestant, provider, folder) as child:
+        _call(child, WARM_UP)
+        before = meter.cpu(child.pid)
+        with meter.PeakMemory(child.pid) as peak:
+            started = time.monotonic()
+            _call(child, plan.jobs)
+            seconds = time.monotonic() - started
+            cpu = meter.cpu(child.pid) - before
+    name, kind = contestant.title, contestant.kind
+    return Round(name, kind, plan.jobs, seconds, cpu, megabytes=peak.megabytes)
+
+
+def _call(child: subprocess.Popen[bytes], count: int) -> None:
+    assert child.stdin is not None
+    assert child.stdout is not None
+    child.stdin.write(f"{count}\n".encode())
+    child.stdin.flush()
+    if child.stdout.readline() != b"done\n":
+        raise RuntimeError("the bare loop ended")

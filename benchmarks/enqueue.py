@@ -1,0 +1,43 @@
+"""`python -m benchmarks.enqueue`: jobs a second of `Producer.enqueue_many`, sealing and all.
+
+One producer's process, into a fresh ledger, while the worker is stopped.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+from statistics import median
+
+from benchmarks import stage
+from benchmarks.contest import set_up
+from benchmarks.contestants import CONTESTANTS
+from worker.cli import stack
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--jobs", type=int, default=10_000, help="jobs a round (10000)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds (3)")
+    options = parser.parse_args()
+    rates, costs = [], []
+    with stack.ending_by_signal(), tempfile.TemporaryDirectory(prefix="bench-") as name:
+        folder = Path(name)
+        with (
+            stage.stub(folder) as provider,
+            set_up(CONTESTANTS[0], provider, folder) as bench,
+            stage.frozen(bench.worker.pid),
+        ):
+            bench.client.enqueue(500)
+            for _ in range(options.rounds):
+                _, seconds, cpu = bench.client.enqueue(options.jobs)
+                rates.append(options.jobs / seconds)
+                costs.append(cpu / options.jobs * 1e6)
+    print(
+        f"enqueue_many: {median(rates):.0f} jobs/s, {median(costs):.0f} us of CPU a job "
+        f"(median of {options.rounds} rounds of {options.jobs})"
+    )
+
+
+if __name__ == "__main__":
+    main()

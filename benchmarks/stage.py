@@ -1,0 +1,182 @@
+"""The processes of a benchmark: the provider, a Valkey, a contestant's worker and its client."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import psutil
+
+from benchmarks import meter
+from benchmarks.contestants import SLOTS, Contestant
+from worker.cli import stack
+from worker.sealing import Keyring
+from worker.settings import PREFIX
+
+ROOT = Path(__file__).parents[1]
+
+#: Ours alone needs keys and a secret; these are nobody's.
+KEYS = Keyring.new("bench")
+SECRET = "whsec_dGhlIHNlY3JldCBvZiB0aGUgdGVzdHMgb25seQ=="
+
+#: Seconds for the stub to answer.
+PATIENCE = 30.0
+
+
+class Stub:
+    """The provider's process: see `stub.py`."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def count(self, what: str) -> int:
+        """How many `registrations` or `hooks` it has answered."""
+        with urlopen(f"{self.url}/counts", timeout=PATIENCE) as answer:
+            return int(json.load(answer)[what])
+
+
+@contextmanager
+def stub(folder: Path) -> Iterator[Stub]:
+    """Start the provider."""
+    command = [sys.executable, "-m", "benchmarks.stub"]
+    with stack.process(command, _environment(), folder, subprocess.PIPE) as child:
+        yield Stub(stack.sandbox_url(child))
+
+
+@contextmanager
+def worker(
+    contestant: Contestant, redis_url: str, provider: Stub, folder: Path, **settings: object
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a contestant's worker; its log is `worker.log`."""
+    ours = contestant.kind == "ours"
+    if contestant.environment.get("BENCH_EVENTS") == "0":
+        (folder / "celeryconfig.py").write_text("worker_send_task_events = False\n")
+    command = stack.worker_command() if ours else [contestant.python, *contestant.command]
+    environment = environment_of(contestant, redis_url, provider.url, **settings)
+    with (
+        (folder / "worker.log").open("wb") as log,
+        stack.process(command, environment, folder, log) as child,
+    ):
+        try:
+            yield child
+        finally:
+            # All is measured: nobody waits for it to stop in order.
+            kill(child.pid)
+
+
+@contextmanager
+def client(
+    contestant: Contestant, redis_url: str, provider: Stub, folder: Path
+) -> Iterator["Client"]:
+    """Start a contestant's client; its log is `client.log`."""
+    command = [contestant.python, "-m", "benchmarks.driver", contestant.module]
+    with _spoken_to(command, environment_of(contestant, redis_url, provider.url), folder) as child:
+        yield Client(child)
+
+
+@contextmanager
+def caller(
+    contestant: Contestant, provider: Stub, folder: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a bare loop: see `contestants/floor.py`."""
+    command = [contestant.python, "-c", "from benchmarks.contestants.floor import main; main()"]
+    with _spoken_to(command, environment_of(contestant, "", provider.url), folder) as child:
+        yield child
+
+
+@contextmanager
+def _spoken_to(
+    command: list[str], environment: dict[str, str], folder: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    with (folder / "client.log").open("wb") as log:
+        child = subprocess.Popen(
+            command,
+            env={**os.environ, **environment},
+            cwd=folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,
+        )
+        try:
+            yield child
+        finally:
+            child.kill()
+            child.communicate()
+
+
+class Client:
+    """A contestant's client: see `driver.py`."""
+
+    def __init__(self, child: subprocess.Popen[bytes]) -> None:
+        self._child = child
+        self._next = 1
+
+    def enqueue(
+        self, count: int, rate: float | None = None
+    ) -> tuple[list[tuple[str, float]], float, float]:
+        """Enqueue: for each its result's key and when its time starts; seconds taken; CPU used."""
+        asked = {"first": self._next, "count": count, "rate": rate}
+        self._next += count
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        self._child.stdin.write(json.dumps(asked).encode() + b"\n")
+        self._child.stdin.flush()
+        line = self._child.stdout.readline()
+        if not line:
+            raise RuntimeError("a client ended")
+        answer: dict[str, Any] = json.loads(line)
+        sent = [(key, at) for key, at in answer["sent"]]
+        if len(sent) != count:
+            raise RuntimeError(f"{len(sent)} of {count} jobs were taken")
+        return sent, answer["seconds"], answer["cpu"]
+
+
+def environment_of(
+    contestant: Contestant, redis_url: str, provider_url: str, **settings: object
+) -> dict[str, str]:
+    """What a contestant's processes are told."""
+    slots = {"concurrency": SLOTS, **settings}
+    # The provider is to be asked as often as slots allow, as by all others.
+    free = {"accounts__skypostal__default__max_in_flight": 1000}
+    ours = stack.environment(redis_url, provider_url, KEYS, SECRET, **slots, **free)
+    return {
+        **_environment(),
+        **(ours if contestant.kind == "ours" else {}),
+        "BENCH_REDIS": redis_url,
+        "BENCH_PROVIDER": provider_url,
+        **contestant.environment,
+    }
+
+
+@contextmanager
+def frozen(pid: int) -> Iterator[None]:
+    """Stop a process and its children meanwhile, so that work piles up."""
+    processes = meter.tree(pid)
+    for process in processes:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in reversed(processes):
+            process.resume()
+
+
+def kill(pid: int) -> None:
+    """End a process and its children at once."""
+    with suppress(psutil.NoSuchProcess):
+        for process in meter.tree(pid):
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGKILL)
+
+
+def _environment() -> dict[str, str]:
+    # The settings of whoever runs this are not those of the benchmark.
+    foreign = {name: "" for name in os.environ if name.startswith(PREFIX)}
+    return {**foreign, "PYTHONPATH": str(ROOT)}

@@ -1,0 +1,71 @@
+"""The provider: answers every registration after 50 ms, as SkyPostal documents it, and takes webhooks.
+
+An ASGI app without a framework, so that it is never what is measured: `ceiling.py` says what it can
+carry. It prints `listening on URL`, and `/counts` tells what it has answered so far.
+"""
+
+import argparse
+import asyncio
+import copy
+import json
+import socket
+from collections.abc import Awaitable, Callable, MutableMapping
+from itertools import count
+from typing import Any
+
+import uvicorn
+
+from sandbox.documented import SKYPOSTAL_REGISTERED
+
+#: Seconds until a registration is answered.
+ANSWER_TIME = 0.05
+
+_Message = MutableMapping[str, Any]
+_Send = Callable[[_Message], Awaitable[None]]
+_Receive = Callable[[], Awaitable[_Message]]
+
+_JSON = [(b"content-type", b"application/json; charset=utf-8")]
+
+
+class Stub:
+    """Counts what it answers."""
+
+    def __init__(self) -> None:
+        self.counts = {"registrations": 0, "hooks": 0}
+        self._boxes = count(811111)
+        # All but the number of the box is the same for everybody: made once.
+        answer = copy.deepcopy(SKYPOSTAL_REGISTERED)
+        answer[0]["customer_box_id"] = 0
+        self._before, self._after = json.dumps(answer).split('"customer_box_id": 0', 1)
+
+    async def __call__(self, scope: _Message, receive: _Receive, send: _Send) -> None:
+        """Answer one request; its body is read, and not looked at."""
+        path: str = scope["path"]
+        while (await receive()).get("more_body"):
+            pass
+        if path.endswith("/customer-registration"):
+            await asyncio.sleep(ANSWER_TIME)
+            self.counts["registrations"] += 1
+            body = f'{self._before}"customer_box_id": {next(self._boxes)}{self._after}'.encode()
+        elif path.startswith("/hooks/"):
+            self.counts["hooks"] += 1
+            body = b"{}"
+        else:
+            body = json.dumps(self.counts).encode()
+        headers = [*_JSON, (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+
+def main() -> None:
+    """Serve on a loopback port of its own until told to stop."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
+        print(f"listening on http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
+        # uvloop and httptools are taken where they are installed.
+        config = uvicorn.Config(Stub(), lifespan="off", access_log=False, log_level="warning")
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+if __name__ == "__main__":
+    main()

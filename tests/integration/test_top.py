@@ -1,0 +1,248 @@
+"""`regworker top`: an installation on one screen, in a terminal of any size, and in a pipe."""
+
+import fcntl
+import json
+import os
+import pty
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from rich.console import Console
+
+from tests.integration.installation import PATIENCE
+from worker.cli.panels import Screen
+from worker.cli.stats import numbers
+from worker.job import Job
+from worker.ledger import SyncLedger
+from worker.ledger.commands import accept
+from worker.ledger.gauges import Beat, beat, gauges
+from worker.ledger.operations import Limits, announce
+from worker.lookout import Overview, Server
+
+SERVER = Server("valkey 9.1", 3 << 20, 0, aof_enabled=True, aof_ok=True, primary=True, clients=3)
+
+
+class Terminal:
+    """A terminal of a person's: what stands in it, and what is typed."""
+
+    def __init__(self, main: int, process: subprocess.Popen[bytes]) -> None:
+        self._main = main
+        self.process = process
+        self.shown = ""
+
+    def wait_for(self, text: str) -> None:
+        """Wait until this is shown."""
+        end = time.monotonic() + PATIENCE * 2
+        seen = len(self.shown)
+        while text not in self.shown[seen:]:
+            assert time.monotonic() < end, f"{text!r} is not shown: {self.shown[-2000:]!r}"
+            assert self._read(1.0), f"ended before {text!r}: {self.shown[-2000:]!r}"
+
+    def press(self, key: str) -> None:
+        """Type."""
+        os.write(self._main, key.encode())
+
+    def end(self) -> int:
+        """Read until it ends; its exit code."""
+        while self._read(PATIENCE):
+            pass
+        return self.process.wait(PATIENCE)
+
+    def cooked(self) -> bool:
+        """Whether the terminal echoes lines, as a shell wants it."""
+        return bool(termios.tcgetattr(self._main)[3] & (termios.ICANON | termios.ECHO))
+
+    def _read(self, seconds: float) -> bool:
+        if not select.select([self._main], [], [], seconds)[0]:
+            return True
+        try:
+            found = os.read(self._main, 65536)
+        except OSError:  # it has hung up
+            return False
+        self.shown += found.decode("utf-8", "replace")
+        return bool(found)
+
+
+@contextmanager
+def terminal(url: str, *options: str, rows: int = 24, columns: int = 80) -> Iterator[Terminal]:
+    """Run `top` in a terminal of that size."""
+    main, side = pty.openpty()
+    fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    environment = {
+        name: os.environ[name] for name in os.environ if name not in {"COLUMNS", "LINES"}
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "worker.cli", "top", *options],
+        env={**environment, "REGWORKER_REDIS_URL": url, "TERM": "xterm-256color"},
+        stdin=side,
+        stdout=side,
+        stderr=side,
+        start_new_session=True,
+    )
+    os.close(side)
+    try:
+        yield Terminal(main, process)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(main)
+
+
+@pytest.fixture
+def busy(ledger: SyncLedger) -> Iterator[SyncLedger]:
+    """Two lanes, an account, an endpoint, a worker."""
+    ledger(announce([Limits("acme", "default", 100, 1000, 5)], ["results", "crm"]))
+    for key, lane in (("1", "live"), ("2", "bulk"), ("3", "bulk")):
+        job = Job(provider="acme", idempotency_key=key, registration={}, lane=lane)
+        ledger(accept(job, "sealed", ["k:1"], 3600))
+    ledger(beat(sign("host:1"), 600))
+    yield ledger
+    ledger.redis.flushdb()
+
+
+def sign(name: str, age: float = 0) -> Beat:
+    """A worker's sign of life."""
+    parts = {"loop": (0.0, 1e6), "consumer": (age, 30.0)}
+    return Beat(name, "host", 1, "0.1.0", "threads", 10, 5, 2, "", parts, 0)
+
+
+@pytest.mark.parametrize("key", ["q", "\x03"], ids=["q", "Ctrl-C"])
+def test_top_goes_on_until_it_is_left(busy: SyncLedger, redis_url: str, key: str) -> None:
+    """What happens is shown as it happens; the terminal is as it was afterwards."""
+    with terminal(redis_url, "--interval", "0.2") as screen:
+        screen.wait_for("acme/default")
+        screen.wait_for("a minute: ")
+        busy(beat(sign("host:2"), 600))
+        screen.wait_for("host:2")
+        if key == "q":
+            screen.press("x")  # nothing
+            screen.press(key)
+        else:
+            os.killpg(screen.process.pid, signal.SIGINT)
+        assert screen.end() == 0
+        assert "\x1b[?1049h" in screen.shown, "a screen of its own"
+        assert screen.shown.rindex("\x1b[?1049l") > screen.shown.rindex("acme/default")
+        assert screen.cooked()
+
+
+def test_top_outlives_the_ledger(own_valkey: object) -> None:
+    """While it is away, that is said; then it goes on."""
+    server = own_valkey(appendfsync="always")  # type: ignore[operator]
+    ledger = SyncLedger(server.connection_url)
+    ledger(announce([Limits("acme", "default", 100, 1000, 5)], ["results"]))
+    ledger.close()
+    with terminal(server.connection_url, "--interval", "0.2") as screen:
+        screen.wait_for("acme/default")
+        process, port = server._process, server.port
+        process.send_signal(signal.SIGSTOP)
+        try:
+            screen.wait_for("the ledger did not answer")
+        finally:
+            process.send_signal(signal.SIGCONT)
+        screen.wait_for("q quits")
+        screen.press("q")
+        assert screen.end() == 0
+    assert port
+
+
+def test_top_prints_one_look_into_a_pipe(busy: SyncLedger, redis_url: str) -> None:
+    """Without a sign that only a terminal understands; `--json` as `stats` does."""
+    done = subprocess.run(
+        [sys.executable, "-m", "worker.cli", "top"],
+        env={**os.environ, "REGWORKER_REDIS_URL": redis_url},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE * 2,
+        check=True,
+    )
+    assert "\x1b" not in done.stdout
+    lanes = [line.split() for line in done.stdout.splitlines() if line[:4] in {"live", "bulk"}]
+    assert [line[:3] for line in lanes] == [["live", "1", "1"], ["bulk", "2", "2"]]
+    assert "acme/default" in done.stdout
+    assert "in all: accepted 3" in done.stdout
+    with subprocess.Popen(
+        [sys.executable, "-m", "worker.cli", "top", "--json", "--interval", "0.1"],
+        env={**os.environ, "REGWORKER_REDIS_URL": redis_url},
+        stdout=subprocess.PIPE,
+    ) as following:
+        assert following.stdout is not None
+        looks = [json.loads(following.stdout.readline()) for _ in range(2)]
+        following.kill()
+    assert looks[0]["at"] < looks[1]["at"]
+    assert looks[0]["jobs"]["queued"] == {"live": 1, "bulk": 2}
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (60, 16), (200, 60)])
+def test_a_screen_holds_what_matters_of_a_large_installation(
+    busy: SyncLedger, width: int, height: int
+) -> None:
+    """What is left out is told; a stuck worker is shown before the others."""
+    busy(
+        announce(
+            [Limits("acme", f"account-{n}", 100, 1000, 5) for n in range(30)],
+            ["results", *(f"hook-{n}" for n in range(20))],
+        )
+    )
+    for number in range(40):
+        busy(beat(sign(f"host:{1000 + number}"), 600))
+    busy(beat(sign("host:9999", age=99), 600))
+    found = Overview(busy(gauges()), SERVER, {"registrations.live": 3})
+    console = Console(width=width, height=height, color_system=None, force_terminal=True)
+    with console.capture() as capture:
+        console.print(Screen().fitting(found, height, "q quits"))
+    lines = capture.get().splitlines()
+    assert len(lines) <= height
+    assert max(map(len, lines)) <= width
+    text = "\n".join(lines)
+    for heading in ("account (31)", "endpoint (21)", "worker (42)"):
+        assert heading in text
+    assert "host:9999" in text
+    assert "stuck: consumer" in text
+    assert "! 1 worker stuck or silent" in text
+    assert lines[-1].strip() == "q quits"
+
+
+def test_what_came_out_in_a_minute_is_counted_over_the_last_one(busy: SyncLedger) -> None:
+    """Not since the ledger began."""
+    screen = Screen()
+    first = busy(gauges())
+
+    def later(seconds: int, registered: int) -> str:
+        stats = {**first.stats, "registered:acme:default": registered}
+        made = Overview(
+            type(first)(**{
+                **{name: getattr(first, name) for name in first.__slots__},
+                "at": first.at + seconds * 1000,
+                "stats": stats,
+            }),
+            SERVER,
+            {},
+        )  # fmt: skip
+        console = Console(width=100, color_system=None)
+        with console.capture() as capture:
+            console.print(screen.whole(made))
+        return capture.get()
+
+    assert "in all: accepted 3  registered 500" in later(0, 500)
+    assert "registered 100 " in later(30, 550)
+    later(60, 600)
+    assert "registered 60 " in later(90, 610)
+
+
+def test_stats_are_json_for_scripts(busy: SyncLedger) -> None:
+    """All that `top` shows, and nothing that JSON can't say."""
+    found = numbers(Overview(busy(gauges()), SERVER, None))
+    assert json.loads(json.dumps(found)) == found
+    assert found["jobs"]["queued"] == found["due"] == {"live": 1, "bulk": 2}
+    assert found["accounts"][0]["rate"] == 10
+    assert found["workers"][0]["condition"] == "well"
+    assert found["queues"] is None

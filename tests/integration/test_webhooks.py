@@ -1,0 +1,476 @@
+"""Webhooks on the wire: signed, bounded in time and size, and never to the inside of a network."""
+
+import asyncio
+import json
+import os
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from pydantic import SecretStr
+
+from sandbox.server import ReceiverServer
+from worker.publishers import webhook
+from worker.publishers.base import Arrived, Delivered, Gone, Later
+from worker.publishers.webhook import WebhookPublisher
+from worker.settings import WebhookEndpoint
+
+OLD, NEW = "whsec_" + "b2xkIHNlY3JldA==", "whsec_" + "bmV3IHNlY3JldA=="
+EVENT = json.dumps({"id": "e1", "type": "registration.registered", "subject": "j1"}).encode()
+
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[ReceiverServer]:
+    """One receiver for this file; it knows the old secret."""
+    with ReceiverServer([OLD]) as server:
+        yield server
+
+
+@pytest.fixture
+def receiver(running: ReceiverServer) -> ReceiverServer:
+    """The receiver, as if just started."""
+    running.receiver.reset()
+    return running
+
+
+def endpoint(url: str, *secrets: str, **options: Any) -> WebhookEndpoint:
+    """An endpoint for development, unless the options say otherwise."""
+    options = {"allow_http": True, "allow_private": True, **options}
+    values = [SecretStr(one) for one in secrets or (OLD,)]
+    return WebhookEndpoint(kind="webhook", url=url, secrets=values, **options)
+
+
+async def publish(to: WebhookEndpoint, times: int = 1) -> list[Delivered]:
+    """Publish the event, one time after another by the same publisher."""
+    publisher = WebhookPublisher(to)
+    try:
+        return [await publisher.publish("e1", EVENT) for _ in range(times)]
+    finally:
+        await publisher.aclose()
+
+
+@asynccontextmanager
+async def server(handler: Handler, end: bytes = EVENT, **options: Any) -> AsyncIterator[int]:
+    """A server that answers as the handler does once an event has come to its end; its port."""
+    at_work: set[asyncio.Task[None]] = set()
+
+    def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def handle() -> None:
+            try:
+                await reader.readuntil(end)
+                await handler(reader, writer)
+            except (OSError, asyncio.IncompleteReadError):
+                pass
+            finally:
+                writer.close()
+
+        at_work.add(asyncio.ensure_future(handle()))
+
+    listening = await asyncio.start_server(connected, "127.0.0.1", 0, **options)
+    try:
+        yield listening.sockets[0].getsockname()[1]
+    finally:
+        for task in at_work:
+            task.cancel()
+        await asyncio.gather(*at_work, return_exceptions=True)
+        listening.close()
+
+
+def answered_by(handler: Handler, times: int = 1) -> list[Delivered]:
+    """What publishing to a server comes to."""
+
+    async def both() -> list[Delivered]:
+        async with server(handler) as port:
+            return await publish(endpoint(f"http://127.0.0.1:{port}/hook"), times)
+
+    return asyncio.run(both())
+
+
+# ── what is sent, and what the answer means ───────────────────────────────────────────────────
+
+
+def test_each_of_several_secrets_signs(receiver: ReceiverServer) -> None:
+    """A receiver that knows only the old one, or only the new one, verifies what it gets."""
+    url = f"{receiver.url}/hooks/crm"
+    assert asyncio.run(publish(endpoint(url, NEW, OLD))) == [Arrived("HTTP 204")]
+    [one] = receiver.receiver.log
+    assert (one.verified, one.webhook_id, one.body) == (True, "e1", EVENT)
+    assert asyncio.run(publish(endpoint(url, NEW))) == [Later("HTTP 401")]
+
+
+@pytest.mark.parametrize(
+    ("failure", "came"),
+    [
+        ({"status": 200}, Arrived("HTTP 200")),
+        ({"status": 299}, Arrived("HTTP 299")),
+        ({"status": 410}, Gone("HTTP 410")),
+        ({"status": 404}, Later("HTTP 404")),
+        ({"status": 500}, Later("HTTP 500")),
+        ({"status": 429, "retry_after": 7}, Later("HTTP 429", 7.0)),
+        ({"status": 307}, Later("HTTP 307: a redirect, which is not followed")),
+        ({"status": 0}, Later("connection closed without an answer")),
+    ],
+    ids=str,
+)
+def test_only_2xx_is_success(
+    receiver: ReceiverServer, failure: dict[str, Any], came: Delivered
+) -> None:
+    """410 means never again; all else means later, when the endpoint says if it does."""
+    receiver.receiver.behave({"script": [failure]})
+    assert asyncio.run(publish(endpoint(f"{receiver.url}/hooks/crm"))) == [came]
+
+
+def test_a_redirect_leads_nowhere(receiver: ReceiverServer) -> None:
+    """Not even to a place that would take the event."""
+
+    async def redirect(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        where = f"location: {receiver.url}/hooks/crm".encode()
+        writer.write(b"HTTP/1.1 302 Found\r\ncontent-length: 0\r\n" + where + b"\r\n\r\n")
+
+    [came] = answered_by(redirect)
+    assert isinstance(came, Later)
+    assert receiver.receiver.log == []
+
+
+def test_a_connection_is_used_again() -> None:
+    """One after another, and also after an answer with a body."""
+    ports = set()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        ports.add(writer.get_extra_info("peername")[1])
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nfine")
+        await reader.readuntil(EVENT)
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nfine")
+        await writer.drain()
+
+    assert answered_by(answer, times=2) == [Arrived("HTTP 200")] * 2
+    assert len(ports) == 1
+
+
+def test_all_of_a_request_has_one_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that sends a sign now and then, and so is never silent for long, is given up."""
+    monkeypatch.setattr(webhook, "BUDGET", 0.3)
+
+    async def drip(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n")
+        while True:
+            writer.write(b"x-more: 1\r\n")
+            await writer.drain()
+            await asyncio.sleep(0.05)
+
+    assert answered_by(drip) == [Later("no answer in time")]
+
+
+def test_an_answer_counts_whatever_becomes_of_its_body(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It said 2xx: it has the event, though the rest never comes."""
+    monkeypatch.setattr(webhook, "BUDGET", 0.3)
+
+    async def hang(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf")
+        await writer.drain()
+        await asyncio.Event().wait()
+
+    assert answered_by(hang) == [Arrived("HTTP 200")]
+
+
+def test_a_body_without_end_is_not_read() -> None:
+    """Some of it is, then the connection is closed; the status stands."""
+    closed = asyncio.Event()
+
+    async def flood(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+        chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
+        try:
+            while True:
+                writer.write(chunk)
+                await writer.drain()
+        except OSError:
+            closed.set()
+            raise
+
+    async def both() -> None:
+        async with server(flood) as port:
+            came = await publish(endpoint(f"http://127.0.0.1:{port}/hook"))
+            assert came == [Arrived("HTTP 200")]
+            await asyncio.wait_for(closed.wait(), 30)
+
+    asyncio.run(both())
+
+
+def test_what_is_no_http_is_named() -> None:
+    """Without a word of what was said: it goes into logs and timelines."""
+
+    async def chat(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 canary ESMTP\r\n")
+        await writer.drain()
+
+    assert answered_by(chat) == [Later("the answer is not HTTP")]
+
+
+# ── TLS ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for `localhost` that signed itself, with its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    file = tmp_path_factory.mktemp("tls") / "localhost.pem"
+    file.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+        + made.public_bytes(serialization.Encoding.PEM)
+    )
+    return file
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_a_certificate_must_be_trusted(
+    certificate: Path, monkeypatch: pytest.MonkeyPatch, trusted: bool
+) -> None:
+    """`SSL_CERT_FILE` names an authority of one's own; without it an unknown one is refused."""
+    if trusted:
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+        await writer.drain()
+
+    async def both() -> list[Delivered]:
+        async with server(answer, ssl=context) as port:
+            asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+            return await publish(endpoint(f"https://localhost:{port}/hook", allow_http=False))
+
+    refused = Later("the certificate is not trusted")
+    assert asyncio.run(both()) == [Arrived("HTTP 204") if trusted else refused]
+
+
+# ── where an URL leads ────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("127.0.0.1", "localhost", "LOCALHOST", "[::1]", "[::ffff:127.0.0.1]", "0.0.0.0"),
+        *("[::]", "[::ffff:7f00:1]"),
+    ],
+)
+def test_an_url_that_leads_inside_is_refused(receiver: ReceiverServer, host: str) -> None:
+    """However the address is written, or named; the reason says which setting would allow it."""
+    port = receiver.url.rpartition(":")[2]
+    to = endpoint(f"http://{host}:{port}/hooks/crm", allow_private=False)
+    [came] = asyncio.run(publish(to))
+    assert isinstance(came, Later)
+    assert came.reason.startswith("refused: the URL leads to a")
+    assert "ALLOW_PRIVATE" in came.reason
+    assert receiver.receiver.log == []
+
+
+def test_an_address_that_only_some_can_read_is_refused(receiver: ReceiverServer) -> None:
+    """Also one that has got past the settings: the system would take 2130706433 for loopback."""
+    port = receiver.url.rpartition(":")[2]
+    for host in ("2130706433", "0177.0.0.1", "0x7f000001", "127.1", "127.0.0.1.", "localhost."):
+        to = endpoint("http://example.com", allow_private=False)
+        to.url = f"http://{host}:{port}/hooks/crm"
+        [came] = asyncio.run(publish(to))
+        assert isinstance(came, Later)
+    assert receiver.receiver.log == []
+
+
+class Names:
+    """Stands for the DNS, which a test can't have: what each look-up finds, one after another."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *found: list[str]) -> None:
+        self.looked_up = 0
+        self.connected: list[str] = []
+        self._found = list(found)
+        names = self
+
+        class Socket(socket.socket):
+            def connect(self, address: Any) -> None:
+                names.connected.append(address[0])
+                if not address[0].startswith("127."):
+                    raise ConnectionRefusedError
+                super().connect(address)
+
+        monkeypatch.setattr(webhook.socket, "getaddrinfo", self._look_up)
+        monkeypatch.setattr(webhook.socket, "socket", Socket)
+
+    def _look_up(self, host: str, port: int, *_: Any, **__: Any) -> list[Any]:
+        assert host == "crm.example.com"
+        self.looked_up += 1
+        return [
+            (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, port))
+            for address in self._found.pop(0)
+        ]
+
+
+def test_the_address_that_was_checked_is_the_one_connected_to(
+    receiver: ReceiverServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name that is public when it is checked and loopback the next moment gets nothing.
+
+    It is looked up once a try; what it says a moment later is checked with the next try, and
+    refused.
+    """
+    port = receiver.url.rpartition(":")[2]
+    names = Names(monkeypatch, ["93.184.215.14"], ["127.0.0.1"], ["127.0.0.1"])
+    to = endpoint(f"http://crm.example.com:{port}/hooks/crm", allow_private=False)
+    first, second, third = asyncio.run(publish(to, times=3))
+    assert first == Later("connection refused")
+    for came in (second, third):
+        assert isinstance(came, Later)
+        assert "loopback" in came.reason
+    assert names.looked_up == 3
+    assert names.connected == ["93.184.215.14"]
+    assert receiver.receiver.log == []
+
+
+def test_a_name_that_leads_outside_and_inside_is_refused(
+    receiver: ReceiverServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever would have been tried first."""
+    port = receiver.url.rpartition(":")[2]
+    names = Names(monkeypatch, ["93.184.215.14", "127.0.0.1"])
+    to = endpoint(f"http://crm.example.com:{port}/hooks/crm", allow_private=False)
+    [came] = asyncio.run(publish(to))
+    assert isinstance(came, Later)
+    assert "loopback" in came.reason
+    assert names.connected == []
+
+
+def test_where_private_addresses_are_allowed_a_name_may_lead_there(
+    receiver: ReceiverServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For development, and for a receiver in the same network."""
+    port = receiver.url.rpartition(":")[2]
+    Names(monkeypatch, ["127.0.0.1"])
+    came = asyncio.run(publish(endpoint(f"http://crm.example.com:{port}/hooks/crm")))
+    assert came == [Arrived("HTTP 204")]
+
+
+# ── by hand ───────────────────────────────────────────────────────────────────────────────────
+
+
+def regworker(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command with these settings."""
+    clean = {name: value for name, value in os.environ.items() if "REGWORKER" not in name}
+    settings = {f"REGWORKER_ENDPOINTS__CRM__{name}": value for name, value in environment.items()}
+    return subprocess.run(
+        [sys.executable, "-m", "worker.cli", *arguments],
+        env={**clean, **settings},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def crm(url: str, **more: str) -> dict[str, str]:
+    """The settings of an endpoint for development."""
+    allowed = {"ALLOW_HTTP": "true", "ALLOW_PRIVATE": "true"}
+    return {"KIND": "webhook", "URL": url, "SECRETS": OLD, **allowed, **more}
+
+
+def test_a_webhook_is_tried_by_hand(receiver: ReceiverServer) -> None:
+    """A signed event of a type of its own; what came back is shown."""
+    done = regworker("webhook", "test", "crm", "--json", **crm(f"{receiver.url}/hooks/crm"))
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(done.stdout)
+    [one] = receiver.receiver.log
+    assert (shown["ok"], shown["status"]) == (True, 204)
+    assert (one.verified, one.webhook_id, one.event_type) == (
+        True,
+        shown["webhook_id"],
+        "webhook.test",
+    )
+
+
+def test_a_webhook_that_fails_by_hand_is_shown_with_its_answer() -> None:
+    """Its first bytes, without what a terminal would obey; the exit code is 1."""
+    end = b'"data":{"endpoint":"crm"}}'
+
+    async def refuse(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        body = b"\x1b[31mno such tenant\n\xff" + b"." * 5000
+        head = f"HTTP/1.1 403 Forbidden\r\ncontent-length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body)
+        await writer.drain()
+
+    def tell(port: int, *more: str) -> subprocess.CompletedProcess[str]:
+        return regworker("webhook", "test", "crm", *more, **crm(f"http://127.0.0.1:{port}/x"))
+
+    async def both() -> list[subprocess.CompletedProcess[str]]:
+        async with server(refuse, end) as port:
+            return [await asyncio.to_thread(tell, port, *more) for more in ((), ("--json",))]
+
+    text, as_json = asyncio.run(both())
+    assert (text.returncode, as_json.returncode) == (1, 1)
+    assert "403" in text.stdout
+    assert "no such tenant" in text.stdout
+    assert "\x1b" not in text.stdout
+    shown = json.loads(as_json.stdout)
+    assert shown["status"] == 403
+    assert len(shown["answer"]) <= webhook.KEPT_ANSWER
+
+
+def test_the_check_that_refuses_is_named_by_hand(receiver: ReceiverServer) -> None:
+    """Before anything was sent."""
+    settings = crm(f"{receiver.url}/hooks/crm", ALLOW_PRIVATE="false")
+    done = regworker("webhook", "test", "crm", **settings)
+    assert done.returncode == 1
+    assert "loopback" in done.stdout
+    assert receiver.receiver.log == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, "no endpoint crm"),
+        ({"KIND": "queue", "QUEUE": "results"}, "is a queue, not a webhook"),
+    ],
+)
+def test_only_a_webhook_that_is_configured_is_tried(settings: dict[str, str], words: str) -> None:
+    """Anything else is wrong use."""
+    done = regworker("webhook", "test", "crm", **settings)
+    assert done.returncode == 2
+    assert words in " ".join(done.stderr.split())
+
+
+def test_a_secret_that_is_not_base64_is_refused_by_name(receiver: ReceiverServer) -> None:
+    """And is shown nowhere."""
+    done = regworker("webhook", "test", "crm", **crm(receiver.url, SECRETS="whsec_canary!"))
+    assert done.returncode == 1
+    assert "REGWORKER_ENDPOINTS__CRM__SECRETS" in done.stderr
+    assert "canary" not in done.stderr
+
+
+def test_a_secret_that_was_made_signs(receiver: ReceiverServer) -> None:
+    """What the command prints is what the setting takes."""
+    made = regworker("webhook", "secret").stdout.strip()
+    to = endpoint(f"{receiver.url}/hooks/crm", made, OLD)
+    assert asyncio.run(publish(to)) == [Arrived("HTTP 204")]

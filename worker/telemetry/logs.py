@@ -1,0 +1,176 @@
+"""Log lines on stderr: one a step, JSON for machines, or readable in a terminal.
+
+Everything goes one way: our own lines, what others say by `logging` (`others.py`), warnings, and
+what ends a thread or the process. So every line has the same fields, is scrubbed, and in
+production is JSON.
+"""
+
+import io
+import logging
+import os
+import sys
+import threading
+from collections.abc import MutableMapping
+from types import TracebackType
+from typing import Any, TextIO
+
+import structlog
+
+from worker.settings import Settings
+from worker.telemetry import others
+from worker.telemetry.faults import to_sentry
+from worker.telemetry.scrub import scrub, traceback_of
+
+#: What stands first in a line, for people who read them raw.
+FIRST = ("timestamp", "level", "event", "job", "provider", "account", "attempt", "endpoint")
+
+_LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+
+
+def configure_logging(settings: Settings) -> None:
+    """Set up all logging of this process; may be called again."""
+    json = settings.log_format == "json"
+    level = _LEVELS[settings.log_level]
+    renderer: Any = (
+        structlog.processors.JSONRenderer(default=str)
+        if json
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.stdlib.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _with_exception,
+            _scrubbed,
+            to_sentry,
+            *([_with_traceback, _in_order] if json else [_with_readable_traceback]),
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(_stderr()),
+        cache_logger_on_first_use=True,
+    )
+    root = logging.getLogger()
+    root.handlers = [_Others()]
+    # Others' debug lines hold whole messages: Celery's pool shows what it is handed.
+    root.setLevel(max(level, logging.INFO))
+    logging.getLogger("worker").setLevel(level)
+    # Celery says three lines a task, and makes them before anybody can drop them.
+    for name in ("celery.app.trace", "celery.worker.strategy", "httpx"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def take_over(settings: Settings) -> None:
+    """Bring to the log what a worker process says past it: warnings, prints, its last words.
+
+    In production nothing but log lines leaves the process.
+    """
+    logging.captureWarnings(True)
+    sys.excepthook = _ended
+    threading.excepthook = _thread_ended
+    sys.unraisablehook = _unraisable
+    if settings.log_format != "json":
+        return
+    sys.stdout, sys.stderr = _Printed("stdout"), _Printed("stderr")
+    # Celery writes a banner, and that it stops, to where it thinks a terminal is.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+
+
+def _stderr() -> TextIO | None:
+    return sys.__stderr__ if isinstance(sys.stderr, _Printed) else sys.stderr
+
+
+class _Others(logging.Handler):
+    """Brings what is said by `logging` to the same lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            said = others.heard(record)
+            if said is None:
+                return
+            log = structlog.get_logger().bind(logger=record.name)
+            log.log(said.level, said.event, **said.fields)
+        except Exception:  # noqa: BLE001 -- a line that can't be told must not stop the work
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 -- logging's name
+        """Say at least that there was something; logging's own way prints arguments."""
+        structlog.get_logger().warning("a line could not be told", logger=record.name)
+
+
+class _Printed(io.TextIOBase):
+    """What somebody prints, as lines of the log."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._begun = ""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        *whole, self._begun = (self._begun + text).split("\n")
+        for line in whole:
+            if line.strip():
+                structlog.get_logger().warning(line.strip(), logger=self._name)
+        return len(text)
+
+
+Line = MutableMapping[str, Any]
+
+
+def _with_exception(_logger: Any, _method: str, line: Line) -> Line:
+    # `exc_info` as an exception, however it was given.
+    found = line.pop("exc_info", None)
+    if found is True:
+        found = sys.exc_info()[1]
+    elif isinstance(found, tuple):
+        found = found[1]
+    if isinstance(found, BaseException):
+        line["exc_info"] = found
+        line.setdefault("error", type(found).__name__)
+    return line
+
+
+def _scrubbed(_logger: Any, _method: str, line: Line) -> Line:
+    error = line.pop("exc_info", None)
+    clean: Line = scrub(dict(line))
+    if error is not None:
+        clean["exc_info"] = error
+    return clean
+
+
+def _with_traceback(_logger: Any, _method: str, line: Line) -> Line:
+    if (error := line.pop("exc_info", None)) is not None:
+        line["traceback"] = traceback_of(error)
+    return line
+
+
+def _in_order(_logger: Any, _method: str, line: Line) -> Line:
+    return {**{name: line[name] for name in FIRST if name in line}, **line}
+
+
+def _with_readable_traceback(_logger: Any, _method: str, line: Line) -> Line:
+    if (error := line.pop("exc_info", None)) is not None:
+        line["exception"] = traceback_of(error)  # the console's name for what goes below a line
+    return line
+
+
+def _ended(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+        return
+    structlog.get_logger().critical("the process ends on a fault", exc_info=error)
+
+
+def _thread_ended(args: threading.ExceptHookArgs) -> None:
+    if args.exc_value is not None and not isinstance(args.exc_value, SystemExit):
+        log = structlog.get_logger().bind(thread=args.thread.name if args.thread else "?")
+        log.error("a thread ended on a fault", exc_info=args.exc_value)
+
+
+def _unraisable(args: Any) -> None:
+    structlog.get_logger().warning("a fault while cleaning up", exc_info=args.exc_value)
