@@ -1,6 +1,6 @@
 # The daily things. `make demo` and `make test` need Python >= 3.11 and make, and nothing else.
 
-.PHONY: help demo test check chaos format clean
+.PHONY: help demo test check chaos bench format clean
 .DEFAULT_GOAL := help
 
 BIN := .venv/bin
@@ -27,6 +27,9 @@ chaos: .venv/ready  ## break everything, and count: DURATION= (seconds), RATE= (
 	@$(BIN)/python -m tests.chaos --duration $(DURATION) --broker $(BROKER) \
 	  $(if $(SEED),--seed $(SEED)) $(if $(RATE),--rate $(RATE))
 
+bench: .venv/bench/ready  ## measure ours beside other task queues: QUICK=1 (a minute, else half an hour)
+	@.venv/bench/bin/python -m benchmarks $(if $(QUICK),--quick,--write)
+
 format: .venv/ready  ## put the code into shape
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
@@ -36,3 +39,6 @@ clean:  ## remove what was made here
 
 .venv/ready: pyproject.toml constraints.txt setup.sh
 	@./setup.sh
+
+.venv/bench/ready: .venv/ready benchmarks/setup.sh benchmarks/arq.txt
+	@benchmarks/setup.sh

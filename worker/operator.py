@@ -18,6 +18,7 @@ from worker.errors import (
     UnknownJob,
 )
 from worker.event import EventType
+from worker.groups import groups, streams
 from worker.intake import Intake
 from worker.job import Job
 from worker.ledger import SyncLedger
@@ -34,7 +35,6 @@ from worker.ledger.operations import hold, redrive, resolve
 from worker.ledger.records import Conflict, Record, Settled, Stale, Wake
 from worker.outcome import Code, Fault, Registered
 from worker.providers.registry import Registry
-from worker.results import groups, streams
 from worker.sealing import Keyring
 from worker.settings import Settings
 from worker.wakeups import Wakeups

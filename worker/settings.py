@@ -5,6 +5,7 @@ Read once, where a process starts; nothing here is read at import. Every duratio
 
 import base64
 import os
+import re
 import tomllib
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -19,6 +20,7 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic.fields import FieldInfo
@@ -100,6 +102,16 @@ def _not_ours(queue: str) -> str:
     return queue
 
 
+#: First words of the ledger's own keys; a stream of one of these names would break it.
+LEDGER_WORDS = frozenset(
+    {
+        *("account", "alarms", "configured", "dead", "delivery", "done", "endpoint", "format"),
+        *("inflight", "job", "jobs", "later", "line", "open", "pending", "quarantine", "refusal"),
+        *("reviews", "stats", "streams", "trying", "waiting", "worker", "workers"),
+    }
+)
+
+
 class StreamEndpoint(BaseModel):
     """Results on a Redis stream of the ledger's server, written with the final state itself."""
 
@@ -118,6 +130,14 @@ class StreamEndpoint(BaseModel):
     sealed: bool = Field(
         False, description="Write events as JWE, to be opened with `REGWORKER_SEALING_KEYS`."
     )
+
+    @field_validator("stream")
+    @classmethod
+    def _not_the_ledgers(cls, stream: str) -> str:
+        word = re.split(r"[^a-z]", stream.removeprefix("{reg}:"), maxsplit=1)[0]
+        if word in LEDGER_WORDS:
+            raise ValueError(f"{stream} is a key of the ledger's own; take another name")
+        return stream
 
 
 class DeliveredEndpoint(BaseModel):

@@ -39,7 +39,8 @@ from worker.settings import Settings
 AMQP_URL = os.environ.get("REGWORKER_TEST_AMQP_URL", "amqp://guest:guest@127.0.0.1:5672//")
 
 #: Seconds between looks while a run goes on, and how many times as long as a look took: the books
-#: of a long run are thick, and reading them is not what it is to be busy with.
+#: of a long run are thick, and reading them is not what it is to be busy with. A run that is to
+#: stop at a violation looks always.
 LOOK, LOOK_RATIO = 0.7, 8.0
 
 
@@ -123,7 +124,7 @@ class Run:
             began = time.monotonic()
             with suppress(redis.ConnectionError, redis.TimeoutError):
                 self.clock.look(self.server)
-                if began >= next_look:
+                if began >= next_look or self.given.until_violation:
                     found = checks.underway(self.seen(producers))
                     took = time.monotonic() - began
                     next_look = began + LOOK_RATIO * took

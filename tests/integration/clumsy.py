@@ -1,6 +1,6 @@
 """A provider that fails as code does that nobody reviewed: with the customer in its errors."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import BaseModel
 
@@ -22,11 +22,12 @@ class Clumsy:
 
     async def register(self, registration: AcmeRegistration) -> Outcome:
         """Fail, twice over."""
-        given: dict[str, Any] = registration.model_dump()
+        found: dict[str, Outcome] = {}
         try:
-            return {given["password"]: Unknown("")}["nothing of that name"]
+            return found[registration.password]
         except KeyError as error:
-            raise ValueError(f"cannot register {given}") from error
+            who = f"{registration.email} ({registration.password})"
+            raise ValueError(f"cannot register {who}") from error
 
     async def find_out(self, registration: AcmeRegistration) -> Outcome:
         """Never find out."""

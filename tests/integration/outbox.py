@@ -1,8 +1,14 @@
 """Deliveries for tests: made, tried and settled by hand, and how the ledger has them."""
 
+import io
+import json
+import os
+from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
+from unittest.mock import patch
 
 from worker.announcer import Announcer
+from worker.cli.app import run
 from worker.event import Notice
 from worker.job import Job
 from worker.ledger import SyncLedger
@@ -102,3 +108,28 @@ def failing(shop: SyncLedger, days: float, last: float = 0.0) -> None:
     seconds: int = shop.redis.time()[0]  # type: ignore[index]
     since, at = (round((seconds - one * DAY) * 1000) for one in (days, last))
     shop.redis.hset(endpoint_key("crm"), mapping={"failing_since": since, "failed_at": at})
+
+
+class Cli:
+    """Runs `regworker` against a ledger."""
+
+    def __init__(self, **settings: str) -> None:
+        clean = {name: value for name, value in os.environ.items() if "REGWORKER" not in name}
+        self._environment = clean | settings
+
+    def __call__(self, *arguments: str, code: int = 0) -> str:
+        """Run a command; what it printed, and what it complained of."""
+        printed, complained = io.StringIO(), io.StringIO()
+        with (
+            patch.dict(os.environ, self._environment, clear=True),
+            redirect_stdout(printed),
+            redirect_stderr(complained),
+        ):
+            ended = run(list(arguments))
+        assert ended == code, complained.getvalue()
+        return printed.getvalue() + (complained.getvalue() if code else "")
+
+    def json(self, *arguments: str, code: int = 0) -> list[dict[str, Any]]:
+        """Run a command with `--json`; the objects it printed."""
+        lines = self(*arguments, "--json", code=code).splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]

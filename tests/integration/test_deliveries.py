@@ -128,6 +128,17 @@ def test_a_dead_workers_places_are_given_out_again(shop: SyncLedger) -> None:
     assert isinstance(shop(deliver(b, 30)), Idle)
 
 
+def test_who_has_a_place_stands_in_line_no_more(shop: SyncLedger) -> None:
+    """Also where nobody passed it on, but a lease ran out."""
+    a, b, c = due(shop, "a", "b", "c")
+    tried(shop, a, lease=0.5)
+    tried(shop, b)
+    assert isinstance(shop(deliver(c, 30)), Idle)
+    stack.until(lambda: crm(shop).trying == 1, "the lease runs out", PATIENCE)
+    tried(shop, c)
+    assert crm(shop).in_line == 0
+
+
 # ── an endpoint that is of no use ─────────────────────────────────────────────────────────────
 
 

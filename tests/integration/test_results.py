@@ -23,13 +23,14 @@ from tests.integration.jobs import email_of, open2b, skypostal
 from worker import contract
 from worker.cli import stack
 from worker.event import Event, EventData, EventType, moment
+from worker.groups import groups
 from worker.job import job_id
 from worker.ledger import SyncLedger
 from worker.ledger.commands import look
 from worker.ledger.operations import announce, trim
 from worker.operator import Operator
 from worker.providers.registry import Registry
-from worker.results import Result, ResultConsumer, UnreadableEvent, groups
+from worker.results import Result, ResultConsumer, UnreadableEvent
 from worker.sealing import Keyring
 from worker.settings import Settings, StreamEndpoint
 

@@ -2,11 +2,8 @@
 
 import asyncio
 import json
-import os
 import socket
 import ssl
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -20,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import SecretStr
 
 from sandbox.server import ReceiverServer
+from tests.integration.outbox import Cli
 from worker.publishers import webhook
 from worker.publishers.base import Arrived, Delivered, Gone, Later
 from worker.publishers.webhook import WebhookPublisher
@@ -377,31 +375,16 @@ def test_where_private_addresses_are_allowed_a_name_may_lead_there(
 # ── by hand ───────────────────────────────────────────────────────────────────────────────────
 
 
-def regworker(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a command with these settings."""
-    clean = {name: value for name, value in os.environ.items() if "REGWORKER" not in name}
-    settings = {f"REGWORKER_ENDPOINTS__CRM__{name}": value for name, value in environment.items()}
-    return subprocess.run(
-        [sys.executable, "-m", "worker.cli", *arguments],
-        env={**clean, **settings},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
 def crm(url: str, **more: str) -> dict[str, str]:
     """The settings of an endpoint for development."""
     allowed = {"ALLOW_HTTP": "true", "ALLOW_PRIVATE": "true"}
-    return {"KIND": "webhook", "URL": url, "SECRETS": OLD, **allowed, **more}
+    fields = {"KIND": "webhook", "URL": url, "SECRETS": OLD, **allowed, **more}
+    return {f"REGWORKER_ENDPOINTS__CRM__{name}": value for name, value in fields.items()}
 
 
 def test_a_webhook_is_tried_by_hand(receiver: ReceiverServer) -> None:
     """A signed event of a type of its own; what came back is shown."""
-    done = regworker("webhook", "test", "crm", "--json", **crm(f"{receiver.url}/hooks/crm"))
-    assert done.returncode == 0, done.stderr
-    shown = json.loads(done.stdout)
+    [shown] = Cli(**crm(f"{receiver.url}/hooks/crm")).json("webhook", "test", "crm")
     [one] = receiver.receiver.log
     assert (shown["ok"], shown["status"]) == (True, 204)
     assert (one.verified, one.webhook_id, one.event_type) == (
@@ -421,19 +404,19 @@ def test_a_webhook_that_fails_by_hand_is_shown_with_its_answer() -> None:
         writer.write(head.encode() + body)
         await writer.drain()
 
-    def tell(port: int, *more: str) -> subprocess.CompletedProcess[str]:
-        return regworker("webhook", "test", "crm", *more, **crm(f"http://127.0.0.1:{port}/x"))
+    def tell(port: int) -> tuple[str, dict[str, Any]]:
+        cli = Cli(**crm(f"http://127.0.0.1:{port}/x"))
+        [shown] = cli.json("webhook", "test", "crm", code=1)
+        return cli("webhook", "test", "crm", code=1), shown
 
-    async def both() -> list[subprocess.CompletedProcess[str]]:
+    async def both() -> tuple[str, dict[str, Any]]:
         async with server(refuse, end) as port:
-            return [await asyncio.to_thread(tell, port, *more) for more in ((), ("--json",))]
+            return await asyncio.to_thread(tell, port)
 
-    text, as_json = asyncio.run(both())
-    assert (text.returncode, as_json.returncode) == (1, 1)
-    assert "403" in text.stdout
-    assert "no such tenant" in text.stdout
-    assert "\x1b" not in text.stdout
-    shown = json.loads(as_json.stdout)
+    text, shown = asyncio.run(both())
+    assert "403" in text
+    assert "no such tenant" in text
+    assert "\x1b" not in text
     assert shown["status"] == 403
     assert len(shown["answer"]) <= webhook.KEPT_ANSWER
 
@@ -441,9 +424,8 @@ def test_a_webhook_that_fails_by_hand_is_shown_with_its_answer() -> None:
 def test_the_check_that_refuses_is_named_by_hand(receiver: ReceiverServer) -> None:
     """Before anything was sent."""
     settings = crm(f"{receiver.url}/hooks/crm", ALLOW_PRIVATE="false")
-    done = regworker("webhook", "test", "crm", **settings)
-    assert done.returncode == 1
-    assert "loopback" in done.stdout
+    [shown] = Cli(**settings).json("webhook", "test", "crm", code=1)
+    assert "loopback" in shown["reason"]
     assert receiver.receiver.log == []
 
 
@@ -451,26 +433,31 @@ def test_the_check_that_refuses_is_named_by_hand(receiver: ReceiverServer) -> No
     ("settings", "words"),
     [
         ({}, "no endpoint crm"),
-        ({"KIND": "queue", "QUEUE": "results"}, "is a queue, not a webhook"),
+        (
+            {
+                "REGWORKER_ENDPOINTS__CRM__KIND": "queue",
+                "REGWORKER_ENDPOINTS__CRM__QUEUE": "bus",
+            },
+            "is a queue, not a webhook",
+        ),
     ],
 )
 def test_only_a_webhook_that_is_configured_is_tried(settings: dict[str, str], words: str) -> None:
     """Anything else is wrong use."""
-    done = regworker("webhook", "test", "crm", **settings)
-    assert done.returncode == 2
-    assert words in " ".join(done.stderr.split())
+    shown = Cli(**settings)("webhook", "test", "crm", code=2)
+    assert words in " ".join(shown.replace("│", " ").split())
 
 
 def test_a_secret_that_is_not_base64_is_refused_by_name(receiver: ReceiverServer) -> None:
     """And is shown nowhere."""
-    done = regworker("webhook", "test", "crm", **crm(receiver.url, SECRETS="whsec_canary!"))
-    assert done.returncode == 1
-    assert "REGWORKER_ENDPOINTS__CRM__SECRETS" in done.stderr
-    assert "canary" not in done.stderr
+    cli = Cli(**crm(receiver.url, SECRETS="whsec_canary!"))
+    shown = cli("webhook", "test", "crm", code=1)
+    assert "REGWORKER_ENDPOINTS__CRM__SECRETS" in shown
+    assert "canary" not in shown
 
 
 def test_a_secret_that_was_made_signs(receiver: ReceiverServer) -> None:
     """What the command prints is what the setting takes."""
-    made = regworker("webhook", "secret").stdout.strip()
+    made = Cli()("webhook", "secret").strip()
     to = endpoint(f"{receiver.url}/hooks/crm", made, OLD)
     assert asyncio.run(publish(to)) == [Arrived("HTTP 204")]

@@ -1,12 +1,14 @@
 """Settings: read once, from variables or a file; an error names the variable and shows no value."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import worker
 from worker.errors import SettingsError
-from worker.settings import Settings, StreamEndpoint, WebhookEndpoint, variable
+from worker.settings import LEDGER_WORDS, Settings, StreamEndpoint, WebhookEndpoint, variable
 
 KEYS = "test:" + "A" * 43
 SECRET = "whsec_canary12"
@@ -271,3 +273,20 @@ def test_secrets_are_not_shown() -> None:
 def test_a_variable_is_named_by_its_path() -> None:
     """As messages name it."""
     assert variable("accounts", "skypostal") == "REGWORKER_ACCOUNTS__SKYPOSTAL"
+
+
+@pytest.mark.parametrize("word", sorted(LEDGER_WORDS))
+def test_a_stream_is_none_of_the_ledgers_own_keys(env: Any, word: str) -> None:
+    """It would break the ledger at the first result."""
+    env(ENDPOINTS__CRM__KIND="stream", ENDPOINTS__CRM__STREAM=f"{{reg}}:{word}")
+    assert "ledger's own" in problems()["REGWORKER_ENDPOINTS__CRM__STREAM"]
+
+
+def test_every_key_of_the_ledger_is_known_by_its_first_word() -> None:
+    """Whatever the scripts and the commands name; a script may name `results`."""
+    named = re.compile(r"(?:PREFIX \.\. '|\{PREFIX\}|\{reg\}:)([a-z]+)")
+    found = set()
+    for file in Path(worker.__file__).parent.rglob("*"):
+        if file.suffix in {".py", ".lua"}:
+            found |= set(named.findall(file.read_text("utf-8")))
+    assert found - {"results"} == LEDGER_WORDS

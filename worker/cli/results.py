@@ -145,8 +145,8 @@ def groups(
         regworker results groups
         regworker results groups --json | jq 'select(.behind > 3600)'
     """
-    from worker.results import groups as groups_of
-    from worker.results import streams
+    from worker.groups import groups as groups_of
+    from worker.groups import streams
 
     with open_ledger() as ledger:
         names = streams(ledger) if stream is None else [stream]
@@ -182,7 +182,7 @@ def drop_group(
     Examples:
         regworker results drop-group old-crm
     """
-    from worker.results import drop_group as drop
+    from worker.groups import drop_group as drop
 
     with open_ledger() as ledger:
         dropped = drop(ledger, stream, group)

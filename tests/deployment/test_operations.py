@@ -1,0 +1,76 @@
+"""What `docs/operations.md` tells whoever is on call is there."""
+
+import re
+import shlex
+from typing import Any
+
+import pytest
+import yaml
+from typer.main import get_command
+
+from tests.deployment import compose
+from tests.integration.installation import ROOT
+from worker.cli.app import COMMANDS, app
+
+TEXT = (ROOT / "docs" / "operations.md").read_text("utf-8")
+ALERTS = [
+    rule["alert"]
+    for group in yaml.safe_load((ROOT / "monitoring" / "rules.yml").read_text("utf-8"))["groups"]
+    for rule in group["rules"]
+    if "alert" in rule
+]
+
+#: Where a command of ours ends: at a quote, a comment, or what the shell does with it.
+_COMMAND = re.compile(r"\bregworker ((?:[^`#|<>&\n;()]|\n(?=[^\n`]*`))+)")
+
+
+def commands() -> list[str]:
+    """The arguments of each `regworker` in the text."""
+    found = (" ".join(match[1].split()) for match in _COMMAND.finditer(TEXT))
+    return sorted({one for one in found if re.match(r"[a-z]+", one)})
+
+
+def test_every_alert_has_its_section_and_no_other_has() -> None:
+    """In the order of the rules, where `runbook` leads to."""
+    found = re.findall(r"^### (Regworker\w+)$", TEXT, re.M)
+    assert sorted(found) == sorted(ALERTS)
+    rules = (ROOT / "monitoring" / "rules.yml").read_text("utf-8")
+    linked = re.findall(r"docs/operations\.md#(\w+)", rules)
+    assert sorted(linked) == sorted(name.lower() for name in ALERTS)
+
+
+@pytest.mark.parametrize("line", commands())
+def test_every_command_in_it_exists(line: str) -> None:
+    """With each of its options."""
+    # A word of prose may follow the name of a command.
+    words = shlex.split(line.replace("'", ""))
+    found: Any = get_command(app)
+    assert words[0] in COMMANDS
+    while hasattr(found, "resolve_command") and words and not words[0].startswith("-"):
+        _, found, words = found.resolve_command(found.context_class(found), words)
+    known = {option for one in found.params for option in one.opts}
+    named = {word.partition("=")[0] for word in words if word.startswith("-") and word != "-"}
+    assert named <= known | {"--help"}
+
+
+def test_every_variable_and_service_in_it_exists() -> None:
+    """Of Compose: in `.env.example` and the compose file."""
+    services = yaml.safe_load(compose.FILE.read_text("utf-8"))["services"]
+    named = re.findall(
+        r"docker compose (?:exec|ps|logs|restart|build)((?: -\S+| \d+)*) (\w+)", TEXT
+    )
+    assert {service for _, service in named} <= services.keys()
+    example = compose.EXAMPLE.read_text("utf-8") + compose.FILE.read_text("utf-8")
+    for variable in re.findall(r"`((?:VALKEY|WORKER|OPERATOR|COMPOSE|RABBITMQ)[A-Z_]*)`", TEXT):
+        assert variable in example, variable
+
+
+def test_every_file_it_leads_to_is_there() -> None:
+    """Pictures and documents."""
+    for target in re.findall(r"\]\(([\w./-]+?)(?:#[\w-]+)?\)", TEXT):
+        assert (ROOT / "docs" / target).exists(), target
+    anchors = {
+        re.sub(r"[^\w -]", "", head).lower().replace(" ", "-")
+        for head in re.findall(r"^#+ (.*)$", TEXT, re.M)
+    }
+    assert set(re.findall(r"\]\(#([\w-]+)\)", TEXT)) <= anchors
