@@ -1,7 +1,7 @@
 """`python -m benchmarks`: everybody side by side, in interleaved rounds.
 
-    make bench              all of them, half an hour; writes docs/benchmarks.{json,md,svg}
-    make bench QUICK=1      ours, the two best and the floor, in less than a minute
+make bench              all of them, half an hour; writes docs/benchmarks.{json,md,svg}
+make bench QUICK=1      ours, the two best and the floor, in less than a minute
 """
 
 import argparse

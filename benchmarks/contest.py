@@ -151,7 +151,7 @@ class Bench:
                 self._wait(sent)
             sent, _, _ = self.client.enqueue(count, rate)
             self._wait(sent)
-            alive = self._alive()
+            alive = self.alive()
             while not all(key in seen for key, _ in sent):
                 alive()
                 time.sleep(LOOK)
@@ -161,9 +161,10 @@ class Bench:
         return [(seen[key] - at) * 1000 for key, at in sent]
 
     def _wait(self, sent: list[tuple[str, float]]) -> None:
-        self.watch.wait([key for key, _ in sent], self._alive())
+        self.watch.wait([key for key, _ in sent], self.alive())
 
-    def _alive(self) -> Alive:
+    def alive(self) -> Alive:
+        """For a wait of its own."""
         return Alive(self.worker, self.contestant.title)
 
 

@@ -4,14 +4,10 @@ One producer's process, into a fresh ledger, while the worker is stopped.
 """
 
 import argparse
-import tempfile
-from pathlib import Path
 from statistics import median
 
 from benchmarks import stage
-from benchmarks.contest import set_up
-from benchmarks.contestants import CONTESTANTS
-from worker.cli import stack
+from benchmarks.single import ours
 
 
 def main() -> None:
@@ -21,18 +17,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="rounds (3)")
     options = parser.parse_args()
     rates, costs = [], []
-    with stack.ending_by_signal(), tempfile.TemporaryDirectory(prefix="bench-") as name:
-        folder = Path(name)
-        with (
-            stage.stub(folder) as provider,
-            set_up(CONTESTANTS[0], provider, folder) as bench,
-            stage.frozen(bench.worker.pid),
-        ):
-            bench.client.enqueue(500)
-            for _ in range(options.rounds):
-                _, seconds, cpu = bench.client.enqueue(options.jobs)
-                rates.append(options.jobs / seconds)
-                costs.append(cpu / options.jobs * 1e6)
+    with ours() as (bench, _), stage.frozen(bench.worker.pid):
+        bench.client.enqueue(500)
+        for _ in range(options.rounds):
+            _, seconds, cpu = bench.client.enqueue(options.jobs)
+            rates.append(options.jobs / seconds)
+            costs.append(cpu / options.jobs * 1e6)
     print(
         f"enqueue_many: {median(rates):.0f} jobs/s, {median(costs):.0f} us of CPU a job "
         f"(median of {options.rounds} rounds of {options.jobs})"

@@ -32,8 +32,9 @@ PATIENCE = 30.0
 class Stub:
     """The provider's process: see `stub.py`."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, pid: int = 0) -> None:
         self.url = url
+        self.pid = pid
 
     def count(self, what: str) -> int:
         """How many `registrations` or `hooks` it has answered."""
@@ -46,7 +47,7 @@ def stub(folder: Path) -> Iterator[Stub]:
     """Start the provider."""
     command = [sys.executable, "-m", "benchmarks.stub"]
     with stack.process(command, _environment(), folder, subprocess.PIPE) as child:
-        yield Stub(stack.sandbox_url(child))
+        yield Stub(stack.sandbox_url(child), child.pid)
 
 
 @contextmanager
@@ -179,4 +180,5 @@ def kill(pid: int) -> None:
 def _environment() -> dict[str, str]:
     # The settings of whoever runs this are not those of the benchmark.
     foreign = {name: "" for name in os.environ if name.startswith(PREFIX)}
-    return {**foreign, "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**foreign, "PYTHONPATH": path}

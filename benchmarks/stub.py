@@ -1,4 +1,4 @@
-"""The provider: answers every registration after 50 ms, as SkyPostal documents it, and takes webhooks.
+"""The provider: answers registrations after 50 ms, as SkyPostal documents it, and takes webhooks.
 
 An ASGI app without a framework, so that it is never what is measured: `ceiling.py` says what it can
 carry. It prints `listening on URL`, and `/counts` tells what it has answered so far.

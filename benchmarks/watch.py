@@ -95,19 +95,23 @@ class Stream:
     def __init__(self, server: redis.Redis, provider: Stub) -> None:
         self._server = server
         self._provider = provider
-        self._results = 0
+        self._results = self._skipped = 0
         self._hooks_before = provider.count("hooks")
 
     def wait(self, keys: Sequence[str], alive: Alive) -> None:
         """By the stream's length, and by what the receiver of the webhooks has counted."""
         self._results += len(keys)
-        while self._server.xlen(STREAM) < self._results:
+        while self._server.xlen(STREAM) < self._results + self._skipped:
             alive()
             time.sleep(LOOK)
         hooks = self._results // HOOK_EVERY
         while self._provider.count("hooks") - self._hooks_before < hooks:
             alive()
             time.sleep(LOOK)
+
+    def skip(self, count: int) -> None:
+        """So many more results stand there than this worker made."""
+        self._skipped += count
 
     def arrivals(self, over: threading.Event, seen: dict[str, float]) -> None:
         """As a consumer reads them."""

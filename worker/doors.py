@@ -19,7 +19,7 @@ from worker.event import EventType
 from worker.intake import Intake, admitted
 from worker.job import Cancel, Job
 from worker.ledger import AsyncLedger, Command
-from worker.ledger.commands import JOBS, cancel, look
+from worker.ledger.commands import JOBS, LOOKS, cancel, look
 from worker.ledger.operations import handled, refuse
 from worker.ledger.records import Accepted, Conflict, Settled, Stale, Unconfigured, Wake
 from worker.lifecycle import State
@@ -36,9 +36,6 @@ TOLD_ONCE = 86400.0
 #: Reasons in one event, and characters of each: a job may have thousands of fields that are none.
 MOST_REASONS = 50
 LONGEST_REASON = 500
-
-#: A job that moves while it is to be cancelled is looked at again, so often.
-LOOKS = 10
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,8 +30,8 @@ from worker.event import EventType, moment, read_event
 from worker.intake import Intake, admitted
 from worker.job import Job, job_id
 from worker.ledger import SyncLedger
-from worker.ledger.commands import cancel, done_channel, look
-from worker.ledger.records import Record, Stale, Wake
+from worker.ledger.commands import LOOKS, cancel, done_channel, look
+from worker.ledger.records import Record, Settled, Wake
 from worker.lifecycle import State
 from worker.providers.registry import Registry
 from worker.sealing import Keyring
@@ -165,14 +165,19 @@ class Producer:
 
     def cancel(self, id_: str) -> Status:
         """Take a job back before anything of it leaves. `JobNotCancellable`, `UnknownJob`."""
-        record = self._record(id_)
-        now = time.time() * 1000
-        publication = self._announcer.failed(EventType.CANCELLED, record, now, ())
-        done = self._ledger(cancel(record, self.settings.retention, publication))
-        if isinstance(done, Stale):
-            raise JobNotCancellable(f"job {id_} is {done.state}: a call may have left already")
-        self._wake(done.wakes)
-        return self._status(self._record(id_))
+        state: str = State.QUEUED
+        for _ in range(LOOKS):
+            record = self._record(id_)
+            now = time.time() * 1000
+            publication = self._announcer.failed(EventType.CANCELLED, record, now, ())
+            done = self._ledger(cancel(record, self.settings.retention, publication))
+            if isinstance(done, Settled):
+                self._wake(done.wakes)
+                return self._status(self._record(id_))
+            state = done.state
+            if state != State.QUEUED:
+                break
+        raise JobNotCancellable(f"job {id_} is {state}: a call may have left already")
 
     def close(self) -> None:
         """Close all connections."""

@@ -65,9 +65,13 @@ def caller() -> Callable[[Body], Body]:
     run       an event loop of the process that makes one call at a time, with httpx-aiohttp
     loop      one event loop in a thread of its own for all calls, with httpx-aiohttp
     """
-    return {"client": _Client, "borrowed": _Borrowed, "run": _Run, "loop": _Loop}[
-        os.environ.get("BENCH_CALL", "client")
-    ]()
+    kinds: dict[str, Callable[[], Callable[[Body], Body]]] = {
+        "client": _Client,
+        "borrowed": _Borrowed,
+        "run": _Run,
+        "loop": _Loop,
+    }
+    return kinds[os.environ.get("BENCH_CALL", "client")]()
 
 
 class _Client:

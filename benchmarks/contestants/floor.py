@@ -1,4 +1,4 @@
-"""The floor: an asyncio loop that makes the calls, and does nothing else. No queue, no result store.
+"""The floor: an asyncio loop that makes the calls, and nothing else: no queue, no result store.
 
 Reads a number of calls a line on stdin, makes them with so many at a time as all others, and says
 when it is done.

@@ -42,9 +42,7 @@ COMMANDS = {
     "status": Entry(
         "worker.cli.status:status", "Show where a job stands, and its way there.", _JOBS
     ),
-    "results": Entry(
-        "worker.cli.results:app", "Print results, and follow as they come.", _JOBS
-    ),
+    "results": Entry("worker.cli.results:app", "Print results, and follow as they come.", _JOBS),
     "cancel": Entry("worker.cli.cancel:cancel", "Take a job back before it is called out.", _JOBS),
     "top": Entry("worker.cli.top:top", "Watch the whole installation live.", _NIGHT),
     "stats": Entry(

@@ -298,6 +298,10 @@ def abandon(
     )
 
 
+#: A job that moves between the look and the cancel is looked at again, so often.
+LOOKS = 10
+
+
 def cancel(record: Record, retention: float, publication: Publication) -> Command[Settled | Stale]:
     """queued -> cancelled, unless the job has moved since `record` was read."""
     return Command(

@@ -1,0 +1,25 @@
+"""What the smaller benchmarks share: ours alone on the stage, in a folder of its own."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from benchmarks import stage
+from benchmarks.contest import Bench, set_up
+from benchmarks.contestants import CONTESTANTS
+from worker.cli import stack
+
+OURS = CONTESTANTS[0]
+
+
+@contextmanager
+def ours(**settings: object) -> Iterator[tuple[Bench, stage.Stub]]:
+    """A Valkey, the provider, a worker of ours and its client; with more settings."""
+    with stack.ending_by_signal(), tempfile.TemporaryDirectory(prefix="bench-") as name:
+        folder = Path(name)
+        with (
+            stage.stub(folder) as provider,
+            set_up(OURS, provider, folder, **settings) as bench,
+        ):
+            yield bench, provider

@@ -1,0 +1,48 @@
+// Read results with ioredis, as one consumer of a group on the results stream.
+//
+//     npm ci
+//     REGWORKER_REDIS_URL=redis://127.0.0.1:6399/0 node consume.mjs crm crm-1
+//
+// The first argument is the group: each group gets every event. The second is this consumer's name,
+// one for each process. Kill it whenever you like: what is not acknowledged comes again, here or at
+// another consumer of the group. So an event that was handled is remembered by its id, for a week.
+// Where you have a database, remember it there, in the transaction that does what it leads to.
+import { Redis } from 'ioredis';
+
+const STREAM = '{reg}:results';
+// Milliseconds after which an event that a consumer has not acknowledged is taken for left behind.
+// Longer than handling takes.
+const LEFT_BEHIND = 60_000;
+const WEEK = 7 * 24 * 3600;
+
+const [group, consumer] = process.argv.slice(2);
+const redis = new Redis(process.env.REGWORKER_REDIS_URL);
+
+function handle(event) {
+  const { idempotency_key: key = event.subject, outcome, errors = [] } = event.data;
+  // An outcome holds the customer's credentials: keep it where secrets are kept, and don't log it.
+  const what = outcome ? Object.keys(outcome).sort() : errors.map(({ code }) => code);
+  console.log(event.type, key, ...what);
+}
+
+async function take([entry, fields]) {
+  const event = JSON.parse(fields[fields.indexOf('event') + 1]);
+  const remembered = `${group}:handled:${event.id}`;
+  if (!(await redis.exists(remembered))) {
+    handle(event);
+    await redis.set(remembered, entry, 'EX', WEEK);
+  }
+  await redis.xack(STREAM, group, entry);
+}
+
+await redis.xgroup('CREATE', STREAM, group, '0', 'MKSTREAM').catch((error) => {
+  if (!error.message.startsWith('BUSYGROUP')) throw error; // it is there
+});
+for (;;) {
+  const [, left] = await redis.xautoclaim(
+    STREAM, group, consumer, LEFT_BEHIND, '0', 'COUNT', 50);
+  const answer = await redis.xreadgroup(
+    'GROUP', group, consumer, 'COUNT', 50, 'BLOCK', 2000, 'STREAMS', STREAM, '>');
+  const fresh = answer ? answer[0][1] : [];
+  for (const entry of [...left, ...fresh]) await take(entry);
+}

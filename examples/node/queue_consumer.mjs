@@ -1,0 +1,32 @@
+// Read results from a queue on RabbitMQ, with plain AMQP: an endpoint of kind `queue`.
+//
+//     npm ci
+//     AMQP_URL=amqp://guest:guest@127.0.0.1:5672/%2F node queue_consumer.mjs registrations-crm
+//
+// The argument is the queue's name (REGWORKER_ENDPOINTS__<NAME>__QUEUE), one that doesn't start with
+// `registrations.` or another name of the workers' own. The same event may come again: what was
+// handled is remembered by its id in the file HANDLED (default: handled.txt), before the message is
+// acknowledged. Where you have a database, remember it there, with what the event leads to.
+import amqp from 'amqplib';
+import { appendFileSync, readFileSync } from 'node:fs';
+
+const [queue] = process.argv.slice(2);
+const file = process.env.HANDLED ?? 'handled.txt';
+appendFileSync(file, '');
+const handled = new Set(readFileSync(file, 'utf8').split('\n'));
+
+const connection = await amqp.connect(process.env.AMQP_URL);
+const channel = await connection.createChannel();
+// As the workers declare it, should this be here first.
+await channel.assertQueue(queue, { durable: true, arguments: { 'x-queue-type': 'quorum' } });
+await channel.prefetch(20);
+await channel.consume(queue, (message) => {
+  const event = JSON.parse(message.content.toString());
+  if (!handled.has(event.id)) {
+    console.log(event.type, event.data.idempotency_key ?? event.subject);
+    appendFileSync(file, `${event.id}\n`);
+    handled.add(event.id);
+  }
+  channel.ack(message);
+});
+console.log('waiting for events');

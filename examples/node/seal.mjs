@@ -1,0 +1,28 @@
+// Hand in a job whose registration nobody can read on the way: sealed as JWE, with jose.
+//
+//     npm ci
+//     REGWORKER_REDIS_URL=redis://127.0.0.1:6399/0 SEALING_KEY=2026-11:6Yd... \
+//         node seal.mjs crm-8841 holmes@example.com
+//
+// SEALING_KEY is one `kid:base64url` of the workers' REGWORKER_SEALING_KEYS: 32 bytes, by name.
+// Workers with REGWORKER_REQUIRE_SEALED=true take no others at this door.
+import { Redis } from 'ioredis';
+import { CompactEncrypt, base64url } from 'jose';
+
+const [key, email] = process.argv.slice(2);
+const registration = {
+  customer: {
+    address: { firstName: 'Sherlock', lastName: 'Holmes', email },
+    privacyConsents: [12],
+    password: 'I9bV2crS',
+  },
+};
+const [kid, secret] = process.env.SEALING_KEY.split(':');
+const sealed = await new CompactEncrypt(new TextEncoder().encode(JSON.stringify(registration)))
+  .setProtectedHeader({ alg: 'dir', enc: 'A256GCM', kid })
+  .encrypt(base64url.decode(secret));
+const job = { provider: 'open2b', idempotency_key: key, registration: sealed };
+
+const redis = new Redis(process.env.REGWORKER_REDIS_URL);
+console.log(await redis.xadd('{reg}:jobs', '*', 'job', JSON.stringify(job)));
+await redis.quit();

@@ -1,0 +1,60 @@
+// Receive webhooks, and verify them with the Standard Webhooks library.
+//
+//     npm ci
+//     WEBHOOK_SECRETS=whsec_... PORT=8080 node webhook.mjs
+//
+// WEBHOOK_SECRETS are those of the endpoint (REGWORKER_ENDPOINTS__<NAME>__SECRETS), with commas:
+// while you change over, the old and the new. The same event may come again, under the same
+// webhook-id: what was handled is remembered in the file HANDLED (default: handled.txt). Where you
+// have a database, remember it there, in the transaction that does what it leads to. Only then is it
+// answered with 2xx; anything else has it sent again.
+import { appendFileSync, readFileSync } from 'node:fs';
+import { createServer } from 'node:http';
+import { Webhook } from 'standardwebhooks';
+
+const webhooks = process.env.WEBHOOK_SECRETS.split(',').map((secret) => new Webhook(secret));
+const file = process.env.HANDLED ?? 'handled.txt';
+appendFileSync(file, '');
+const handled = new Set(readFileSync(file, 'utf8').split('\n'));
+
+const LARGEST = 1024 * 1024; // bytes; no event is near it
+
+function verified(webhook, body, headers) {
+  try {
+    webhook.verify(body, headers); // also that it is not older than five minutes
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+async function received(request) {
+  const parts = [];
+  let size = 0;
+  for await (const part of request) {
+    size += part.length;
+    if (size > LARGEST) return 413;
+    parts.push(part);
+  }
+  const body = Buffer.concat(parts).toString(); // as it came: that is what is signed
+  if (!webhooks.some((webhook) => verified(webhook, body, request.headers))) {
+    console.log('refused: not signed with a secret of ours, or too old');
+    return 401;
+  }
+  const id = request.headers['webhook-id'];
+  if (!handled.has(id)) {
+    const event = JSON.parse(body);
+    console.log('verified', event.type, event.data.idempotency_key ?? event.subject);
+    appendFileSync(file, `${id}\n`);
+    handled.add(id);
+  }
+  return 204;
+}
+
+const server = createServer({ requestTimeout: 15_000 }, async (request, response) => {
+  const status = await received(request).catch(() => 500);
+  response.writeHead(status).end();
+});
+server.listen(Number(process.env.PORT ?? 8080), '127.0.0.1', () => {
+  console.log(`listening on http://127.0.0.1:${server.address().port}/`);
+});
