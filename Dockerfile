@@ -23,6 +23,8 @@ RUN apt-get update \
  && apt-get install -y --no-install-recommends tini \
  && rm -rf /var/lib/apt/lists/* \
  && python -m pip uninstall -y --root-user-action=ignore pip \
+ && groupadd --gid 10001 regworker \
+ && useradd --uid 10001 --gid 10001 --no-create-home --shell /usr/sbin/nologin regworker \
  && install -d -o 10001 -g 10001 /data
 COPY --from=build /venv /venv
 COPY --from=build /package/venv /venv
@@ -31,7 +33,7 @@ COPY celeryconfig.py ./
 ENV PATH=/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
-# A number: Kubernetes can't tell from a name that it is not root.
+# Numbers: Kubernetes can't tell from a name that it is not root.
 USER 10001:10001
 # A warm shutdown: what is on the wire may end, nothing new is taken. Give it `stop_grace_period`.
 STOPSIGNAL SIGTERM

@@ -83,6 +83,7 @@ def main() -> None:
         sent, _, _ = bench.client.enqueue(1)
         bench.watch.wait([key for key, _ in sent], bench.alive())
         finished = fill(bench.server, sent[0][0], 0, options.finished, finished=True)
+        record = bench.server.memory_usage(job_key(sent[0][0]))
         with stage.frozen(bench.worker.pid):
             # Its copies are made while it is queued.
             waiting, _, _ = bench.client.enqueue(1)
@@ -94,7 +95,7 @@ def main() -> None:
         bench.watch.skip(options.finished)
         bench.watch.wait([key for key, _ in waiting], bench.alive())
         full = measured(bench, options.jobs)
-    print(f"a finished job: {finished:.0f} bytes, its event on the stream included")
+    print(f"a finished job: {record} bytes; with its event on the stream {finished:.0f}")
     print(f"a queued job: {queued:.0f} bytes")
     for what, (round_, server) in {"empty": empty, "full": full}.items():
         print(f"{what}: {round_.cpu_ms:.2f} ms of CPU a job, and {server:.2f} ms of the server's")

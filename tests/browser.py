@@ -17,6 +17,7 @@ from typing import Any
 import aiohttp
 
 from tests.integration.installation import PATIENCE
+from tests.programs import leave_out
 from worker.cli import stack
 
 #: Under what names it is known.
@@ -120,7 +121,8 @@ def _chromium() -> str:
     for name in NAMES:
         if found := shutil.which(name):
             return found
-    raise AssertionError(f"no browser: install one of {', '.join(NAMES)}")
+    leave_out(f"Flower in a browser: needs one of {', '.join(NAMES)} on this machine")
+    raise AssertionError
 
 
 def _options(profile: Path) -> list[str]:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from kombu import Connection
 
+from tests.programs import answers, leave_out
 from worker.wakeups import DOOR, QUEUES
 
 AMQP_URL = os.environ.get("REGWORKER_TEST_AMQP_URL", "amqp://guest:guest@127.0.0.1:5672//")
@@ -21,6 +22,7 @@ AMQP_URL = os.environ.get("REGWORKER_TEST_AMQP_URL", "amqp://guest:guest@127.0.0
 @cache
 def amqp_url() -> str:
     """A virtual host for all tests of this process, removed when it ends."""
+    _server()
     running = ExitStack()
     atexit.register(running.close)
     return running.enter_context(virtual_host(AMQP_URL, f"tests-{os.getpid()}"))
@@ -35,6 +37,7 @@ def borrowed() -> Iterator[str]:
     """A virtual host for one installation, without queues; used again by the next, for making one
     takes seconds.
     """
+    _server()
     if _idle:
         url = _idle.pop()
     else:
@@ -52,6 +55,11 @@ def borrowed() -> Iterator[str]:
 
 
 _numbers = count(1)
+
+
+def _server() -> None:
+    if not answers(AMQP_URL):
+        leave_out("RabbitMQ: nothing answers at REGWORKER_TEST_AMQP_URL")
 
 
 @contextmanager

@@ -51,7 +51,7 @@ class AlarmClock:
 
     @property
     def heard(self) -> bool:
-        """Whether the broker took what was rung last."""
+        """Whether the broker took what was rung last, or could be reached since."""
         return self._heard
 
     async def ring_once(self) -> float:
@@ -61,8 +61,10 @@ class AlarmClock:
         the way, or in a process that dies here, comes again.
         """
         # kombu connects and publishes synchronously; the loop goes on meanwhile.
-        if not self._heard and not await asyncio.to_thread(self._wake.reachable):
-            return self._period * UNHEARD
+        if not self._heard:
+            if not await asyncio.to_thread(self._wake.reachable):
+                return self._period * UNHEARD
+            self._heard = True  # also if there is nothing to be rung
         rung = await self._ledger(ring(MOST))
         if rung.wakes:
             wakes = await asyncio.to_thread(self._needed, rung.wakes)

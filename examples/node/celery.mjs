@@ -12,6 +12,11 @@
 import celery from 'celery-node';
 import { randomUUID } from 'node:crypto';
 
+// Without it the client would take whatever listens on its default port.
+for (const name of ['BROKER_URL']) {
+  if (!process.env[name]) throw new Error(`set ${name}: see the first lines of this file`);
+}
+
 const [key, email] = process.argv.slice(2);
 const job = {
   provider: 'open2b',

@@ -9,6 +9,11 @@
 // Where you have a database, remember it there, in the transaction that does what it leads to.
 import { Redis } from 'ioredis';
 
+// Without it the client would take whatever listens on its default port.
+for (const name of ['REGWORKER_REDIS_URL']) {
+  if (!process.env[name]) throw new Error(`set ${name}: see the first lines of this file`);
+}
+
 const STREAM = '{reg}:results';
 // Milliseconds after which an event that a consumer has not acknowledged is taken for left behind.
 // Longer than handling takes.

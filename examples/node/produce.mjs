@@ -8,6 +8,11 @@
 // refuse it. In doubt, run it again: the same key with the same content is the same job.
 import { Redis } from 'ioredis';
 
+// Without it the client would take whatever listens on its default port.
+for (const name of ['REGWORKER_REDIS_URL']) {
+  if (!process.env[name]) throw new Error(`set ${name}: see the first lines of this file`);
+}
+
 const [key, email] = process.argv.slice(2);
 const job = {
   provider: 'open2b',

@@ -1,14 +1,18 @@
 // Read results from a queue on RabbitMQ, with plain AMQP: an endpoint of kind `queue`.
 //
 //     npm ci
-//     AMQP_URL=amqp://guest:guest@127.0.0.1:5672/%2F node queue_consumer.mjs registrations-crm
+//     AMQP_URL=amqp://guest:guest@127.0.0.1:5672/%2F node queue_consumer.mjs crm.results
 //
-// The argument is the queue's name (REGWORKER_ENDPOINTS__<NAME>__QUEUE), one that doesn't start with
-// `registrations.` or another name of the workers' own. The same event may come again: what was
-// handled is remembered by its id in the file HANDLED (default: handled.txt), before the message is
-// acknowledged. Where you have a database, remember it there, with what the event leads to.
+// The argument is the queue's name (REGWORKER_ENDPOINTS__<NAME>__QUEUE). The same event may come
+// again: what was handled is remembered by its id in the file HANDLED (default: handled.txt), before
+// the message is acknowledged. Where you have a database, remember it there, with what it leads to.
 import amqp from 'amqplib';
 import { appendFileSync, readFileSync } from 'node:fs';
+
+// Without it the client would take whatever listens on its default port.
+for (const name of ['AMQP_URL']) {
+  if (!process.env[name]) throw new Error(`set ${name}: see the first lines of this file`);
+}
 
 const [queue] = process.argv.slice(2);
 const file = process.env.HANDLED ?? 'handled.txt';

@@ -9,6 +9,11 @@
 import { Redis } from 'ioredis';
 import { CompactEncrypt, base64url } from 'jose';
 
+// Without it the client would take whatever listens on its default port.
+for (const name of ['REGWORKER_REDIS_URL', 'SEALING_KEY']) {
+  if (!process.env[name]) throw new Error(`set ${name}: see the first lines of this file`);
+}
+
 const [key, email] = process.argv.slice(2);
 const registration = {
   customer: {

@@ -12,6 +12,10 @@ import { appendFileSync, readFileSync } from 'node:fs';
 import { createServer } from 'node:http';
 import { Webhook } from 'standardwebhooks';
 
+for (const name of ['WEBHOOK_SECRETS']) {
+  if (!process.env[name]) throw new Error(`set ${name}: see the first lines of this file`);
+}
+
 const webhooks = process.env.WEBHOOK_SECRETS.split(',').map((secret) => new Webhook(secret));
 const file = process.env.HANDLED ?? 'handled.txt';
 appendFileSync(file, '');

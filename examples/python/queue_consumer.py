@@ -1,12 +1,11 @@
 """Read results from a queue on RabbitMQ, with plain AMQP: an endpoint of kind `queue`.
 
     pip install pika
-    AMQP_URL=amqp://guest:guest@127.0.0.1:5672/%2F python queue_consumer.py registrations-crm
+    AMQP_URL=amqp://guest:guest@127.0.0.1:5672/%2F python queue_consumer.py crm.results
 
-The argument is the queue's name (REGWORKER_ENDPOINTS__<NAME>__QUEUE), one that doesn't start with
-`registrations.` or another name of the workers' own. The same event may come again: it is looked up
-by its id in BOOKS (default: books.db), where it is entered together with what it leads to, before
-the message is acknowledged.
+The argument is the queue's name (REGWORKER_ENDPOINTS__<NAME>__QUEUE). The same event may come
+again: it is looked up by its id in BOOKS (default: books.db), where it is entered together with
+what it leads to, before the message is acknowledged.
 """
 
 import json

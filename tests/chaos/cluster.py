@@ -32,6 +32,10 @@ PLUGIN = Path(__file__).parent / "plugin"
 
 SECRET = "whsec_dGhlIHNlY3JldCBvZiB0aGUgY2hhb3MgcnVuIG9ubHk="
 
+#: Seconds for which a broker serves between two kills: workers look for it every few seconds, and
+#: are to find it.
+SERVED = 6.0
+
 #: Seconds that a worker gets to stop after SIGTERM. It may have a settle to carry to a ledger that
 #: is away, for which it waits up to a minute.
 STOP = 75.0
@@ -119,6 +123,8 @@ class Cluster:
         self._set_clock(0.0)
         self.ledger.start()
         self._let_brokers_be()
+        if self.broker is not None:
+            self.broker.start()
         self.proxy.heal()
         for slot in self.workers:
             slot.signal(signal.SIGCONT)
@@ -250,11 +256,13 @@ class Cluster:
 
     def _kill_broker(self, seconds: float) -> None:
         # RabbitMQ takes its time to start, and to kill it meanwhile would prove little: each kill
-        # waits for it to serve, and for the kills before.
+        # waits until it has served for a while, and for the kills before.
         with self._broker_lock:
             while self.broker is not None and not self.broker.serving:
                 if self._healing.wait(0.2):
                     return
+            if self._healing.wait(SERVED):
+                return
             links = [] if self.broker else [n for n in self.proxy.links if n.endswith(".broker")]
             if self.broker is not None:
                 self.broker.kill()

@@ -148,6 +148,7 @@ def test_every_setting_named_exists() -> None:
     assert ours <= known
     assert {name for name in named if not name.startswith(PREFIX)} == {
         "FLOWER_BASIC_AUTH",
+        "FLOWER_MAX_TASKS",
         "FLOWER_READ_ONLY",
         "FLOWER_TASKS_COLUMNS",
     }

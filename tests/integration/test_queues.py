@@ -4,7 +4,7 @@ import asyncio
 import json
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -257,21 +257,26 @@ def test_a_result_comes_by_a_queue(tmp_path: Path, broker: str) -> None:
             assert found[receipt.job_id] == event
 
 
-def test_what_rabbitmq_has_confirmed_survives_its_death(tmp_path: Path) -> None:
-    """Killed, and started again on its data: the event is there, and the next one is taken."""
-    with ExitStack() as ports:
-        mine = [ports.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
-        numbers = [one.getsockname()[1] for one in mine]
-    node = RabbitNode(tmp_path / "rabbit", *numbers)
+def stop(node: RabbitNode) -> None:
+    """Stop a node as its service manager would."""
+    process = node._process
+    assert process is not None
+    process.terminate()
+    process.wait(PATIENCE * 2)
+
+
+def test_what_rabbitmq_has_confirmed_survives_its_restart(tmp_path: Path) -> None:
+    """The event is there; while it was away nothing was taken for sent, and the next is taken."""
+    node = RabbitNode(tmp_path / "rabbit", stack._free_port(), stack._free_port())
 
     async def work() -> list[Delivered]:
         publisher = QueuePublisher("bus", connecting(node.url))
         came = await publish(publisher, b"1")
-        await asyncio.to_thread(node.kill)
+        await asyncio.to_thread(stop, node)
         came += await publish(publisher, b"2")
         node.start()
         await asyncio.to_thread(node.wait)
-        end = asyncio.get_running_loop().time() + 60
+        end = asyncio.get_running_loop().time() + 2 * PATIENCE
         while came[-1] != TAKEN and asyncio.get_running_loop().time() < end:
             # It answers some time before its queue has a leader again.
             came += await publish(publisher, b"3")

@@ -4,17 +4,19 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.integration.doors import hand_in, plain_client
 from tests.integration.hooks import hooks
 from tests.integration.installation import PATIENCE, Installation, installation
 from tests.integration.jobs import email_of, open2b, skypostal
 from tests.sentry_ingest import Ingest, ingest
 from worker.cli import stack
+from worker.wakeups import DOOR, REGISTER
 
 
 def fault(here: Installation, job: dict[str, Any], kind: str, **more: Any) -> dict[str, Any]:
@@ -37,64 +39,78 @@ def titled(sentry: Ingest, title: str) -> list[Any]:
     return [event for events in issues.values() for event in events]
 
 
-def test_faults_of_one_kind_are_one_issue_with_the_jobs_as_tags(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Installation, Ingest]]:
+    """An installation that reports to a Sentry."""
+    folder = tmp_path_factory.mktemp("watched")
+    with ingest() as sentry, installation(folder, sentry_dsn=sentry.dsn) as here:
+        yield here, sentry
+
+
+def test_faults_of_one_kind_are_one_issue_with_the_jobs_as_tags(
+    watched: tuple[Installation, Ingest],
+) -> None:
     """Lost answers, reviews and refused accounts: three issues, however many jobs they meet."""
-    with ingest() as sentry, installation(tmp_path, sentry_dsn=sentry.dsn) as here:
-        lost = [fault(here, skypostal(), "commit_then_drop") for _ in range(3)]
-        ids = [here.run(job)["subject"] for job in lost]
-        until(lambda: len(titled(sentry, "skypostal: the answer to a call was lost")) == 3, "lost")
-        events = titled(sentry, "skypostal: the answer to a call was lost")
-        assert {event["tags"]["job"] for event in events} == set(ids)
-        for event in events:
-            assert event["level"] == "warning"
-            assert event["tags"]["provider"] == "skypostal"
-            assert event["tags"]["attempt"] == "1"
-            assert event["environment"] == "production"
+    here, sentry = watched
+    lost = [fault(here, skypostal(), "commit_then_drop") for _ in range(3)]
+    ids = [here.run(job)["subject"] for job in lost]
+    until(lambda: len(titled(sentry, "skypostal: the answer to a call was lost")) == 3, "lost")
+    events = titled(sentry, "skypostal: the answer to a call was lost")
+    assert {event["tags"]["job"] for event in events} == set(ids)
+    for event in events:
+        assert event["level"] == "warning"
+        assert event["tags"]["provider"] == "skypostal"
+        assert event["tags"]["attempt"] == "1"
+        assert event["environment"] == "production"
 
-        reviews = []
-        for _ in range(2):
-            job = fault(here, skypostal(email_of(lost[0])), "drop_before_commit")
-            job["registration"]["customer_password"] = "another"
-            reviews.append(here.producer.enqueue(job).job_id)
-            here.wait_for(reviews[-1], "review")
-        until(lambda: len(titled(sentry, "skypostal cannot tell")) == 2, "the reviews")
-        for event in titled(sentry, "skypostal cannot tell"):
-            assert event["tags"]["job"] in reviews
-            crumbs = [crumb["message"] for crumb in event["breadcrumbs"]["values"]]
-            assert set(crumbs) <= {"called", "asked"}, "an attempt's own, and no other job's"
+    reviews = []
+    for _ in range(2):
+        job = fault(here, skypostal(email_of(lost[0])), "drop_before_commit")
+        job["registration"]["customer_password"] = "another"
+        reviews.append(here.producer.enqueue(job).job_id)
+        here.wait_for(reviews[-1], "review")
+    until(lambda: len(titled(sentry, "skypostal cannot tell")) == 2, "the reviews")
+    for event in titled(sentry, "skypostal cannot tell"):
+        assert event["tags"]["job"] in reviews
+        crumbs = [crumb["message"] for crumb in event["breadcrumbs"]["values"]]
+        assert set(crumbs) <= {"called", "asked"}, "an attempt's own, and no other job's"
 
-        here.sandbox.configure({"skypostal": {"app_key": "another"}})
-        for _ in range(2):
-            here.producer.enqueue(skypostal())
-        until(lambda: titled(sentry, "account skypostal/default is refused"), "the refusal")
-        assert not sentry.refused
+    here.sandbox.configure({"open2b": {"public_key": "another"}})
+    for _ in range(2):
+        here.producer.enqueue(open2b())
+    until(lambda: titled(sentry, "account open2b/default is refused"), "the refusal")
+    assert not sentry.refused
 
 
-def test_a_delivery_that_goes_dead_is_an_issue_of_its_endpoint(tmp_path: Path) -> None:
+def test_a_delivery_that_goes_dead_is_an_issue_of_its_endpoint(
+    watched: tuple[Installation, Ingest],
+) -> None:
     """With the job's id; the endpoint's URL stays where it is."""
-    with ingest() as sentry, installation(tmp_path, sentry_dsn=sentry.dsn) as here:
-        here.receiver.behave({"script": [{"status": 410}]})
-        job_id = here.run(skypostal(reply_to=["results", "crm"]))["subject"]
-        until(lambda: titled(sentry, "deliveries to crm go dead"), "the dead delivery")
-        [event] = titled(sentry, "deliveries to crm go dead")
-        assert event["tags"]["job"] == job_id
-        assert event["tags"]["endpoint"] == "crm"
-        assert b"/hooks/crm" not in b"".join(sentry.raw)
+    here, sentry = watched
+    here.receiver.behave({"script": [{"status": 410}]})
+    job_id = here.run(skypostal(reply_to=["results", "crm"]))["subject"]
+    until(lambda: titled(sentry, "deliveries to crm go dead"), "the dead delivery")
+    [event] = titled(sentry, "deliveries to crm go dead")
+    assert event["tags"]["job"] == job_id
+    assert event["tags"]["endpoint"] == "crm"
+    assert b"/hooks/crm" not in b"".join(sentry.raw)
 
 
-def test_a_dead_worker_is_told_by_the_one_that_goes_on(tmp_path: Path) -> None:
+def test_a_dead_worker_is_told_by_the_one_that_goes_on(
+    watched: tuple[Installation, Ingest],
+) -> None:
     """kill -9 leaves no time to report anything; the lease that ran out does."""
-    with ingest() as sentry, installation(tmp_path, sentry_dsn=sentry.dsn) as here:
-        here.wait_for_line("ready.")
-        job = fault(here, skypostal(), "hang", commit=True)
-        job_id = here.producer.enqueue(job).job_id
-        stack.until(lambda: here.made(email_of(job)) > 0, "the call", PATIENCE)
-        here.workers[0].kill()
-        here.start_worker()
-        here.producer.wait(job_id, PATIENCE)
-        until(lambda: titled(sentry, "a worker was lost while calling skypostal"), "the loss")
-        [event] = titled(sentry, "a worker was lost while calling skypostal")
-        assert event["tags"]["job"] == job_id
+    here, sentry = watched
+    here.wait_for_line("ready.")
+    job = fault(here, skypostal(), "hang", commit=True)
+    job_id = here.producer.enqueue(job).job_id
+    stack.until(lambda: here.made(email_of(job)) > 0, "the call", PATIENCE)
+    here.workers[0].kill()
+    here.start_worker()
+    here.producer.wait(job_id, PATIENCE)
+    until(lambda: titled(sentry, "a worker was lost while calling skypostal"), "the loss")
+    [event] = titled(sentry, "a worker was lost while calling skypostal")
+    assert event["tags"]["job"] == job_id
 
 
 #: A producer as somebody else's service is: with a Sentry of its own, and our library.
@@ -129,32 +145,37 @@ def enqueue_traced(here: Installation, dsn: str, job: dict[str, Any]) -> dict[st
 def test_a_trace_leads_from_the_producer_through_every_attempt_to_the_webhook(
     tmp_path: Path,
 ) -> None:
-    """Also through the attempts that an alarm wakes: what continues it is kept with the job."""
+    """Also through the attempts that an alarm wakes. Without a rate of its own, none is made."""
     with ingest() as sentry, hooks() as crm, installation(
-        tmp_path,
-        sentry_dsn=sentry.dsn,
-        sentry_traces_sample_rate=1,
-        endpoints__crm__url=crm.url,
+        tmp_path, workers=0, sentry_dsn=sentry.dsn, endpoints__crm__url=crm.url
     ) as here:  # fmt: skip
-        job = skypostal(reply_to=["results", "crm"])
-        fault(here, job, "too_many", times=2)
+        stack.wait_for_worker(here.ledger, here.start_worker())
+        lost = enqueue_traced(here, sentry.dsn, fault(here, open2b(), "commit_then_drop"))
+        here.producer.wait(lost["job"], PATIENCE)
+        until(lambda: sentry.events, "the lost answer")
+        # A producer's trace alone turns nothing on; yet the faults of its jobs belong to it.
+        assert sentry.events[0]["contexts"]["trace"]["trace_id"] == lost["trace"]
+        assert {one["transaction"] for one in sentry.transactions} == {"sign-up"}
+
+        here.start_worker(sentry_traces_sample_rate=1)
+        here.wait_for_line("ready.", 1)
+        here.workers[0].terminate()
+        assert here.workers[0].wait(PATIENCE) == 0
+        job = fault(here, skypostal(reply_to=["results", "crm"]), "too_many", times=2)
         begun = enqueue_traced(here, sentry.dsn, job)
         here.producer.wait(begun["job"], PATIENCE)
         stack.until(lambda: bool(crm.requests), "the webhook", PATIENCE)
 
-        def traced() -> list[str]:
-            mine = [one for one in sentry.transactions if of(one) == begun["trace"]]
-            return sorted(one["transaction"] for one in mine)
-
-        def of(transaction: Any) -> str:
-            return str(transaction["contexts"]["trace"]["trace_id"])
+        def mine() -> list[Any]:
+            return [one for one in sentry.transactions if trace_of(one) == begun["trace"]]
 
         expected = ["registrations.attempt"] * 3 + ["registrations.deliver", "sign-up"]
-        stack.until(lambda: traced() == expected, f"{expected}", PATIENCE)
-
-        [page] = [one for one in sentry.transactions if one["transaction"] == "sign-up"]
-        spans = {span["span_id"]: span for span in page["spans"]}
-        for one in sentry.transactions:
+        stack.until(
+            lambda: sorted(one["transaction"] for one in mine()) == expected, "all of it", PATIENCE
+        )
+        [page] = [one for one in mine() if one["transaction"] == "sign-up"]
+        spans = {span["span_id"] for span in page["spans"]}
+        for one in mine():
             if one is page:
                 continue
             assert one["contexts"]["trace"]["parent_span_id"] in spans
@@ -165,19 +186,38 @@ def test_a_trace_leads_from_the_producer_through_every_attempt_to_the_webhook(
         told = b"".join(b"%r" % (headers,) for headers in crm.requests).lower()
         assert b"sentry" not in told, "receivers have no business with our traces"
         assert b"baggage" not in told
+
+        # By the other doors: a message's own headers; else a trace for each job.
+        with plain_client(here.valkey.connection_url) as client:
+            headers = {"sentry-trace": f"{THEIRS}-{'b' * 16}-1"}
+            client.send_task(REGISTER, [open2b()], queue=DOOR, headers=headers)
+        until(lambda: steps(sentry, THEIRS) == ["attempt", "register"], "the message's trace")
+        ids = [hand_in(here, "stream", open2b()) for _ in range(2)]
+        until(lambda: all(traces(sentry, job_id) for job_id in ids), "the stream's traces")
+        first, second = (traces(sentry, job_id) for job_id in ids)
+        assert not first & second
         assert not sentry.refused
 
 
-def test_nothing_is_traced_unless_it_is_asked_for(tmp_path: Path) -> None:
-    """A producer's trace alone turns nothing on; yet the faults of its jobs belong to it."""
-    with ingest() as sentry, installation(tmp_path, sentry_dsn=sentry.dsn) as here:
-        job = fault(here, open2b(), "commit_then_drop")
-        begun = enqueue_traced(here, sentry.dsn, job)
-        here.producer.wait(begun["job"], PATIENCE)
-        until(lambda: sentry.events, "the lost answer")
-        [event] = sentry.events
-        assert event["contexts"]["trace"]["trace_id"] == begun["trace"]
-        assert {one["transaction"] for one in sentry.transactions} == {"sign-up"}
+#: The trace of a client that enqueues by a Celery message.
+THEIRS = "a" * 32
+
+
+def steps(sentry: Ingest, trace: str) -> list[str]:
+    """What was done in a trace, by name."""
+    mine = [one["transaction"] for one in sentry.transactions if trace_of(one) == trace]
+    return sorted(name.removeprefix("registrations.") for name in mine)
+
+
+def traces(sentry: Ingest, job_id: str) -> set[str]:
+    """The traces that a job is in."""
+    mine = [one for one in sentry.transactions if one.get("tags", {}).get("job") == job_id]
+    return {trace_of(one) for one in mine}
+
+
+def trace_of(transaction: Any) -> str:
+    """The trace that a transaction belongs to."""
+    return str(transaction["contexts"]["trace"]["trace_id"])
 
 
 def test_a_fault_of_a_plugin_is_told_without_what_it_choked_on(tmp_path: Path) -> None:
@@ -211,15 +251,15 @@ def test_a_fault_of_a_plugin_is_told_without_what_it_choked_on(tmp_path: Path) -
         here.wait_for_line("ValueError")
 
 
-@pytest.mark.parametrize("status", [0, 500], ids=["never answers", "answers 500"])
-def test_a_sentry_that_is_ill_costs_nothing(tmp_path: Path, status: int) -> None:
-    """Jobs go on as ever, and a worker that is stopped ends at once, with 0."""
+def test_a_sentry_that_is_ill_costs_nothing(tmp_path: Path) -> None:
+    """It fails, then hangs: jobs go on as ever, and a worker that is stopped ends with 0."""
     with ingest() as sentry, installation(tmp_path, sentry_dsn=sentry.dsn) as here:
-        sentry.status = status
-        for _ in range(3):
-            event = here.run(fault(here, skypostal(), "commit_then_drop"))
-            assert event["type"] == "registration.registered"
-        stack.until(lambda: sentry.asked > 0, "Sentry was asked", PATIENCE)
+        for status in (500, 0):
+            sentry.status, before = status, sentry.asked
+            for _ in range(3):
+                event = here.run(fault(here, skypostal(), "commit_then_drop"))
+                assert event["type"] == "registration.registered"
+            stack.until(lambda before=before: sentry.asked > before, "Sentry was asked", PATIENCE)  # type: ignore[misc]
         here.workers[0].send_signal(signal.SIGTERM)
         assert here.workers[0].wait(PATIENCE) == 0
         lines = here.log().read_text("utf-8").splitlines()

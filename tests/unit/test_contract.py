@@ -1,13 +1,10 @@
 """The contract that others build on: it is what the models say, and what was promised before."""
 
 import copy
-import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ from jsonschema.exceptions import ValidationError
 from pydantic import TypeAdapter
 
 from tests.contract.compatibility import breaks_readers, breaks_senders
+from tests.programs import npm_packages
 from worker import contract
 from worker.errors import InvalidJob
 from worker.event import Event, Notice
@@ -327,29 +325,7 @@ def test_every_message_is_on_a_channel_and_every_channel_is_used() -> None:
 @pytest.fixture(scope="module")
 def checker(request: pytest.FixtureRequest) -> Path:
     """AsyncAPI's own parser, at the pinned version; kept from one run to the next."""
-    missing = [name for name in ("node", "npm") if shutil.which(name) is None]
-    if missing:
-        pytest.fail(f"the AsyncAPI parser needs Node.js 20 and npm; not found: {missing}")
-    lock = (CHECKER / "package-lock.json").read_bytes()
-    made = Path(request.config.cache.mkdir("asyncapi")) / hashlib.sha256(lock).hexdigest()[:16]
-    if not made.is_dir():
-        # Made elsewhere, and put there whole: another run may want it at the same time.
-        with tempfile.TemporaryDirectory(dir=made.parent) as folder:
-            new = Path(folder) / "checker"
-            shutil.copytree(CHECKER, new, ignore=shutil.ignore_patterns("node_modules"))
-            done = subprocess.run(
-                ["npm", "ci", "--no-progress"],
-                cwd=new,
-                capture_output=True,
-                text=True,
-                timeout=300,
-                check=False,
-            )
-            assert done.returncode == 0, f"npm ci failed:\n{done.stderr}"
-            if not made.is_dir():
-                new.rename(made)
-    shutil.copy(CHECKER / "validate.mjs", made)
-    return made
+    return npm_packages(request.config, CHECKER, "the AsyncAPI parser")
 
 
 def parsed(checker: Path, document: Any) -> subprocess.CompletedProcess[str]:

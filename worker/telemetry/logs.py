@@ -40,10 +40,10 @@ def configure_logging(settings: Settings) -> None:
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.stdlib.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
             _with_exception,
             _scrubbed,
             to_sentry,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
             *([_with_traceback, _in_order] if json else [_with_readable_traceback]),
             renderer,
         ],

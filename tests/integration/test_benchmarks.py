@@ -1,0 +1,122 @@
+"""The benchmarks as `make bench` runs them, but small: ours and the floor, no other queues."""
+
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from xml.etree import ElementTree as ET
+
+import psutil
+
+from benchmarks.contest import Round
+from benchmarks.plot import svg
+from benchmarks.report import last_line, summarize
+from tests.integration.installation import ROOT
+from worker.cli import stack
+
+LAST_LINE = r"ratio_vs_best_tuned (\S+) ratio_vs_floor (\S+) cpu_ms_per_job (\S+)"
+
+#: Seconds; far more than it takes anywhere.
+PATIENCE = 240.0
+
+
+def benchmarks(*options: str) -> list[str]:
+    """The command."""
+    return [sys.executable, "-m", "benchmarks", *options]
+
+
+def test_a_quick_run_ends_with_the_three_figures() -> None:
+    """A quick run measures ours and the floor, and its last line is for scripts to read."""
+    only = ["--only", "ours", "--only", "bare loop, httpx-aiohttp"]
+    done = subprocess.run(
+        benchmarks("--quick", "--jobs", "200", "--rounds", "1", *only),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = re.fullmatch(LAST_LINE, done.stdout.splitlines()[-1])
+    assert found is not None, done.stdout
+    peer, floor, cost = map(float, found.groups())
+    assert peer != peer  # nobody else was there
+    assert 0 < floor < 1
+    assert cost > 0
+
+
+@contextmanager
+def running(*options: str) -> Iterator[subprocess.Popen[str]]:
+    """The command, while it runs."""
+    child = subprocess.Popen(
+        benchmarks(*options),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.communicate()
+
+
+def test_it_stops_what_it_started_when_it_is_interrupted() -> None:
+    """After Ctrl-C nothing of a benchmark goes on: no server, no worker, no client."""
+    with running("--only", "ours", "--jobs", "100000") as command:
+        parent = psutil.Process(command.pid)
+
+        def started() -> bool:
+            lines = [" ".join(one.cmdline()) for one in parent.children(recursive=True)]
+            wanted = ("valkey-server", "benchmarks.stub", "celery", "benchmarks.driver")
+            return all(any(word in line for line in lines) for word in wanted)
+
+        stack.until(started, "not everything runs", PATIENCE)
+        children = parent.children(recursive=True)
+        command.send_signal(signal.SIGINT)
+        _, said = command.communicate(timeout=PATIENCE)
+        assert command.returncode == 130, said
+        assert "interrupted" in said
+        gone, alive = psutil.wait_procs(children, timeout=PATIENCE)
+        assert len(gone) == len(children), alive
+
+
+def test_ratios_compare_medians_of_the_cpu_a_job_with_ours() -> None:
+    """What is cheaper than ours gives a ratio below 1, and only tuned peers are compared."""
+
+    def rounds(name: str, kind: str, *milliseconds: float) -> list[Round]:
+        return [Round(name, kind, 1000, 1.0, cost) for cost in milliseconds]
+
+    summaries = summarize(
+        rounds("ours", "ours", 9.0, 2.0, 1.0)
+        + rounds("one (tuned)", "tuned", 1.0, 1.0, 7.0)
+        + rounds("other (tuned)", "tuned", 3.0)
+        + rounds("other", "peer", 0.1)
+        + rounds("bare loop, httpx-aiohttp", "floor", 0.5)
+    )
+    assert (
+        last_line(summaries) == "ratio_vs_best_tuned 0.50 ratio_vs_floor 0.25 cpu_ms_per_job 2.00"
+    )
+    assert [one.name for one in summaries][-1] == "other (tuned)"
+
+
+def test_the_plot_is_one_bar_a_contestant() -> None:
+    """The plot is well-formed SVG, and names everybody."""
+    summaries = summarize([Round("ours", "ours", 10, 1, 1), Round("<&>", "peer", 10, 1, 900)])
+    drawn = ET.fromstring(svg(summaries))
+    texts = [one.text for one in drawn.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"ours", "<&>"} <= set(texts)
+
+
+def test_a_name_that_nobody_has_is_wrong_use() -> None:
+    """An unknown contestant is refused with the names that there are."""
+    done = subprocess.run(
+        benchmarks("--only", "nobody"), cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "taskiq (tuned)" in done.stderr
+    assert "nobody" in done.stderr
