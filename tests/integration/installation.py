@@ -43,7 +43,7 @@ PACE = {
 }
 
 #: Seconds. Far more than anything here takes; a test that fails should say so, not hang.
-PATIENCE = 30.0
+PATIENCE = 90.0
 
 
 @dataclass

@@ -61,7 +61,7 @@ def test_a_job_goes_on_when_its_worker_is_killed_in_the_middle_of_the_call(
 
 def test_a_stopped_worker_finishes_the_call_on_the_wire_and_exits_with_0(tmp_path: Path) -> None:
     """SIGTERM: what has left is settled before the process ends."""
-    with ready(tmp_path) as here:
+    with ready(tmp_path, call_budget=20, settle_delay=25) as here:
         job = skypostal()
         rule = {"kind": "slow", "delay": 0.7, "email": email_of(job)}
         here.sandbox.faults.configure({"script": [rule]})

@@ -398,7 +398,7 @@ def test_a_server_that_answers_without_reading_ends_with_the_budget() -> None:
     async def main() -> Sent:
         async with serving(handler) as server, transport() as carrier:
             request = Request(server.url(), "x" * 2**24)
-            return await carrier.sender(lambda: True, SHORT)(request)
+            return await carrier.sender(lambda: True, 4 * SHORT)(request)
 
     assert asyncio.run(main()) == Lost("timeout")
 
