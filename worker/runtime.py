@@ -23,7 +23,7 @@ from worker.delivery import Deliveries
 from worker.delivery import Rules as DeliveryRules
 from worker.doors import Doors, Taken
 from worker.entry import Origin, Request, read
-from worker.errors import SettingsError
+from worker.errors import LedgerUnavailable, SettingsError
 from worker.inbox import Inbox
 from worker.intake import Intake
 from worker.leases import Leases
@@ -231,6 +231,10 @@ async def _forever(turn: Callable[[], Awaitable[float]]) -> None:
     while True:
         try:
             pause = await turn()
+        except LedgerUnavailable as error:
+            # Not ours to mend, and told once for each time it was waited for in vain.
+            log.warning("a loop waits for the ledger", loop=turn.__qualname__, reason=str(error))
+            pause = AFTER_FAULT
         except Exception:
             log.exception("a loop's turn failed", loop=turn.__qualname__)
             pause = AFTER_FAULT
