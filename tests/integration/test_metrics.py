@@ -46,7 +46,15 @@ class Observed:
 
     def own(self) -> str:
         """The worker's page."""
-        [target] = [one["targets"][0] for one in json.loads(read(f"{self.exporter}/targets"))]
+        targets: list[str] = []
+
+        def named() -> bool:
+            # A worker tells its port with its first sign of life.
+            targets[:] = [one["targets"][0] for one in json.loads(read(f"{self.exporter}/targets"))]
+            return bool(targets)
+
+        stack.until(named, "the worker among the targets", PATIENCE)
+        [target] = targets
         return read(f"http://127.0.0.1:{target.rpartition(':')[2]}/metrics")
 
     def samples(self) -> promql.Samples:
