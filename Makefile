@@ -1,6 +1,6 @@
 # The daily things. `make demo` and `make test` need Python >= 3.11 and make, and nothing else.
 
-.PHONY: help demo test check chaos bench format clean
+.PHONY: help demo test test-rabbitmq check chaos bench format clean
 .DEFAULT_GOAL := help
 
 BIN := .venv/bin
@@ -13,6 +13,9 @@ demo: .venv/ready  ## see it work, in half a minute
 
 test: .venv/ready  ## run all tests
 	@$(BIN)/pytest -q -n 3 --dist loadfile
+
+test-rabbitmq: .venv/ready  ## what needs a broker once more, on RabbitMQ (REGWORKER_TEST_AMQP_URL)
+	@REGWORKER_TEST_BROKER=rabbitmq $(BIN)/pytest -q -n 3 --dist loadfile tests/integration tests/upgrade
 
 check: .venv/ready  ## lint, format, types, layers
 	$(BIN)/ruff check .

@@ -45,7 +45,7 @@ LAYERS = tuple(
 )
 
 #: redis-py serves two: which, its caller tells.
-REDIS = re.compile(r"/redis/")
+REDIS = re.compile(r"\(redis/")
 BROKER = {"kombu: Redis transport", "kombu: messages", "Celery: events"}
 
 

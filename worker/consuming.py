@@ -22,7 +22,7 @@ from worker.job import MAX_JOB_BYTES
 from worker.quarantine import Parcel, Warden
 from worker.redis_broker import MALFORMED, REASONS
 from worker.settings import Settings
-from worker.wakeups import CANCEL, REGISTER
+from worker.wakeups import ATTEMPT, CANCEL, DELIVER, REGISTER
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,10 @@ _REQUESTS: Mapping[str, entry.Request] = {REGISTER: "register", CANCEL: "cancel"
 
 #: What a message of Celery's first protocol asks for besides.
 _FOLLOWERS = ("callbacks", "errbacks", "chord", "taskset")
+
+#: A request that came back so often has ended each worker that took it. Below RabbitMQ's own limit
+#: (20, since its version 4), at which it would drop the request in silence.
+MOST_RETURNS = 15
 
 #: An id becomes part of a key in Redis.
 _LONGEST_ID = 255
@@ -119,6 +123,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
 
         def received(message: Any) -> None:
             try:
+                _not_too_often(message)
                 tidy(message, expected)
                 handle(message)
             except Malformed as error:
@@ -176,6 +181,19 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
                 log.warning("a message could not be acknowledged (%s)", type(error).__name__)
 
         return super().call_soon_ack(safely, *args, **kwargs)
+
+
+def _not_too_often(message: Any) -> None:
+    # RabbitMQ counts how often a message came back from who did not acknowledge it. (A wake-up may
+    # come as often as it likes: losing one is harmless, so the broker may drop it.)
+    headers = message.headers if isinstance(message.headers, dict) else {}
+    times = headers.get("x-delivery-count")
+    if (
+        isinstance(times, int)
+        and times >= MOST_RETURNS
+        and headers.get("task") not in {ATTEMPT, DELIVER}
+    ):
+        raise Malformed(f"it came back {times} times: no worker has lived to be done with it")
 
 
 def tidy(message: Any, tasks: Mapping[str, inspect.Signature]) -> None:

@@ -20,6 +20,7 @@ from tests.integration.jobs import email_of, open2b, skypostal
 from tests.rabbitmq import amqp_url, borrowed
 from worker import tasks
 from worker.cli import stack
+from worker.consuming import MOST_RETURNS
 from worker.errors import LedgerUnavailable
 from worker.ledger.commands import look
 from worker.quarantine import Quarantine
@@ -310,3 +311,32 @@ def _refused(here: Installation) -> int:
 def _waiting(url: str) -> int:
     with Connection(url) as connection:
         return int(connection.default_channel.queue_declare(DOOR, passive=True).message_count)
+
+
+def test_a_request_that_ends_every_worker_is_set_aside(tmp_path: Path) -> None:
+    """RabbitMQ would drop it in silence in the end; what it counts is told before."""
+    with borrowed() as url, broken(tmp_path, "rabbitmq", broker_url=url) as door:
+        door.here.workers[0].terminate()
+        assert door.here.workers[0].wait(PATIENCE) == 0
+        door.put(message(REGISTER, open2b()), DOOR)
+        with Connection(door.url) as connection, connection.channel() as channel:
+            for _ in range(MOST_RETURNS + 1):
+                stack.until(lambda: back(channel), "the request, back again", PATIENCE)
+        entry = door.set_aside(lambda: start_another(door.here))
+        assert "came back" in entry.reason
+        assert entry.queue == DOOR
+        door.here.workers.pop(0)
+        door.goes_on()
+
+
+def back(channel: Any) -> bool:
+    """Take a request and die of it, as RabbitMQ sees it."""
+    found = channel.basic_get(DOOR)
+    if found is not None:
+        channel.basic_reject(found.delivery_tag, requeue=True)
+    return found is not None
+
+
+def start_another(here: Installation) -> None:
+    """A worker comes back."""
+    here.start_worker()
