@@ -14,8 +14,13 @@ demo: .venv/ready  ## see it work, in half a minute
 test: .venv/ready  ## run all tests
 	@$(BIN)/pytest -q -n 3 --dist loadfile
 
+# Not again: what runs without a broker, and what runs on both by itself.
+ONCE := ledger ledger_stateful async_ledger deliveries deliveries_stateful gauges alarm_clock cli demo \
+  guide readme benchmarks results keys broker_faults broker_outages door_celery queues
+
 test-rabbitmq: .venv/ready  ## what needs a broker once more, on RabbitMQ (REGWORKER_TEST_AMQP_URL)
-	@REGWORKER_TEST_BROKER=rabbitmq $(BIN)/pytest -q -n 3 --dist loadfile tests/integration tests/upgrade
+	@REGWORKER_TEST_BROKER=rabbitmq $(BIN)/pytest -q -n 3 --dist loadfile tests/integration tests/upgrade \
+	  $(ONCE:%=--ignore=tests/integration/test_%.py)
 
 check: .venv/ready  ## lint, format, types, layers
 	$(BIN)/ruff check .

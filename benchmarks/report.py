@@ -52,6 +52,8 @@ class Summary:
     idle_p99: float | None = None
     busy_p50: float | None = None
     busy_p99: float | None = None
+    again: int = 0
+    """Calls beyond one a job, in all rounds."""
 
     def cells(self) -> list[str]:
         """As a line of the table."""
@@ -130,6 +132,7 @@ def _markdown(summaries: Sequence[Summary]) -> str:
     for one in summaries:
         cells = [f"**{cell}**" if one.kind == "ours" else cell for cell in one.cells()]
         lines.append(f"| {' | '.join(cells)} |")
+    lines += [f"\n{note[0].upper()}{note[1:]}." for note in notes(summaries)]
     return "\n".join(lines)
 
 
@@ -149,7 +152,18 @@ def _summary(rounds: list[Round]) -> Summary:
         median(one.megabytes for one in rounds),
         *idle,
         *busy,
+        again=sum(one.again for one in rounds),
     )
+
+
+def notes(summaries: Iterable[Summary]) -> list[str]:
+    """What the table has no column for."""
+    return [
+        f"{one.name} called the provider {one.again} times too often for "
+        f"{one.jobs * one.rounds} jobs"
+        for one in summaries
+        if one.again
+    ]
 
 
 def _cuts(values: list[float]) -> tuple[float | None, float | None]:

@@ -106,7 +106,7 @@ def change_worker(here: Installation, keys: str) -> None:
 @pytest.fixture
 def begun(tmp_path: Path) -> Iterator[tuple[Installation, dict[str, str]]]:
     """An installation that holds one of everything, sealed under the old key; their ids."""
-    with installation(tmp_path, workers=0, **ERP) as here:
+    with installation(tmp_path, workers=0, broker_url="", **ERP) as here:
         here.environment["REGWORKER_ENDPOINTS__ERP__URL"] = f"{here.server.url}/hooks/erp"
         stack.wait_for_worker(here.ledger, here.start_worker())
         jobs = {"finished": here.run(skypostal(idempotency_key="finished"))["subject"]}

@@ -231,8 +231,7 @@ def test_a_broker_that_hangs_holds_nothing_up(scheme: str, monkeypatch: pytest.M
 def test_a_result_comes_by_a_queue(tmp_path: Path, broker: str) -> None:
     """The same bytes as on the stream, read by a client that knows neither Celery nor us."""
     settings = {"endpoints__bus__kind": "queue", "endpoints__bus__queue": "crm.results"}
-    if broker == "rabbitmq":
-        settings["broker_url"] = amqp_url()
+    settings["broker_url"] = amqp_url() if broker == "rabbitmq" else ""
     with installation(tmp_path, **settings) as here:
         receipts = [here.producer.enqueue(open2b(reply_to=["bus", "results"])) for _ in range(3)]
         bodies = []

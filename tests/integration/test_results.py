@@ -548,7 +548,8 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
         "endpoints__vault__retention": "3600",
         "sealing_keys": f"{KEYS},{contract.EXAMPLE_KEY}",
     }
-    with installation(tmp_path_factory.mktemp("results"), workers=0, **endpoints) as running:
+    folder = tmp_path_factory.mktemp("results")
+    with installation(folder, workers=0, broker_url="", **endpoints) as running:
         for number in range(1, 4):
             running.ledger.redis.xadd("{reg}:vault", {"event": "old"}, id=f"{number}-0")
         worker = running.start_worker()

@@ -147,7 +147,7 @@ def test_a_trace_leads_from_the_producer_through_every_attempt_to_the_webhook(
 ) -> None:
     """Also through the attempts that an alarm wakes. Without a rate of its own, none is made."""
     with ingest() as sentry, hooks() as crm, installation(
-        tmp_path, workers=0, sentry_dsn=sentry.dsn, endpoints__crm__url=crm.url
+        tmp_path, workers=0, broker_url="", sentry_dsn=sentry.dsn, endpoints__crm__url=crm.url
     ) as here:  # fmt: skip
         stack.wait_for_worker(here.ledger, here.start_worker())
         lost = enqueue_traced(here, sentry.dsn, fault(here, open2b(), "commit_then_drop"))
