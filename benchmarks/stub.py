@@ -20,6 +20,10 @@ from sandbox.documented import SKYPOSTAL_REGISTERED
 #: Seconds until a registration is answered.
 ANSWER_TIME = 0.05
 
+#: Seconds. Longer than any client's: with uvicorn's 5, which are httpx's too, some calls go into a
+#: connection that is just being closed, and are made again after a quarter of a minute.
+KEEP_ALIVE = 75
+
 _Message = MutableMapping[str, Any]
 _Send = Callable[[_Message], Awaitable[None]]
 _Receive = Callable[[], Awaitable[_Message]]
@@ -63,7 +67,13 @@ def main() -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
         print(f"listening on http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
         # uvloop and httptools are taken where they are installed.
-        config = uvicorn.Config(Stub(), lifespan="off", access_log=False, log_level="warning")
+        config = uvicorn.Config(
+            Stub(),
+            lifespan="off",
+            access_log=False,
+            log_level="warning",
+            timeout_keep_alive=KEEP_ALIVE,
+        )
         uvicorn.Server(config).run(sockets=[listener])
 
 
