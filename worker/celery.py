@@ -53,7 +53,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "broker_transport_options": (
             {"confirm_publish": True, **_rabbitmq_options(), **_RECONNECTING}
             if rabbitmq
-            else {**_redis_options(settings), **_RECONNECTING}
+            else {**_redis_options(), **_RECONNECTING}
         ),
         # An exclusive one keeps a second worker of the same name (Celery's default: the machine's)
         # from ever starting on RabbitMQ; a transient one that is shared, newer RabbitMQs refuse.
@@ -70,12 +70,10 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "result_backend": None,
         "task_ignore_result": True,
         "imports": ["worker.tasks"],
-        "worker_pool": "worker.lanes:TaskPool" if settings.pool == "threads" else settings.pool,
+        "worker_pool": "worker.pool:TaskPool" if settings.pool == "loop" else settings.pool,
         "worker_consumer": "worker.consuming:Consumer",
         "worker_concurrency": settings.concurrency,
         "worker_prefetch_multiplier": 1,
-        # Redis: no wake-up is taken without a free slot, or bulk taken ahead would go before live.
-        "worker_disable_prefetch": not rabbitmq,
         "worker_send_task_events": True,
         "worker_hijack_root_logger": False,
         "worker_redirect_stdouts": False,
@@ -93,9 +91,10 @@ def _rabbitmq_options() -> dict[str, Any]:
     return {"read_timeout": BROKER_TIMEOUT, "write_timeout": BROKER_TIMEOUT}
 
 
-def _redis_options(settings: Settings) -> dict[str, Any]:
+def _redis_options() -> dict[str, Any]:
     return {
-        "ack_emulation": settings.ack_emulation,
+        # A wake-up may get lost: its alarm makes up for it.
+        "expendable_queues": tuple(QUEUES.values()),
         "queue_order_strategy": "worker.lanes:Turns",
         "visibility_timeout": VISIBILITY_TIMEOUT,
         "socket_keepalive": True,

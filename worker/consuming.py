@@ -7,11 +7,13 @@ Celery's strategy sees it, and what fails goes to the quarantine (`quarantine.py
 
 import inspect
 import logging
+import sys
 from collections.abc import Callable, Mapping
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
 from celery.app.task import Task as CeleryTask
+from celery.worker import state
 from celery.worker.consumer import Consumer as CeleryConsumer
 from celery.worker.request import Request as CeleryRequest
 from kombu.exceptions import OperationalError
@@ -20,7 +22,7 @@ from kombu.utils.json import dumps
 from worker import entry, vitals
 from worker.job import MAX_JOB_BYTES
 from worker.quarantine import Parcel, Warden
-from worker.redis_broker import MALFORMED, REASONS
+from worker.redis_broker import MALFORMED, REASONS, Channel
 from worker.settings import Settings
 from worker.wakeups import ATTEMPT, CANCEL, DELIVER, REGISTER
 
@@ -41,6 +43,10 @@ _FOLLOWERS = ("callbacks", "errbacks", "chord", "taskset")
 #: A request that came back so often has ended each worker that took it. Below RabbitMQ's own limit
 #: (20, since its version 4), at which it would drop the request in silence.
 MOST_RETURNS = 15
+
+#: Seconds between two batches of Celery's events. Flower shows them as they come; each batch costs
+#: as much as some twenty events do.
+EVENTS = 0.1
 
 #: An id becomes part of a key in Redis.
 _LONGEST_ID = 255
@@ -100,9 +106,32 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         self.connection_errors = (*self.conninfo.connection_errors, OperationalError)
 
     def register_with_event_loop(self, hub: Any) -> None:
-        """Called with each connection; the loop ticks while it runs, and Celery ends that."""
+        """Called with each connection; what is repeated, Celery ends with it."""
         super().register_with_event_loop(hub)
         hub.call_repeatedly(vitals.TICK, vitals.consumer().tick)
+        if self.event_dispatcher is not None:
+            # Only the hub sends events: elsewhere it would hold up the tasks that they tell of.
+            self.event_dispatcher.buffer_limit = sys.maxsize
+            hub.call_repeatedly(EVENTS, self._flush_events)
+        channel = self.task_consumer.channel
+        if isinstance(channel, Channel):
+            channel.room = self._room
+
+    def on_send_event_buffered(self) -> None:
+        """Nothing: an event waits for others. (Celery would send what has come at each turn.)"""
+
+    def _room(self) -> int:
+        """How many messages to take. No wake-up without a slot, or bulk would go before live."""
+        room = self._free()
+        if room <= 0:
+            # Asked once more: a slot that came free in between would tell nobody.
+            self.pool.full = True
+            room = self._free()
+        return room
+
+    def _free(self) -> int:
+        free: int = self.pool.num_processes - len(state.reserved_requests)
+        return free
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """Let go of a broken connection, whatever kombu makes of that.
@@ -165,12 +194,18 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         """A task message that Celery refuses."""
         self.set_aside(message, "an invalid task message")
 
-    def call_soon_ack(self, p: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def call_soon_ack(self, p: Any, *args: Any, **kwargs: Any) -> Any:
         """Acknowledge, but survive that the connection the message came by is closed.
 
         Celery expects the broker's errors there; kombu's closed Redis channels raise others
         (`AttributeError`), which would end the worker. The broker delivers again in any case.
         """
+
+        message = p.__self__
+        channel = message.channel
+        if isinstance(channel, Channel) and channel.expendable(message):
+            # Nothing goes to the broker, so that the hub need not be woken for it.
+            return p(*args, **kwargs)
 
         def safely(*given: Any, **named: Any) -> None:
             try:

@@ -93,7 +93,7 @@ class Presence:
             version=__version__,
             pool=settings.pool,
             # A child of a pool of processes carries one at a time.
-            slots=settings.concurrency if settings.pool == "threads" else 1,
+            slots=settings.concurrency if settings.pool == "loop" else 1,
             up=self._vitals.up,
             in_flight=len(self._leases),
             metrics=f"{host}:{self._scrape.port}" if self._scrape else "",

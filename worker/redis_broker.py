@@ -6,7 +6,8 @@ it travels on as every message does, unacknowledged until `consuming.py` has it 
 """
 
 import base64
-import logging
+import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from queue import Empty
 from typing import Any
@@ -16,10 +17,8 @@ from celery.app.amqp import AMQP
 from kombu import Connection
 from kombu.transport import redis as stock
 from kombu.transport import virtual
-from kombu.utils.json import dumps, loads
+from kombu.utils.json import loads
 from redis.exceptions import ConnectionError  # noqa: A004
-
-log = logging.getLogger(__name__)
 
 MALFORMED = "x-malformed"
 """The header of an envelope that we made; its value is a key of `REASONS`."""
@@ -34,27 +33,74 @@ REASONS = {
 _LONGEST_NAME = 255
 
 
-class QoS(virtual.QoS):  # type: ignore[misc]
-    """Without acknowledgement emulation: what was taken, and is not done with yet."""
+class QoS(stock.QoS):  # type: ignore[misc]
+    """What was taken, and is not done with yet: copied at the server, unless it is expendable.
 
-    def restore_unacked(self) -> list[Any]:
-        """Put it back; where that fails, say so, and how much it is.
+    A copy costs four commands a message. One that may get lost, since an alarm makes up for it, is
+    kept in mind only.
+    """
 
-        kombu would write the messages, registrations in them, into a file of its own in /tmp.
-        """
-        left = super().restore_unacked()
-        if left:
-            log.warning("%d messages could not be put back", len(left))
-        return []
+    def can_consume(self) -> bool:
+        """Whether there is room for a message, as the channel's consumer sees it."""
+        found: bool = self.channel.room() > 0 and super().can_consume()
+        return found
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        """Keep a message in mind until it is acknowledged."""
+        if self.channel.expendable(message):
+            virtual.QoS.append(self, message, delivery_tag)
+        else:
+            super().append(message, delivery_tag)
+
+    def ack(self, delivery_tag: str) -> None:
+        """Be done with a message."""
+        if self._kept_in_mind(delivery_tag):
+            virtual.QoS.ack(self, delivery_tag)
+        else:
+            super().ack(delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Put a message back, or be done with it."""
+        if self._kept_in_mind(delivery_tag):
+            virtual.QoS.reject(self, delivery_tag, requeue)
+        else:
+            super().reject(delivery_tag, requeue)
+
+    def restore_unacked(self, client: Any = None) -> None:
+        """Put back all that nobody is done with."""
+        self._flush()
+        for tag in [tag for tag in self._delivered if self._kept_in_mind(tag)]:
+            self.channel._restore(self._delivered.pop(tag))
+        super().restore_unacked(client)
+
+    def _kept_in_mind(self, delivery_tag: str) -> bool:
+        message = self._delivered.get(delivery_tag)
+        return message is not None and self.channel.expendable(message)
 
 
 class Channel(stock.Channel):  # type: ignore[misc]
-    """A channel whose every popped item becomes a message."""
+    """A channel that takes as many messages at a time as there is room for.
+
+    Whatever it pops becomes a message, also what is none.
+    """
+
+    QoS = QoS
+    from_transport_options = (*stock.Channel.from_transport_options, "expendable_queues")
+
+    expendable_queues: Sequence[str] = ()
+    """Queues whose messages may get lost: no copies are kept of these at the server."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._swept: tuple[str, ...] = ()
+        self._sweeping = False
+        self._publisher: Any = None
+        self.room: Callable[[], int] = lambda: 1
+        """How many messages may be taken now. Set by whoever consumes, and knows."""
         super().__init__(*args, **kwargs)
-        if not self.ack_emulation:
-            self.QoS = QoS
+
+    def expendable(self, message: Any) -> bool:
+        """Whether a message may get lost. Then it may also be acknowledged from any thread."""
+        return message.delivery_info.get("routing_key") in self.expendable_queues
 
     def _connparams(self, asynchronous: bool = False) -> Any:
         # A channel that is closed after its connection: kombu's AttributeError would end the
@@ -64,10 +110,18 @@ class Channel(stock.Channel):  # type: ignore[misc]
         return super()._connparams(asynchronous)
 
     def _create_client(self, asynchronous: bool = False) -> Any:
-        # A response callback is redis-py's own hook into a reply, and sees it before kombu does.
-        client = super()._create_client(asynchronous)
-        client.set_response_callback("BRPOP", self._read)
-        return client
+        if asynchronous:
+            return super()._create_client(asynchronous)
+        # kombu makes one for each operation, which costs more than the operation.
+        if self._publisher is None or self._publisher.connection_pool is not self.pool:
+            self._publisher = super()._create_client()
+        return self._publisher
+
+    def _restore(self, message: Any, leftmost: bool = False) -> None:
+        if self.expendable(message):
+            virtual.Channel._restore(self, message)
+        else:
+            super()._restore(message, leftmost)
 
     def basic_cancel(self, consumer_tag: str) -> Any:
         """Stop consuming; with the last queue, put back what was popped meanwhile.
@@ -80,30 +134,66 @@ class Channel(stock.Channel):  # type: ignore[misc]
                 self._brpop_read()
         return canceled
 
-    def _read(self, reply: Any, **_: Any) -> tuple[bytes, bytes | str] | None:
-        if not reply:
-            return None
-        key, item = reply
-        kind = malformed(item)
-        return (key, item) if kind is None else (key, self._wrapped(key, item, kind))
+    def _update_queue_cycle(self) -> None:
+        super()._update_queue_cycle()
+        self._swept = tuple(one for one in self.active_queues if one in self.expendable_queues)
 
-    def _wrapped(self, key: bytes, item: bytes, kind: str) -> str:
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        """Ask for what there is, for all the room but one place, and wait for one message more.
+
+        Only expendable messages are taken several at a time: of the others, no more than one can
+        be between the server and its copy.
+        """
+        queues = self._queue_cycle.consume(len(self.active_queues))
+        if not queues:
+            return
+        steps = (self._q_for_pri(queue, step) for step in self.priority_steps for queue in queues)
+        commands = [("BRPOP", *steps, timeout or self.brpop_timeout or 0)]
+        swept = [queue for queue in queues if queue in self._swept]
+        more = self.room() - 1
+        self._sweeping = bool(swept) and more > 0
+        if self._sweeping:
+            commands.insert(0, ("LMPOP", len(swept), *swept, "RIGHT", "COUNT", more))
+        if self.global_keyprefix:
+            commands = [self.client._prefix_args(list(command)) for command in commands]
+        connection = self._in_poll = self.client.connection
+        self._brpop_sent_at = time.monotonic()
+        # In one piece: between two, redis-py may send a PING, and take an answer for its own.
+        connection.send_packed_command(connection.pack_commands(commands))
+
+    def _brpop_read(self, **options: Any) -> bool:
+        connection = self.client.connection
+        if self._sweeping:
+            self._sweeping = False
+            self._take(*self._answer(connection, "LMPOP"))
+            stopping = self._closing or not self._consumers
+            if not stopping and not connection.can_read(timeout=0):
+                return True  # that to BRPOP is still to come
+        try:
+            key, *items = self._answer(connection, "BRPOP", **options) or (b"",)
+        finally:
+            self._in_poll = None
+            self._flush_brpop_reauth()
+        if not items:
+            raise Empty
+        self._take(key, items)
+        return True
+
+    def _answer(self, connection: Any, command: str, **options: Any) -> Any:
+        try:
+            return self.client.parse_response(connection, command, **options) or (b"", [])
+        except self.connection_errors:
+            self._in_poll = None
+            connection.disconnect()
+            raise
+
+    def _take(self, key: bytes, items: Sequence[bytes]) -> None:
+        if not items:
+            return
         queue = key.decode().removeprefix(self.global_keyprefix).rsplit(self.sep, 1)[0]
-        return str(
-            dumps(
-                {
-                    "body": base64.b64encode(item).decode(),
-                    "content-type": "application/octet-stream",
-                    "content-encoding": "binary",
-                    "headers": {MALFORMED: kind},
-                    "properties": {
-                        "body_encoding": "base64",
-                        "delivery_tag": str(uuid4()),
-                        "delivery_info": {"exchange": "", "routing_key": queue},
-                    },
-                }
-            )
-        )
+        self._queue_cycle.rotate(queue)
+        for item in items:
+            self.connection._deliver(envelope(item, queue), queue)
 
 
 class Transport(stock.Transport):  # type: ignore[misc]
@@ -129,26 +219,46 @@ class Messaging(AMQP):  # type: ignore[misc]
     Connection = _Connection
 
 
-def malformed(item: bytes) -> str | None:
-    """What is wrong with an item, as a key of `REASONS`; None where kombu can take it."""
+def envelope(item: bytes, queue: str) -> Any:
+    """An item of a list as the envelope that kombu takes; one that is none is put into one."""
     try:
         # kombu's own reader: it knows marked values (`__type__`), and fails at more than JSON's.
-        envelope = loads(item.decode())
+        found = loads(item.decode())
     except Exception:  # noqa: BLE001 -- not Unicode, nested too deep, a number too long ...
-        return "json"
-    if not _is_envelope(envelope):
+        return _wrapped(item, queue, "json")
+    kind = malformed(found)
+    return found if kind is None else _wrapped(item, queue, kind)
+
+
+def malformed(found: Any) -> str | None:
+    """What is wrong with an envelope, as a key of `REASONS`; None where kombu can take it."""
+    if not _is_envelope(found):
         return "envelope"
-    match envelope["properties"].get("body_encoding"):
+    match found["properties"].get("body_encoding"):
         case None | "utf-8":
             return None
         case "base64":
             try:
-                base64.b64decode(envelope["body"])
+                base64.b64decode(found["body"])
             except ValueError:
                 return "body"
             return None
         case _:
             return "body"
+
+
+def _wrapped(item: bytes, queue: str, kind: str) -> dict[str, Any]:
+    return {
+        "body": base64.b64encode(item).decode(),
+        "content-type": "application/octet-stream",
+        "content-encoding": "binary",
+        "headers": {MALFORMED: kind},
+        "properties": {
+            "body_encoding": "base64",
+            "delivery_tag": str(uuid4()),
+            "delivery_info": {"exchange": "", "routing_key": queue},
+        },
+    }
 
 
 def _is_envelope(value: Any) -> bool:

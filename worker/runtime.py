@@ -1,21 +1,22 @@
 """The composition root: settings become objects here, and concrete classes are named only here.
 
 A process has one runtime, and a runtime one asyncio loop in a thread of its own for all I/O:
-calls to providers, the ledger, webhooks. Task bodies run in Celery's threads, hand the loop a
-coroutine and wait. Made lazily, so that a pool's child makes its own after the fork.
+calls to providers, the ledger, webhooks. Task bodies run in that loop, in greenlets (`bridge.py`,
+`pool.py`), or in a thread of another pool of Celery's, which hands the loop a coroutine and waits.
+Made lazily, so that a pool's child makes its own after the fork.
 """
 
 import asyncio
 import os
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, TypeVar, assert_never
 
 import structlog
 from celery import Celery
 from redis.exceptions import BusyLoadingError
 
-from worker import doctor
+from worker import bridge, doctor
 from worker.alarms import AlarmClock
 from worker.announcer import Announcer
 from worker.attempt import Attempts, Report, Rules
@@ -31,6 +32,7 @@ from worker.ledger import AsyncLedger
 from worker.ledger.commands import ClaimRules, SettleRules
 from worker.ledger.endpoints import serve
 from worker.ledger.operations import FORMAT, Limits, announce, format_
+from worker.ledger.records import Wake
 from worker.metrics import Meter
 from worker.presence import Presence, own_name
 from worker.providers.registry import Accounts, Registry
@@ -113,9 +115,11 @@ class Runtime:
         self._clock = AlarmClock(self.ledger, self.wake, settings.clock_period)
         self._trimmer = StreamTrimmer(self.ledger, settings.streams().values())
         self._presence = Presence(self.ledger, self._leases, settings, self._meter, self._vitals)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="io", daemon=True)
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, name="io", daemon=True)
         self._beats: list[asyncio.Task[None]] = []
+        self._to_wake: list[Wake] = []
+        self._waking: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Start the loop, announce what this worker serves, renew leases, ring alarms."""
@@ -123,39 +127,60 @@ class Runtime:
         self._run(self._start())
 
     def attempt(self, job_id: str) -> Report:
-        """Attempt a job; blocks the calling thread, not the loop."""
+        """Attempt a job; blocks the calling task, not the loop."""
         report = self._run(self._attempts(job_id))
-        self.wake(report.wakes)
+        self._wake_soon(report.wakes)
         return report
 
     def deliver(self, member: str) -> str:
-        """Try a delivery; blocks the calling thread, not the loop."""
+        """Try a delivery; blocks the calling task, not the loop."""
         report = self._run(self._deliveries(member))
-        self.wake(report.wakes)
+        self._wake_soon(report.wakes)
         return report.text
 
     def take(self, request: Request, id_: str, argument: Any) -> str:
-        """Take a request that came by a task; blocks the calling thread, not the loop."""
+        """Take a request that came by a task; blocks the calling task, not the loop."""
         entry = read(request, argument, Origin("task", id_))
         taken = self._run(self._doors.take(entry, self._doors.check(entry)))
         assert isinstance(taken, Taken)  # noqa: S101 -- only one of the job stream can be early
-        self.wake(taken.wakes)
+        self._wake_soon(taken.wakes)
         return taken.what
 
     def set_aside(self, request: Request, id_: str, argument: Any, reason: str) -> None:
         """Put a request that came by a task into quarantine."""
-        self._quarantine.keep(Parcel.of_task(f"registrations.{request}", id_, argument, reason))
+        parcel = Parcel.of_task(f"registrations.{request}", id_, argument, reason)
+        self._run(asyncio.to_thread(self._quarantine.keep, parcel))
 
     def stop(self) -> None:
         """End the loops and close all connections."""
         self._run(self._stop())
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
-        self._loop.close()
+        self.loop.close()
+
+    def pause(self, seconds: float) -> None:
+        """Wait; blocks the calling task, not the loop."""
+        self._run(asyncio.sleep(seconds))
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         with self._vitals.task():
-            return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+            if bridge.carried():
+                return bridge.wait(work)
+            return asyncio.run_coroutine_threadsafe(work, self.loop).result()
+
+    def _wake_soon(self, wakes: Iterable[Wake]) -> None:
+        if not bridge.carried():
+            self.wake(wakes)
+            return
+        self._to_wake.extend(wakes)
+        if self._to_wake and (self._waking is None or self._waking.done()):
+            self._waking = self.loop.create_task(self._publish())
+
+    async def _publish(self) -> None:
+        # kombu publishes synchronously. What is to be woken meanwhile is woken together.
+        while wakes := self._to_wake:
+            self._to_wake = []
+            await asyncio.to_thread(self.wake, wakes)
 
     async def _examine(self) -> None:
         """Refuse a server that would lose jobs, saying what to change."""
@@ -215,6 +240,8 @@ class Runtime:
 
     async def _stop(self) -> None:
         await self._inbox.aclose()
+        if self._waking is not None:
+            await self._waking
         for beat in self._beats:
             beat.cancel()
         await asyncio.gather(*self._beats, return_exceptions=True)
@@ -291,6 +318,8 @@ _lock = threading.Lock()
 def runtime(app: Celery) -> Runtime:
     """This process's runtime, made and started when first asked for."""
     global _runtime
+    if (made := _runtime) is not None:
+        return made
     with _lock:
         if _runtime is None:
             settings = Settings.load()

@@ -276,15 +276,12 @@ class Settings(BaseSettings):
         description="Refuse jobs at the job stream and the task `registrations.register` whose "
         "registration did not come as JWE, sealed by its sender.",
     )
-    pool: Literal["threads", "prefork", "solo"] = Field(
-        "threads", description="Celery's pool: `threads`, `prefork`, `solo`."
+    pool: Literal["loop", "prefork", "solo"] = Field(
+        "loop",
+        description="Celery's pool: `loop` (all jobs of a process in one thread), `prefork`, "
+        "`solo`.",
     )
     concurrency: int = Field(100, ge=1, description="Jobs at a time in one worker process.")
-    ack_emulation: bool = Field(
-        True,
-        description="Redis broker: keep a copy of each message until it is acknowledged. Off is "
-        "cheaper, and safe where nobody uses the task `registrations.register`.",
-    )
     allow_unsafe: bool = Field(
         False,
         description="Start although the ledger's server would lose jobs. For development only.",

@@ -85,7 +85,7 @@ def _set_aside(request: Request, id_: str, argument: Any, fault: str) -> str:
     try:
         runtime(app).set_aside(request, id_, argument, reason)
     except Exception as error:  # noqa: BLE001 -- the same
-        time.sleep(PAUSE)
+        runtime(app).pause(PAUSE)
         raise Reject(
             f"the quarantine does not take it ({type(error).__name__})", requeue=True
         ) from None
@@ -132,7 +132,7 @@ def _start(sender: Any, **_: Any) -> None:
     if pool in {"gevent", "eventlet"}:
         raise SystemExit(
             f"registration-worker runs its I/O in an asyncio loop, which {pool} would block: "
-            "use the pool `threads` (default), `prefork` or `solo` (REGWORKER_POOL)"
+            "use the pool `loop` (default), `prefork` or `solo` (REGWORKER_POOL)"
         )
     log.info("worker starts", pool=pool, concurrency=sender.concurrency, version=__version__)
     if pool != "prefork":
