@@ -33,6 +33,7 @@ from redis.retry import Retry
 
 from worker.errors import LedgerUnavailable
 from worker.ledger.commands import Command
+from worker.ledger.line import Line
 
 T = TypeVar("T")
 
@@ -96,20 +97,27 @@ def evalsha(command: Command[Any]) -> tuple[Any, ...]:
 
 
 class AsyncLedger:
-    """The ledger for the worker's loop. Concurrent commands share pipelines.
+    """The ledger for the worker's loop. All commands share a connection.
 
     `await ledger(command)` gives what the command reads; `LedgerUnavailable` after `patience`
     seconds without an answer. `timed` hears of each round trip, in seconds.
     """
 
     def __init__(self, url: str, timed: Callable[[float], None] = lambda _: None) -> None:
-        self._timed = timed
         self.redis: redis.asyncio.Redis = redis.asyncio.Redis.from_url(
             url,
             retry=AsyncRetry(NoBackoff(), 0),
             socket_timeout=SOCKET_TIMEOUT,
             socket_connect_timeout=CONNECT_TIMEOUT,
         )
+        # The line watches for silence itself, once for all commands on it.
+        lines = redis.asyncio.ConnectionPool.from_url(
+            url,
+            retry=AsyncRetry(NoBackoff(), 0),
+            socket_timeout=None,
+            socket_connect_timeout=CONNECT_TIMEOUT,
+        )
+        self._line = Line(lines, SOCKET_TIMEOUT, timed)
         self._waiting: list[tuple[Command[Any], asyncio.Future[Any]]] = []
         self._sending: set[asyncio.Task[None]] = set()
 
@@ -131,12 +139,14 @@ class AsyncLedger:
                     raise LedgerUnavailable(_unavailable(error)) from None
                 if isinstance(error, ReadOnlyError):
                     # A replica now: new connections find the new primary.
+                    await self._line.drop()
                     await self.redis.connection_pool.disconnect(inuse_connections=False)
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311
             pause = min(LAST_PAUSE, pause * 2)
 
     async def aclose(self) -> None:
         """Close all connections."""
+        await self._line.aclose()
         await self.redis.aclose()
 
     async def _join(self, command: Command[Any]) -> Any:
@@ -180,13 +190,7 @@ class AsyncLedger:
         return answers
 
     async def _pipeline(self, commands: Sequence[Command[Any]]) -> list[Any]:
-        pipeline = self.redis.pipeline(transaction=False)
-        for command in commands:
-            pipeline.evalsha(*evalsha(command))
-        sent = time.perf_counter()
-        answers = list(await pipeline.execute(raise_on_error=False))
-        self._timed(time.perf_counter() - sent)
-        return answers
+        return await self._line.ask([("EVALSHA", *evalsha(command)) for command in commands])
 
 
 class SyncLedger:
