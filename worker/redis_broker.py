@@ -165,31 +165,31 @@ class Channel(stock.Channel):  # type: ignore[misc]
         connection = self.client.connection
         if self._sweeping:
             self._sweeping = False
-            self._take(*self._answer(connection, "LMPOP"))
+            if several := self._answer(connection, "LMPOP"):
+                self._take(*several)
             stopping = self._closing or not self._consumers
             if not stopping and not connection.can_read(timeout=0):
                 return True  # that to BRPOP is still to come
         try:
-            key, *items = self._answer(connection, "BRPOP", **options) or (b"",)
+            one = self._answer(connection, "BRPOP", **options)
         finally:
             self._in_poll = None
             self._flush_brpop_reauth()
-        if not items:
+        if not one:
             raise Empty
-        self._take(key, items)
+        key, item = one
+        self._take(key, [item])
         return True
 
     def _answer(self, connection: Any, command: str, **options: Any) -> Any:
         try:
-            return self.client.parse_response(connection, command, **options) or (b"", [])
+            return self.client.parse_response(connection, command, **options)
         except self.connection_errors:
             self._in_poll = None
             connection.disconnect()
             raise
 
     def _take(self, key: bytes, items: Sequence[bytes]) -> None:
-        if not items:
-            return
         queue = key.decode().removeprefix(self.global_keyprefix).rsplit(self.sep, 1)[0]
         self._queue_cycle.rotate(queue)
         for item in items:

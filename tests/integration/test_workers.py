@@ -169,7 +169,7 @@ def test_pools_that_would_block_the_loop_are_refused(tmp_path: Path, pool: str) 
         check=False,
     )
     assert done.returncode != 0
-    assert "threads" in done.stderr
+    assert "`loop`" in done.stderr
     assert "Traceback" not in done.stderr
 
 
