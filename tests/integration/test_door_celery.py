@@ -250,6 +250,9 @@ class Faulty:
         """Fail."""
         raise self.error
 
+    def pause(self, seconds: float) -> None:
+        """Wait, as the runtime does."""
+
     def set_aside(self, request: str, id_: str, argument: Any, reason: str) -> None:
         """Keep a request, as the runtime does."""
         from worker.quarantine import Parcel
