@@ -4,12 +4,16 @@ Losing a message, or sending it twice, is harmless: the alarm makes up for the o
 the other.
 """
 
+import json
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from typing import Any
 
 from celery import Celery
+from celery.utils.nodenames import anon_nodename
 
 from worker.ledger.records import Wake
 
@@ -70,9 +74,8 @@ class Wakeups:
         try:
             # A producer of one's own out of a pool; one whose connection failed is replaced there.
             with self._app.producer_or_acquire() as producer:
-                for wake in wakes:
-                    self._publish(wake, producer)
-                    sent += 1
+                for taken in self._publish(wakes, producer):
+                    sent += taken
         except Exception as error:  # noqa: BLE001
             # Any: a broker refuses in more ways (READONLY, OOM, a nack, a closed channel) than
             # kombu has a name for, and none of them is a reason to fail what is in the ledger.
@@ -108,9 +111,25 @@ class Wakeups:
         self._not_before = 0.0
         return True
 
-    def _publish(self, wake: Wake, producer: object) -> None:
+    def _publish(self, wakes: Iterable[Wake], producer: Any) -> Iterator[int]:
+        """Publish, and say after each step how many more the broker has taken."""
+        put_many = getattr(producer.channel, "put_many", None)
+        if put_many is None:  # RabbitMQ: each is confirmed
+            for wake in wakes:
+                self._send(wake, producer)
+                yield 1
+            return
+        origin = anon_nodename()
+        lanes = defaultdict(list)
+        for wake in wakes:
+            lanes[wake.lane].append(message(wake, origin))
+        for lane, messages in lanes.items():
+            put_many(QUEUES[lane], messages)
+            yield len(messages)
+
+    def _send(self, wake: Wake, producer: Any) -> None:
         self._app.send_task(
-            DELIVER if wake.lane == "delivery" else ATTEMPT,
+            _task(wake),
             args=(wake.member,),
             task_id=wake.member,
             queue=QUEUES[wake.lane],
@@ -121,3 +140,52 @@ class Wakeups:
             retry=False,
             confirm_timeout=CONFIRM_TIMEOUT,
         )
+
+
+def message(wake: Wake, origin: str) -> dict[str, Any]:
+    """A wake-up as `send_task` would have kombu put it into a list (Celery's protocol 2).
+
+    Made by hand, since Celery takes ten times as long for it. `origin`: the sender's name.
+    """
+    shown = {"argsrepr": f"({wake.member!r},)", "kwargsrepr": "{}"}
+    return {
+        "body": f"[[{json.dumps(wake.member)}], {{}}, {_EMBED}]",
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
+        "headers": {
+            "lang": "py",
+            "task": _task(wake),
+            "id": wake.member,
+            **_UNUSED,
+            "root_id": wake.member,
+            **shown,
+            "origin": origin,
+        },
+        "properties": {
+            "correlation_id": wake.member,
+            "reply_to": "",
+            **shown,
+            "delivery_mode": 2,
+            "delivery_info": {},
+            "priority": 0,
+        },
+    }
+
+
+#: What goes with a task's arguments in the body of a message: other tasks to call, of which none.
+_EMBED = json.dumps({"callbacks": None, "errbacks": None, "chain": None, "chord": None})
+
+#: Headers of Celery's that say nothing of a wake-up; other consumers may look for them.
+_UNUSED: dict[str, Any] = {
+    **dict.fromkeys(("shadow", "eta", "expires", "group", "group_index", "parent_id")),
+    "retries": 0,
+    "timelimit": [None, None],
+    "ignore_result": True,
+    "replaced_task_nesting": 0,
+    "stamped_headers": None,
+    "stamps": {},
+}
+
+
+def _task(wake: Wake) -> str:
+    return DELIVER if wake.lane == "delivery" else ATTEMPT
