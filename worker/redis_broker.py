@@ -20,7 +20,7 @@ from kombu import Connection
 from kombu.connection import ConnectionPool, PooledConnection
 from kombu.transport import redis as stock
 from kombu.transport import virtual
-from kombu.utils.json import dumps, loads
+from kombu.utils.json import loads
 from redis.exceptions import ConnectionError  # noqa: A004
 
 MALFORMED = "x-malformed"
@@ -105,19 +105,13 @@ class Channel(stock.Channel):  # type: ignore[misc]
         """Whether a message may get lost. Then it may also be acknowledged from any thread."""
         return message.delivery_info.get("routing_key") in self.expendable_queues
 
-    def put_many(self, queue: str, messages: Iterable[dict[str, Any]]) -> None:
-        """Put messages into a queue, all or none of them; safe to be called from any thread.
+    def put_many(self, queue: str, envelopes: Iterable[str]) -> None:
+        """Put ready-made envelopes into a queue, all or none of them. From any thread.
 
-        Each is as `prepare_message` makes them, of one priority, and reads as if published to the
-        default exchange, which leads to the queue of that name without a look at bindings.
+        They go into the list that kombu puts messages into which are published to the default
+        exchange, without priority: that needs no look at bindings.
         """
-        key, items = queue, []
-        for message in messages:
-            self._inplace_augment_message(message, "", queue)
-            key = self._q_for_pri(queue, self._get_message_priority(message))
-            items.append(dumps(message))
-        if items:
-            self._create_client().lpush(key, *items)
+        self._create_client().lpush(self._q_for_pri(queue, 0), *envelopes)
 
     def _connparams(self, asynchronous: bool = False) -> Any:
         # A channel that is closed after its connection: kombu's AttributeError would end the
