@@ -14,7 +14,7 @@ from functools import lru_cache
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from worker.errors import SealingError, SettingsError
+from worker.errors import SettingsError
 from worker.settings import variable
 
 _SETTING = variable("sealing_keys")
