@@ -200,7 +200,7 @@ class Producer:
                 checked.append((number, *self._intake.check(given)))
             except InvalidJob as error:
                 results[number] = Refused(number, error)
-        commands = [self._intake.command(job, registration) for _, job, registration in checked]
+        commands = (self._intake.command(job, registration) for _, job, registration in checked)
         wakes = []
         for (number, job, _), answer in zip(checked, self._ledger.many(commands), strict=True):
             try:
