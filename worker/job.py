@@ -4,6 +4,7 @@ import hashlib
 import json
 import uuid
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -72,7 +73,7 @@ class Job(BaseModel):
         default_factory=dict, description="Echoed in every event of this job. Not for secrets."
     )
 
-    @property
+    @cached_property
     def id(self) -> str:
         """The job's id: also the Celery task id, the same for every repeat of the key."""
         return job_id(self.provider, self.account, self.idempotency_key)
@@ -83,8 +84,13 @@ class Job(BaseModel):
         How urgent a job is (`lane`, `deadline`) is not part of it: a producer that repeats a
         request an hour later asks for the same thing.
         """
-        rest = self.model_dump(mode="json", include={"if_exists", "reply_to", "metadata"})
-        return canonical({**rest, "id": self.id}) + b"\0" + registration
+        rest = {
+            "id": self.id,
+            "if_exists": self.if_exists,
+            "metadata": self.metadata,
+            "reply_to": self.reply_to,
+        }
+        return canonical(rest) + b"\0" + registration
 
 
 class Cancel(BaseModel):
@@ -126,4 +132,7 @@ def job_id(provider: str, account: str, idempotency_key: str) -> str:
 
 def canonical(value: Any) -> bytes:
     """JSON with sorted keys and no spaces: equal values give equal bytes."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    return _CANONICAL.encode(value).encode()
+
+
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -3,11 +3,13 @@
 kombu parses each item it has popped before anybody is asked: one that is no JSON, or no envelope,
 ends the worker, and is lost. Here such an item is put whole into an envelope of our own, so that
 it travels on as every message does, unacknowledged until `consuming.py` has it in quarantine.
+
+kombu publishes each message by a command and a round trip. Here many to a queue are one.
 """
 
 import base64
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from queue import Empty
 from typing import Any
@@ -15,6 +17,7 @@ from uuid import uuid4
 
 from celery.app.amqp import AMQP
 from kombu import Connection
+from kombu.connection import ConnectionPool, PooledConnection
 from kombu.transport import redis as stock
 from kombu.transport import virtual
 from kombu.utils.json import loads
@@ -101,6 +104,14 @@ class Channel(stock.Channel):  # type: ignore[misc]
     def expendable(self, message: Any) -> bool:
         """Whether a message may get lost. Then it may also be acknowledged from any thread."""
         return message.delivery_info.get("routing_key") in self.expendable_queues
+
+    def put_many(self, queue: str, envelopes: Iterable[str]) -> None:
+        """Put ready-made envelopes into a queue, all or none of them. From any thread.
+
+        They go into the list that kombu puts messages into which are published to the default
+        exchange, without priority: that needs no look at bindings.
+        """
+        self._create_client().lpush(self._q_for_pri(queue, 0), *envelopes)
 
     def _connparams(self, asynchronous: bool = False) -> Any:
         # A channel that is closed after its connection: kombu's AttributeError would end the
@@ -209,8 +220,26 @@ class _Connection(Connection):  # type: ignore[misc]
     """
 
     def get_transport_cls(self) -> Any:
-        found = super().get_transport_cls()
-        return Transport if found is stock.Transport else found
+        return _ours(super().get_transport_cls())
+
+    def Pool(self, limit: int | None = None, **kwargs: Any) -> Any:  # noqa: N802 -- kombu's name
+        return _Pool(self, limit, **kwargs)
+
+
+class _Pooled(PooledConnection):  # type: ignore[misc]
+    """The same, in a pool: kombu has a class of its own for these."""
+
+    def get_transport_cls(self) -> Any:
+        return _ours(super().get_transport_cls())
+
+
+class _Pool(ConnectionPool):  # type: ignore[misc]
+    def new(self) -> Any:
+        return _Pooled(self, **dict(self.connection._info(resolve=False)))
+
+
+def _ours(transport: Any) -> Any:
+    return Transport if transport is stock.Transport else transport
 
 
 class Messaging(AMQP):  # type: ignore[misc]

@@ -189,9 +189,10 @@ class QueueEndpoint(DeliveredEndpoint):
     """Results as plain JSON messages on the Celery broker: a quorum queue, or a Redis list."""
 
     kind: Literal["queue"]
-    queue: Annotated[str, Field(pattern=r"^[A-Za-z][\w.-]{0,199}$"), AfterValidator(_not_ours)] = (
-        Field(description="The queue's name on RabbitMQ, the list's key on Redis.")
-    )
+    # Counted apart: two hundred times any letter, in one pattern, takes 50 ms to compile.
+    queue: Annotated[
+        str, Field(pattern=r"^[A-Za-z][\w.-]*$", max_length=200), AfterValidator(_not_ours)
+    ] = Field(description="The queue's name on RabbitMQ, the list's key on Redis.")
 
 
 Endpoint = Annotated[StreamEndpoint | WebhookEndpoint | QueueEndpoint, Field(discriminator="kind")]

@@ -103,6 +103,16 @@ def test_two_scopes_have_two_ids(one: tuple[str, str, str], other: tuple[str, st
     assert (job_id(*one) == job_id(*other)) == (one == other)
 
 
+def test_content_never_changes() -> None:
+    """Fingerprints of it are in ledgers, and repeats are known by them."""
+    told = job(metadata={"b": [1.5, None, "ü"], "a": True}, reply_to=["results", "crm"])
+    assert told.content(b'{"x":1}') == (
+        b'{"id":"6c12cb00-c37f-88d5-aecf-20725109134a","if_exists":"reject",'
+        b'"metadata":{"a":true,"b":[1.5,null,"\xc3\xbc"]},"reply_to":["results","crm"]}'
+        b'\0{"x":1}'
+    )
+
+
 @given(st.dictionaries(st.text(max_size=5), JSON, max_size=4))
 def test_the_order_of_fields_makes_no_other_content(metadata: dict[str, Any]) -> None:
     """Two producers that write their JSON in another order ask for the same."""

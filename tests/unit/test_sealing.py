@@ -3,6 +3,8 @@
 import base64
 import json
 import secrets
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
@@ -54,6 +56,32 @@ def test_what_another_library_sealed_opens() -> None:
     assert RING.open(sealed) == b"plain"
 
 
+def test_a_header_may_be_spelled_in_any_way() -> None:
+    """Other libraries write its fields in another order, or with spaces."""
+    header = {"kid": "2025", "enc": "A256GCM", "alg": "dir"}
+    sealed = jwe.encrypt_compact(header, b"plain", key_of(OLD), algorithms=["dir", "A256GCM"])
+    assert sealed.partition(".")[0] != Keyring.parse(OLD).seal(b"plain").partition(".")[0]
+    assert RING.open(sealed) == b"plain"
+
+
+@given(st.binary(max_size=500))
+def test_what_joserfc_seals_and_opens_is_the_same(plain: bytes) -> None:
+    """Ours is made by hand; down to its header it is what the library makes."""
+    header = {"alg": "dir", "enc": "A256GCM", "kid": "2026"}
+    sealed = jwe.encrypt_compact(header, plain, key_of(NEW), algorithms=["dir", "A256GCM"])
+    ours = RING.seal(plain)
+    assert list(map(len, ours.split("."))) == list(map(len, sealed.split(".")))
+    assert ours.partition(".")[0] == sealed.partition(".")[0]
+    assert jwe.decrypt_compact(ours, key_of(NEW), algorithms=["dir", "A256GCM"]).plaintext == plain
+
+
+def test_many_threads_seal_and_open_with_one_keyring() -> None:
+    """A producer is shared between threads."""
+    texts = [str(number).encode() * 50 for number in range(500)]
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(lambda text: RING.open(RING.seal(text)), texts)) == texts
+
+
 def test_two_seals_of_one_text_differ() -> None:
     """Whoever sees sealed texts cannot tell that two are alike."""
     assert RING.seal(b"plain") != RING.seal(b"plain")
@@ -70,6 +98,25 @@ def test_a_key_that_is_gone_is_named() -> None:
     sealed = Keyring.parse(OLD).seal(b"plain")
     with pytest.raises(SealingError, match=r"'2025'.*REGWORKER_SEALING_KEYS"):
         Keyring.parse(NEW).open(sealed)
+
+
+def respelled(sealed: str) -> Iterator[str]:
+    """The same bytes in other texts, or in other parts of it."""
+    header, _, iv, ciphertext, tag = sealed.split(".")
+    yield f"{header}..{iv}.{ciphertext}.{tag}="
+    yield f"{header}..{iv}.{ciphertext}\n.{tag}"
+    yield f"{header}..{iv}.{ciphertext}.{tag[:-1]}{chr(ord(tag[-1]) + 1)}"
+    yield f"{header}..{iv}.{ciphertext}{tag[:4]}.{tag[4:]}"
+    yield f"{header}.AAAA.{iv}.{ciphertext}.{tag}"
+    yield f"{header}..{iv}.{ciphertext}.{tag}."
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_a_sealed_text_has_one_spelling(number: int) -> None:
+    """A text that was touched does not open, even where its bytes are still the same."""
+    plain = b"of a length that base64 ends without padding"[:42]
+    with pytest.raises(SealingError):
+        RING.open(list(respelled(RING.seal(plain)))[number])
 
 
 @pytest.mark.parametrize("part", [2, 3, 4], ids=["iv", "ciphertext", "tag"])

@@ -8,9 +8,10 @@ import asyncio
 import hashlib
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from functools import cache
 from importlib import resources
+from itertools import islice
 from typing import Any, TypeVar
 
 import redis
@@ -46,6 +47,10 @@ FIRST_PAUSE, LAST_PAUSE = 0.05, 1.0
 
 #: Commands in one pipeline: enough to spread the round trip, few enough not to hold up others.
 BATCH = 128
+
+#: Commands that a producer sends at a time: sealing them takes it a few milliseconds, so that it
+#: and the server work side by side.
+SLICE = 50
 
 #: Errors of a server that will be well again: away, starting, failing over, out of memory, its
 #: cluster moving, its scripts gone with a restart. redis-py cuts the code off these replies.
@@ -208,15 +213,27 @@ class SyncLedger:
         """Carry one command; repeat it while the server's trouble is of the passing kind."""
         return self.many([command], patience)[0]
 
-    def many(self, commands: Sequence[Command[T]], patience: float = 10.0) -> list[T]:
-        """Carry commands in one pipeline; their answers in the same order."""
-        answers: list[Any] = [None] * len(commands)
-        left = list(range(len(commands)))
+    def many(self, commands: Iterable[Command[T]], patience: float = 10.0) -> list[T]:
+        """Carry commands in one pipeline; their answers in the same order.
+
+        The server works at the first ones while the last are still being made.
+        """
+        made: list[Command[T]] = []
+        answers: list[Any] = []
+        left: list[int] = []
+        rest = iter(commands)
+
+        def unanswered() -> Iterator[Command[T]]:
+            yield from [made[i] for i in left]
+            for command in rest:
+                left.append(len(made))
+                made.append(command)
+                answers.append(None)
+                yield command
 
         def carry() -> None:
-            tried = left[:]
-            replies = self._pipeline([commands[i] for i in tried])
-            left.clear()
+            replies = self._pipeline(unanswered())
+            tried, left[:] = left[:], []
             fault: Exception | None = None
             for i, reply in zip(tried, replies, strict=True):
                 if not isinstance(reply, Exception):
@@ -230,7 +247,7 @@ class SyncLedger:
                 raise fault
 
         self.patiently(carry, patience)
-        return [command.read(answer) for command, answer in zip(commands, answers, strict=True)]
+        return [command.read(answer) for command, answer in zip(made, answers, strict=True)]
 
     def patiently(self, carry: Callable[[], T], patience: float) -> T:
         """Do something with the server, again and again while its trouble will pass."""
@@ -265,11 +282,38 @@ class SyncLedger:
         for source in sources:
             self.redis.script_load(source)
 
-    def _pipeline(self, commands: Sequence[Command[Any]]) -> list[Any]:
-        pipeline = self.redis.pipeline(transaction=False)
-        for command in commands:
-            pipeline.evalsha(*evalsha(command))
-        return list(pipeline.execute(raise_on_error=False))
+    def _pipeline(self, commands: Iterable[Command[Any]]) -> list[Any]:
+        """Send commands, some at a time, as they come; then read the replies, errors among them.
+
+        redis-py's own pipeline sends nothing before it has all. Replies that wait meanwhile are
+        small, and the server keeps them.
+        """
+        sent, rest = 0, iter(commands)
+        some = list(islice(rest, SLICE))
+        if not some:
+            return []
+        pool = self.redis.connection_pool
+        connection: Any = pool.get_connection()  # untyped at redis-py
+        try:
+            while some:
+                packed = connection.pack_commands([("EVALSHA", *evalsha(one)) for one in some])
+                connection.send_packed_command(packed)
+                sent += len(some)
+                some = list(islice(rest, SLICE))
+            return [_reply(connection) for _ in range(sent)]
+        except BaseException:
+            # A reply that nobody has read would be taken for that to another command.
+            connection.disconnect()
+            raise
+        finally:
+            pool.release(connection)
+
+
+def _reply(connection: Any) -> Any:
+    try:
+        return connection.read_response()
+    except ResponseError as error:
+        return error
 
 
 def _unavailable(error: RedisError) -> str:

