@@ -242,7 +242,7 @@ def main() -> None:
             "log line, its context, tracing (off)": job.tell,
             "metrics": job.count,
         }
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
             configure_logging(job.settings)
             found = least(
                 [{name: cpu(step) for name, step in steps.items()} for _ in range(options.rounds)]

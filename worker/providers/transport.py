@@ -14,7 +14,7 @@ import asyncio
 import socket
 import ssl
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterable, Callable, Iterator
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import lru_cache
@@ -141,7 +141,7 @@ class Transport:
             if body is None:
                 return Lost("answer too large")
             call.answered = True
-            return Answer(response.status_code, dict(response.headers.items()), body)
+            return Answer(response.status_code, response.headers, body)
         finally:
             # Before the response is closed: that waits for the request to be written.
             call.let_go()
@@ -210,15 +210,20 @@ def _url(url: str) -> httpx.URL:
 
 async def _read(response: httpx.Response) -> bytes | None:
     """The whole body, decoded; None if it is too large."""
-    assert isinstance(response.stream, httpx.AsyncByteStream)
-    encoded = "content-encoding" in response.headers
     body = bytearray()
-    # What needs no decoding is taken past httpx's three layers for it.
-    async for chunk in response.aiter_bytes() if encoded else response.stream:
+    async for chunk in _chunks(response):
         body += chunk
         if len(body) > MAX_ANSWER:
             return None
     return bytes(body)
+
+
+def _chunks(response: httpx.Response) -> AsyncIterable[bytes]:
+    stream = response.stream
+    if isinstance(stream, httpx.AsyncByteStream) and "content-encoding" not in response.headers:
+        # Past the three layers that decode: there is nothing to do for them.
+        return stream
+    return response.aiter_bytes()
 
 
 class _LeaseLostError(Exception):
