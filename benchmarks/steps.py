@@ -39,7 +39,7 @@ from worker.publishers.base import Arrived
 from worker.publishers.webhook import WebhookPublisher
 from worker.sealing import Keyring
 from worker.settings import Settings, WebhookEndpoint
-from worker.telemetry import configure_logging
+from worker.telemetry import about, configure_logging
 
 #: Steps of a round that make no call.
 TIMES = 2000
@@ -94,15 +94,15 @@ class Job:
     def tell(self) -> None:
         """What an attempt is surrounded by: the context of its lines, tracing; and its line."""
         record = self.record
-        about = {
+        facts = {
             "job": record.id,
             "provider": record.provider,
             "account": record.account,
             "attempt": record.attempts,
         }
         with (
-            structlog.contextvars.bound_contextvars(**about),
-            tracing.transaction("registrations.attempt", record.trace, **about) as tell,
+            about(**facts),
+            tracing.transaction("registrations.attempt", record.trace, **facts) as tell,
         ):
             told = {"outcome": "registered", "reason": "", "state": "registered"}
             tell(**told)

@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 from collections.abc import MutableMapping
+from json import JSONEncoder
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -18,6 +19,7 @@ import structlog
 
 from worker.settings import Settings
 from worker.telemetry import others
+from worker.telemetry.about import with_about
 from worker.telemetry.faults import to_sentry
 from worker.telemetry.scrub import scrub, traceback_of
 
@@ -29,26 +31,24 @@ _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 def configure_logging(settings: Settings) -> None:
     """Set up all logging of this process; may be called again."""
-    json = settings.log_format == "json"
     level = _LEVELS[settings.log_level]
-    renderer: Any = (
-        structlog.processors.JSONRenderer(default=str)
-        if json
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    rendered: tuple[Any, ...] = (
+        (_with_traceback, _as_json)
+        if settings.log_format == "json"
+        else (_with_readable_traceback, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()))
     )
     structlog.configure(
         processors=[
-            structlog.contextvars.merge_contextvars,
+            with_about,
             structlog.stdlib.add_log_level,
             _with_exception,
             _scrubbed,
             to_sentry,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *([_with_traceback, _in_order] if json else [_with_readable_traceback]),
-            renderer,
+            *rendered,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(_stderr()),
+        logger_factory=structlog.WriteLoggerFactory(_stderr()),
         cache_logger_on_first_use=True,
     )
     root = logging.getLogger()
@@ -149,8 +149,12 @@ def _with_traceback(_logger: Any, _method: str, line: Line) -> Line:
     return line
 
 
-def _in_order(_logger: Any, _method: str, line: Line) -> Line:
-    return {**{name: line[name] for name in FIRST if name in line}, **line}
+def _as_json(_logger: Any, _method: str, line: Line) -> str:
+    return _ENCODER.encode({**{name: line[name] for name in FIRST if name in line}, **line})
+
+
+#: Made once: `json.dumps` makes one for each line.
+_ENCODER = JSONEncoder(default=str)
 
 
 def _with_readable_traceback(_logger: Any, _method: str, line: Line) -> Line:
