@@ -4,28 +4,17 @@ import asyncio
 
 import pytest
 
-from worker.telemetry.about import about, with_about
-
-
-def told(**line: object) -> dict[str, object]:
-    """A line, as it would be told here."""
-    return with_about(None, "info", line)
+from worker.telemetry.about import about, told
 
 
 def test_lines_say_what_they_are_about() -> None:
     """Inside, and not before or after; steps in steps say both, the inner one last."""
     with about(job="a", attempt=1):
-        assert told(event="called") == {"job": "a", "attempt": 1, "event": "called"}
+        assert told() == {"job": "a", "attempt": 1}
         with about(endpoint="crm", attempt=2):
             assert told() == {"job": "a", "attempt": 2, "endpoint": "crm"}
         assert told() == {"job": "a", "attempt": 1}
     assert told() == {}
-
-
-def test_a_line_knows_better() -> None:
-    """What it says itself goes before."""
-    with about(job="a"):
-        assert told(job="b") == {"job": "b"}
 
 
 def test_steps_at_a_time_are_not_mixed_up() -> None:

@@ -1,6 +1,6 @@
 """What every line says of the step that it is told in: which job, account, attempt."""
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from contextvars import ContextVar, Token
 from types import MappingProxyType
 from typing import Any
@@ -27,6 +27,6 @@ class about:  # noqa: N801 -- used as a function: `with about(job=...):`
         _ABOUT.reset(self._token)
 
 
-def with_about(_logger: Any, _method: str, line: MutableMapping[str, Any]) -> dict[str, Any]:
-    """A processor of log lines; what a line says itself goes before."""
-    return {**_ABOUT.get(), **line}
+def told() -> Mapping[str, Any]:
+    """What lines that are told here say."""
+    return _ABOUT.get()

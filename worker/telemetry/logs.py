@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 from collections.abc import MutableMapping
+from datetime import UTC, datetime
 from json import JSONEncoder
 from types import TracebackType
 from typing import Any, TextIO
@@ -19,12 +20,9 @@ import structlog
 
 from worker.settings import Settings
 from worker.telemetry import others
-from worker.telemetry.about import with_about
+from worker.telemetry.about import told
 from worker.telemetry.faults import to_sentry
 from worker.telemetry.scrub import scrub, traceback_of
-
-#: What stands first in a line, for people who read them raw.
-FIRST = ("timestamp", "level", "event", "job", "provider", "account", "attempt", "endpoint")
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
@@ -39,12 +37,11 @@ def configure_logging(settings: Settings) -> None:
     )
     structlog.configure(
         processors=[
-            with_about,
-            structlog.stdlib.add_log_level,
+            _begun,
             _with_exception,
             _scrubbed,
             to_sentry,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _timed,
             *rendered,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -122,6 +119,16 @@ class _Printed(io.TextIOBase):
 Line = MutableMapping[str, Any]
 
 
+def _begun(_logger: Any, level: str, line: Line) -> Line:
+    # In the order in which people read them raw.
+    return {"level": level, "event": line.pop("event", ""), **told(), **line}
+
+
+def _timed(_logger: Any, _method: str, line: Line) -> Line:
+    # Behind the scrubber, which would look long at a text with so many colons.
+    return {"timestamp": datetime.now(UTC).isoformat().replace("+00:00", "Z"), **line}
+
+
 def _with_exception(_logger: Any, _method: str, line: Line) -> Line:
     # `exc_info` as an exception, however it was given.
     found = line.pop("exc_info", None)
@@ -137,7 +144,7 @@ def _with_exception(_logger: Any, _method: str, line: Line) -> Line:
 
 def _scrubbed(_logger: Any, _method: str, line: Line) -> Line:
     error = line.pop("exc_info", None)
-    clean: Line = scrub(dict(line))
+    clean: Line = scrub(line)
     if error is not None:
         clean["exc_info"] = error
     return clean
@@ -150,7 +157,7 @@ def _with_traceback(_logger: Any, _method: str, line: Line) -> Line:
 
 
 def _as_json(_logger: Any, _method: str, line: Line) -> str:
-    return _ENCODER.encode({**{name: line[name] for name in FIRST if name in line}, **line})
+    return _ENCODER.encode(line)
 
 
 #: Made once: `json.dumps` makes one for each line.
