@@ -23,8 +23,7 @@ from httpx_aiohttp import HttpxAiohttpClient
 
 from benchmarks import stage
 from benchmarks.contestants import SLOTS
-from benchmarks.contestants.calling import read
-from benchmarks.contestants.floor import Body
+from benchmarks.contestants.calling import Body, read
 from benchmarks.jobs import CREDENTIALS, PATH, body, registration
 from worker import tracing
 from worker.announcer import Announcer

@@ -136,16 +136,18 @@ class Transport:
         )
         posted.read()
         response = await self._open().handle_async_request(posted)
+        body = None
         try:
             body = await _read(response)
-            if body is None:
-                return Lost("answer too large")
-            call.answered = True
-            return Answer(response.status_code, response.headers, body)
         finally:
-            # Before the response is closed: that waits for the request to be written.
-            call.let_go()
+            if body is None:
+                # Before the response is closed: that waits for the request to be written.
+                call.let_go()
             await response.aclose()
+        if body is None:
+            return Lost("answer too large")
+        call.answered = True
+        return Answer(response.status_code, response.headers, body)
 
     def _open(self) -> AiohttpTransport:
         # Not before the first call: a session belongs to the loop that it was made in.
