@@ -1,7 +1,7 @@
 """Turning what became of a job into the event that says so, ready to be written."""
 
 from worker.entry import Entry
-from worker.event import Event, EventData, EventError, EventType, RefusalData, event_id, moment
+from worker.event import Event, EventError, EventType, RefusalData, encode, event_id, moment
 from worker.ledger.commands import Publication
 from worker.ledger.records import Record
 from worker.outcome import Fault, Registered
@@ -50,7 +50,7 @@ class Announcer:
                 errors=tuple(map(_error, errors)),
             ),
         )
-        return self._sealed(event, echo.reply_to)
+        return self._sealed(event.id, event.encode(), echo.reply_to)
 
     def _publication(
         self,
@@ -60,31 +60,32 @@ class Announcer:
         outcome: Registered | None,
         errors: tuple[Fault, ...],
     ) -> Publication:
-        event = Event(
-            id=event_id(record.id, record.fence, kind),
-            source=self._settings.source,
-            type=kind,
-            subject=record.id,
-            time=moment(at),
-            data=EventData(
-                job_id=record.id,
-                idempotency_key=record.idempotency_key,
-                provider=record.provider,
-                account=record.account,
-                attempts=record.attempts,
-                recovered=outcome.recovered if outcome else False,
-                accepted_at=moment(record.accepted_at),
-                finished_at=moment(at),
-                metadata=record.metadata,
-                outcome=outcome.data if outcome else None,
-                errors=tuple(map(_error, errors)) or None,
-            ),
-        )
-        return self._sealed(event, record.reply_to)
+        data: dict[str, object] = {
+            "job_id": record.id,
+            "idempotency_key": record.idempotency_key,
+            "provider": record.provider,
+            "account": record.account,
+            "attempts": record.attempts,
+            "recovered": outcome.recovered if outcome else False,
+            "accepted_at": moment(record.accepted_at),
+            "finished_at": moment(at),
+            "metadata": record.metadata,
+        }
+        if outcome:
+            data["outcome"] = outcome.data
+        if errors:
+            data["errors"] = [_told(fault) for fault in errors]
+        id_ = event_id(record.id, record.fence, kind)
+        text = encode(id_, self._settings.source, kind, record.id, at, data)
+        return self._sealed(id_, text, record.reply_to)
 
-    def _sealed(self, event: Event, endpoints: tuple[str, ...]) -> Publication:
-        text = event.encode()
-        return Publication(event.id, text, self._keyring.seal(text), endpoints)
+    def _sealed(self, id_: str, text: bytes, endpoints: tuple[str, ...]) -> Publication:
+        return Publication(id_, text, self._keyring.seal(text), endpoints)
+
+
+def _told(fault: Fault) -> dict[str, object]:
+    told: dict[str, object] = {"code": fault.code, "field": fault.field, "message": fault.message}
+    return told if fault.provider_code is None else {**told, "provider_code": fault.provider_code}
 
 
 def _error(fault: Fault) -> EventError:

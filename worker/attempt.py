@@ -46,6 +46,7 @@ from worker.providers.base import Answer, Lost, NotSent, Provider, Request, Send
 from worker.providers.registry import Accounts, Registry
 from worker.retry import Backoff
 from worker.sealing import Keyring
+from worker.telemetry import about
 
 log = structlog.get_logger(__name__)
 
@@ -261,7 +262,7 @@ class Attempts:
 
 def _about(record: Record) -> AbstractContextManager[None]:
     """What each line that is told of a job says of it."""
-    return structlog.contextvars.bound_contextvars(
+    return about(
         job=record.id,
         provider=record.provider,
         account=record.account,

@@ -19,7 +19,7 @@ from worker.ledger.records import Delivery, Idle, Tried, Wake
 from worker.metrics import Meter
 from worker.publishers.base import Arrived, Delivered, Gone, Later, NotTried, Publisher
 from worker.sealing import Keyring
-from worker.telemetry import alert
+from worker.telemetry import about, alert
 
 log = structlog.get_logger(__name__)
 
@@ -86,10 +86,10 @@ class Deliveries:
         delivery = await self._ledger(deliver(member, LEASE))
         match delivery:
             case Delivery():
-                about = _about(delivery)
+                facts = _facts(delivery)
                 with (
-                    structlog.contextvars.bound_contextvars(**about),
-                    tracing.transaction("registrations.deliver", delivery.trace, **about) as tell,
+                    about(**facts),
+                    tracing.transaction("registrations.deliver", delivery.trace, **facts) as tell,
                 ):
                     return await self._carry_out(delivery, tell)
             case Idle(state, why):
@@ -208,7 +208,7 @@ class Deliveries:
         return Publication(event.id, text, self._keyring.seal(text), (TOLD,))
 
 
-def _about(delivery: Delivery) -> dict[str, Any]:
+def _facts(delivery: Delivery) -> dict[str, Any]:
     """What each line that is told of a delivery says of it."""
     return {
         "job": delivery.job_id,

@@ -11,7 +11,7 @@ that a producer's installation needs none. Tracing never fails what is traced.
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 #: The headers in which a trace travels, here and in a Celery message (door 2).
@@ -59,13 +59,14 @@ def own() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def transaction(name: str, trace: str, **about: object) -> Iterator[Tell]:
+def transaction(name: str, trace: str, **about: object) -> AbstractContextManager[Tell]:
     """One step at a job, in the trace that is kept with it. `about`: facts, none of them secret."""
     sentry = _sentry()
-    if sentry is None:
-        yield _nothing
-        return
+    return _OFF if sentry is None else _transaction(sentry, name, trace, about)
+
+
+@contextmanager
+def _transaction(sentry: Any, name: str, trace: str, about: Mapping[str, object]) -> Iterator[Tell]:
     with ExitStack() as running:
         scope = running.enter_context(sentry.isolation_scope())
         scope.clear_breadcrumbs()
@@ -80,13 +81,16 @@ def transaction(name: str, trace: str, **about: object) -> Iterator[Tell]:
         yield tell
 
 
-@contextmanager
-def span(op: str, name: str) -> Iterator[Tell]:
+def span(op: str, name: str) -> AbstractContextManager[Tell]:
     """A part of a step that takes time: a call, a request, a script of the ledger."""
     sentry = _sentry()
     if sentry is None or sentry.get_current_span() is None:
-        yield _nothing
-        return
+        return _OFF
+    return _span(sentry, op, name)
+
+
+@contextmanager
+def _span(sentry: Any, op: str, name: str) -> Iterator[Tell]:
     with sentry.start_span(op=op, name=name) as part:
 
         def tell(**facts: object) -> None:
@@ -112,3 +116,7 @@ def _carrier(trace: str) -> dict[str, str]:
 
 def _nothing(**_: object) -> None:
     pass
+
+
+#: In place of what is traced, where nothing is.
+_OFF = nullcontext(_nothing)

@@ -47,6 +47,22 @@ def test_a_quick_run_ends_with_the_three_figures() -> None:
     assert cost > 0
 
 
+def test_each_step_has_its_cost() -> None:
+    """Microseconds for each step, and for the same call with nothing around it."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.steps", "--rounds", "1", "--calls", "50"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = [re.fullmatch(r" *([\d.]+) us  (.+)", line) for line in done.stdout.splitlines()]
+    assert all(one and float(one[1]) > 0 for one in found), done.stdout
+    assert {"metrics", "webhook (one job in ten)"} <= {one[2] for one in found if one}
+
+
 @contextmanager
 def running(*options: str) -> Iterator[subprocess.Popen[str]]:
     """The command, while it runs."""

@@ -1,7 +1,9 @@
 """What is certain of a call over real sockets: answered, not sent, or lost."""
 
 import asyncio
+import base64
 import contextlib
+import gzip
 import os
 import signal
 import socket
@@ -9,6 +11,7 @@ import struct
 import subprocess
 import sys
 import threading
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import httpx
@@ -146,7 +149,7 @@ async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 
 
 def test_a_whole_answer_comes_back_with_status_headers_and_body() -> None:
-    """An answer has its status, its headers in lower case, and its body's bytes."""
+    """An answer has its status, its headers by names in lower case, and its body's bytes."""
     reply = b"HTTP/1.1 500 Oops\r\nX-Customer-Key: k\r\nContent-Length: 3\r\n\r\nabc"
     sent = outcome(answering(reply))
     assert isinstance(sent, Answer)
@@ -173,6 +176,65 @@ def test_the_body_is_sent_as_json_by_post_with_the_given_headers() -> None:
     assert b"content-type: application/json" in head.lower()
     assert b"x-public-key: pk" in head.lower()
     assert body == '{"name":"Zoë"}'.encode()
+
+
+def test_every_call_says_who_calls_and_what_is_accepted() -> None:
+    """The head holds what it needs, each once, and nothing from a library or the environment."""
+    seen: list[bytes] = []
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(await read_request(reader))
+        writer.write(OK)
+
+    outcome(handler)
+    lines = seen[0].partition(b"\r\n\r\n")[0].lower().split(b"\r\n")[1:]
+    head = dict(line.split(b": ", 1) for line in lines)
+    assert len(head) == len(lines)
+    assert head.pop(b"host").startswith(b"127.0.0.1:")
+    assert head == {
+        b"accept": b"application/json",
+        b"accept-encoding": b"gzip, deflate",
+        b"content-length": b"22",
+        b"content-type": b"application/json",
+        b"user-agent": b"registration-worker",
+    }
+
+
+def test_a_user_and_a_password_in_the_url_are_sent_as_such() -> None:
+    """A test system behind a password: `https://user:password@host`."""
+    seen: list[bytes] = []
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(await read_request(reader))
+        writer.write(OK)
+
+    async def main() -> Sent:
+        async with serving(handler) as server:
+            return await call(server.url().replace("//", "//us%20er:p%40ss@", 1))
+
+    assert isinstance(asyncio.run(main()), Answer)
+    given = base64.b64encode(b"us er:p@ss")
+    assert b"\r\nAuthorization: Basic " + given + b"\r\n" in seen[0]
+    assert seen[0].startswith(b"POST / HTTP/1.1\r\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "compress"), [("gzip", gzip.compress), ("deflate", zlib.compress)]
+)
+def test_a_compressed_answer_is_read(name: str, compress: Callable[[bytes], bytes]) -> None:
+    """What is accepted is understood."""
+    body = compress(b'{"name": "John"}')
+    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: {name}\r\nContent-Length: {len(body)}\r\n\r\n"
+    sent = outcome(answering(head.encode() + body))
+    assert isinstance(sent, Answer)
+    assert sent.body == b'{"name": "John"}'
+
+
+def test_a_small_answer_that_grows_past_the_limit_is_not_kept() -> None:
+    """The limit is that of the body as it is read, not as it came."""
+    body = gzip.compress(b"x" * 4 * MAX_ANSWER)
+    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(body)}\r\n\r\n"
+    assert outcome(answering(head.encode() + body)) == Lost("answer too large")
 
 
 def test_an_answer_of_exactly_the_limit_is_taken() -> None:

@@ -28,7 +28,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole answer: status line, headers (names in lower case) and the body's bytes."""
+    """A whole answer: status line, headers (by names in lower case) and the body's bytes."""
 
     status: int
     headers: Mapping[str, str] = field(repr=False)

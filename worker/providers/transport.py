@@ -14,10 +14,10 @@ import asyncio
 import socket
 import ssl
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterable, Callable, Iterator
 from contextlib import suppress
 from contextvars import ContextVar
-from http.cookiejar import CookieJar, DefaultCookiePolicy
+from functools import lru_cache
 from typing import Any
 
 import aiohttp
@@ -25,6 +25,7 @@ import httpx
 from aiohttp.connector import AddrInfoType, Connection
 from aiohttp.tracing import Trace
 from httpx_aiohttp import AiohttpTransport
+from pydantic_core import to_json
 
 from worker.providers.base import Answer, Lost, NotSent, Request, Send
 
@@ -51,6 +52,14 @@ BEFORE_SENDING = (
     TimeoutError,  # the budget's
 )
 
+#: Sent with every call. What is accepted, httpx decodes.
+HEADERS = {
+    "accept": "application/json",
+    "accept-encoding": "gzip, deflate",
+    "content-type": "application/json",
+    "user-agent": "registration-worker",
+}
+
 #: Words for causes, the most telling first. No texts of exceptions: they hold URLs and bodies.
 WORDS: tuple[tuple[type[BaseException], str], ...] = (
     (ConnectionRefusedError, "connection refused"),
@@ -73,13 +82,16 @@ CLOSE_IN_ORDER = struct.pack("ii", 0, 0)
 class Transport:
     """One pool of connections for all providers of a process, in one event loop.
 
+    httpx's transport without its client, which costs as much as the call itself, for what is not
+    wanted here: redirects, cookies, proxies and passwords from the environment, hooks.
+
     `user_timeout`: seconds after which the kernel, too, gives up on bytes that nobody has
     acknowledged; the call budget.
     """
 
     def __init__(self, user_timeout: float = 20.0) -> None:
         self._user_timeout = user_timeout
-        self._client: httpx.AsyncClient | None = None
+        self._pool: AiohttpTransport | None = None
 
     def sender(self, may_send: Callable[[], bool], budget: float) -> Send:
         """Make a `Send` that keeps within `budget` seconds a request, all in all.
@@ -108,32 +120,38 @@ class Transport:
 
     async def aclose(self) -> None:
         """Close all connections."""
-        client, self._client = self._client, None
-        if client is not None:
-            await client.aclose()
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            await pool.aclose()
 
     async def _carry(self, request: Request, call: "_Call", budget: float) -> Answer | Lost:
-        # httpx's pool timeout is the whole of connecting to aiohttp: lookup, TCP and TLS.
-        waiting = httpx.Timeout(None, pool=budget * CONNECT_SHARE)
-        client = self._open()
-        async with client.stream(
-            "POST", request.url, json=request.body, headers=request.headers, timeout=waiting
-        ) as response:
-            try:
-                body = await _read(response)
-            except BaseException:
-                # Before httpx closes the response: that waits for the request to be written.
-                call.let_go()
-                raise
+        posted = httpx.Request(
+            "POST",
+            _url(request.url),
+            headers=request.headers or None,
+            # By `content=`, httpx would look for what it has to add. aiohttp adds it anyway.
+            stream=httpx.ByteStream(to_json(request.body)),
+            # httpx's pool timeout is the whole of connecting to aiohttp: lookup, TCP and TLS.
+            extensions={"timeout": {"pool": budget * CONNECT_SHARE}},
+        )
+        posted.read()
+        response = await self._open().handle_async_request(posted)
+        body = None
+        try:
+            body = await _read(response)
+        finally:
             if body is None:
+                # Before the response is closed: that waits for the request to be written.
                 call.let_go()
-                return Lost("answer too large")
-            call.answered = True
-            return Answer(response.status_code, dict(response.headers), body)
+            await response.aclose()
+        if body is None:
+            return Lost("answer too large")
+        call.answered = True
+        return Answer(response.status_code, response.headers, body)
 
-    def _open(self) -> httpx.AsyncClient:
+    def _open(self) -> AiohttpTransport:
         # Not before the first call: a session belongs to the loop that it was made in.
-        if self._client is None:
+        if self._pool is None:
             context = httpx.create_ssl_context()
             session = aiohttp.ClientSession(
                 connector=_Connector(
@@ -143,15 +161,10 @@ class Transport:
                     socket_factory=self._socket,
                 ),
                 cookie_jar=aiohttp.DummyCookieJar(),
+                headers=HEADERS,
             )
-            self._client = httpx.AsyncClient(
-                transport=AiohttpTransport(verify=context, client=session),
-                headers={"accept": "application/json", "user-agent": "registration-worker"},
-                cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-                follow_redirects=False,
-                trust_env=False,
-            )
-        return self._client
+            self._pool = AiohttpTransport(verify=context, client=session)
+        return self._pool
 
     def _socket(self, address: AddrInfoType) -> socket.socket:
         family, kind, protocol, _, _ = address
@@ -191,14 +204,28 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     yield error
 
 
+@lru_cache(maxsize=256)
+def _url(url: str) -> httpx.URL:
+    # An account has three or four; to take one apart costs as much as to send a request.
+    return httpx.URL(url)
+
+
 async def _read(response: httpx.Response) -> bytes | None:
     """The whole body, decoded; None if it is too large."""
     body = bytearray()
-    async for chunk in response.aiter_bytes():
+    async for chunk in _chunks(response):
         body += chunk
         if len(body) > MAX_ANSWER:
             return None
     return bytes(body)
+
+
+def _chunks(response: httpx.Response) -> AsyncIterable[bytes]:
+    stream = response.stream
+    if isinstance(stream, httpx.AsyncByteStream) and "content-encoding" not in response.headers:
+        # Past the three layers that decode: there is nothing to do for them.
+        return stream
+    return response.aiter_bytes()
 
 
 class _LeaseLostError(Exception):

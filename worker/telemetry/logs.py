@@ -11,6 +11,8 @@ import os
 import sys
 import threading
 from collections.abc import MutableMapping
+from datetime import UTC, datetime
+from json import JSONEncoder
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -18,37 +20,32 @@ import structlog
 
 from worker.settings import Settings
 from worker.telemetry import others
+from worker.telemetry.about import told
 from worker.telemetry.faults import to_sentry
 from worker.telemetry.scrub import scrub, traceback_of
-
-#: What stands first in a line, for people who read them raw.
-FIRST = ("timestamp", "level", "event", "job", "provider", "account", "attempt", "endpoint")
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 
 def configure_logging(settings: Settings) -> None:
     """Set up all logging of this process; may be called again."""
-    json = settings.log_format == "json"
     level = _LEVELS[settings.log_level]
-    renderer: Any = (
-        structlog.processors.JSONRenderer(default=str)
-        if json
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    rendered: tuple[Any, ...] = (
+        (_with_traceback, _as_json)
+        if settings.log_format == "json"
+        else (_with_readable_traceback, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()))
     )
     structlog.configure(
         processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.stdlib.add_log_level,
+            _begun,
             _with_exception,
             _scrubbed,
             to_sentry,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *([_with_traceback, _in_order] if json else [_with_readable_traceback]),
-            renderer,
+            _timed,
+            *rendered,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(_stderr()),
+        logger_factory=structlog.WriteLoggerFactory(_stderr()),
         cache_logger_on_first_use=True,
     )
     root = logging.getLogger()
@@ -122,6 +119,16 @@ class _Printed(io.TextIOBase):
 Line = MutableMapping[str, Any]
 
 
+def _begun(_logger: Any, level: str, line: Line) -> Line:
+    # In the order in which people read them raw.
+    return {"level": level, "event": line.pop("event", ""), **told(), **line}
+
+
+def _timed(_logger: Any, _method: str, line: Line) -> Line:
+    # Behind the scrubber, which would look long at a text with so many colons.
+    return {"timestamp": datetime.now(UTC).isoformat().replace("+00:00", "Z"), **line}
+
+
 def _with_exception(_logger: Any, _method: str, line: Line) -> Line:
     # `exc_info` as an exception, however it was given.
     found = line.pop("exc_info", None)
@@ -137,7 +144,7 @@ def _with_exception(_logger: Any, _method: str, line: Line) -> Line:
 
 def _scrubbed(_logger: Any, _method: str, line: Line) -> Line:
     error = line.pop("exc_info", None)
-    clean: Line = scrub(dict(line))
+    clean: Line = scrub(line)
     if error is not None:
         clean["exc_info"] = error
     return clean
@@ -149,8 +156,12 @@ def _with_traceback(_logger: Any, _method: str, line: Line) -> Line:
     return line
 
 
-def _in_order(_logger: Any, _method: str, line: Line) -> Line:
-    return {**{name: line[name] for name in FIRST if name in line}, **line}
+def _as_json(_logger: Any, _method: str, line: Line) -> str:
+    return _ENCODER.encode(line)
+
+
+#: Made once: `json.dumps` makes one for each line.
+_ENCODER = JSONEncoder(default=str)
 
 
 def _with_readable_traceback(_logger: Any, _method: str, line: Line) -> Line:

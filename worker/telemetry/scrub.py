@@ -63,9 +63,6 @@ _LOOKS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(://)[^\s/@]+@"), r"\1***@"),
 )
 
-#: One of these is in each text that anything is to be taken out of; most have none.
-_SIGNS = (":", "=", "eyJ", "whsec_")
-
 #: `name: value` and `name=value` inside a text: JSON (also JSON in JSON), Python, a query.
 _NAMED = re.compile(
     r"""
@@ -95,6 +92,11 @@ def scrub(value: Any, depth: int = 0) -> Any:
     """A copy without secrets: by the names of fields, and by their looks in texts."""
     if depth > DEEPEST:
         return "[cut off]"
+    # Most of what is told is a text or a number, so these are asked for first.
+    if isinstance(value, str):
+        return scrub_text(value, depth)
+    if isinstance(value, int | float):
+        return value
     match value:
         case dict():
             return {
@@ -103,8 +105,6 @@ def scrub(value: Any, depth: int = 0) -> Any:
             }
         case list() | tuple() | set() | frozenset():
             return [scrub(item, depth + 1) for item in value]
-        case str():
-            return scrub_text(value, depth)
         case bytes() | bytearray():
             return "[bytes]"
         case _:
@@ -121,7 +121,8 @@ def scrub_text(text: str, depth: int = 0) -> str:
         else:
             return json.dumps(scrub(found, depth + 1))[:LONGEST]
     text = text[:LONGEST]
-    if not any(sign in text for sign in _SIGNS):
+    # One of these is in each text that anything is to be taken out of; most have none.
+    if not (":" in text or "=" in text or "eyJ" in text or "whsec_" in text):
         return text
     for looks, instead in _LOOKS:
         text = looks.sub(instead, text)

@@ -1,0 +1,255 @@
+"""`python -m benchmarks.steps`: what each step of a job costs, in microseconds of CPU.
+
+Each step by itself, as a worker takes it, in this process; calls go to the provider's stub, as many
+at a time as a worker has slots. The least of several rounds counts: what else runs on the machine
+makes a step dearer, and never cheaper. What is missing here is the way through the broker, and the
+ledger.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+
+import aiohttp
+import httpx
+import structlog
+from httpx_aiohttp import HttpxAiohttpClient
+
+from benchmarks import stage
+from benchmarks.contestants import SLOTS
+from benchmarks.contestants.calling import Body, read
+from benchmarks.jobs import CREDENTIALS, PATH, body, registration
+from worker import tracing
+from worker.announcer import Announcer
+from worker.cli import stack
+from worker.ledger.records import Claim, Record, Settled
+from worker.lifecycle import State
+from worker.metrics import Meter
+from worker.outcome import Registered
+from worker.providers.registry import Accounts, Registry
+from worker.providers.transport import Transport
+from worker.publishers.base import Arrived
+from worker.publishers.webhook import WebhookPublisher
+from worker.sealing import Keyring
+from worker.settings import Settings, WebhookEndpoint
+from worker.telemetry import about, configure_logging
+
+#: Steps of a round that make no call.
+TIMES = 2000
+
+Step = Callable[[], object]
+Call = Callable[[], Awaitable[object]]
+
+
+class Job:
+    """One job, and all that a worker takes its steps with."""
+
+    def __init__(self, url: str) -> None:
+        account = {**CREDENTIALS, "copa_id": 616, "base_url": url}
+        self.settings = Settings(sealing_keys=stage.KEYS)
+        self.registry = Registry(self.settings.providers)
+        self.accounts = Accounts(self.registry, {"skypostal": {"default": account}})
+        self.keyring = Keyring.parse(stage.KEYS)
+        self.announcer = Announcer(self.settings, self.keyring)
+        self.transport = Transport()
+        self.hook = WebhookPublisher(
+            WebhookEndpoint(
+                kind="webhook",
+                url=f"{url}/hooks/crm",
+                secrets=[stage.SECRET],
+                allow_http=True,
+                allow_private=True,
+            )
+        )
+        self.meter = Meter()
+        self.plain = self.registry.validate("skypostal", registration(1))
+        self.record = _record(self.keyring.seal(self.plain))
+        self.claim = Claim(self.record, asking=False, at=self.record.accepted_at + 20)
+        self.outcome = Registered({"customer_box_id": 811111, "customer_key": "Ypb" * 14})
+        self.event = self.announcer.registered(self.record, self.claim.at + 50, self.outcome)
+
+    def open_(self) -> object:
+        """Unseal the registration."""
+        return self.keyring.open(self.record.payload)
+
+    def read(self) -> object:
+        """Check it with its provider's model."""
+        return self.registry.read_json("skypostal", self.plain)
+
+    def announce(self) -> object:
+        """Make the event, and seal it."""
+        return self.announcer.registered(self.record, self.claim.at + 50, self.outcome)
+
+    def seal(self) -> object:
+        """The part of it that is sealing."""
+        return self.keyring.seal(self.event.event)
+
+    def tell(self) -> None:
+        """What an attempt is surrounded by: the context of its lines, tracing; and its line."""
+        record = self.record
+        facts = {
+            "job": record.id,
+            "provider": record.provider,
+            "account": record.account,
+            "attempt": record.attempts,
+        }
+        with (
+            about(**facts),
+            tracing.transaction("registrations.attempt", record.trace, **facts) as tell,
+        ):
+            told = {"outcome": "registered", "reason": "", "state": "registered"}
+            tell(**told)
+            log.info("called", **told, seconds=0.057, stale=False)
+
+    def count(self) -> None:
+        """Count and time the attempt."""
+        with self.meter.calling(self.record):
+            pass
+        self.meter.attempted(self.claim, self.outcome, Settled(State.REGISTERED, 0, ()), 0.057)
+
+    async def register(self) -> None:
+        """Call the provider, and read its answer."""
+        send = self.transport.sender(lambda: True, 20.0)
+        provider = self.accounts.open("skypostal", "default", send)
+        checked = self.registry.read_json("skypostal", self.plain)
+        found = await provider.register(checked)
+        assert isinstance(found, Registered), found
+
+    async def deliver(self) -> None:
+        """Call a webhook."""
+        came = await self.hook.publish(self.event.event_id, self.event.event)
+        assert isinstance(came, Arrived), came
+
+
+log = structlog.get_logger(__name__)
+
+
+def _record(payload: str) -> Record:
+    return Record(
+        id="0e5f2a7e-7c1b-8f4e-9d43-5f0c1f7a9b11",
+        state=State.CALLING,
+        provider="skypostal",
+        account="default",
+        idempotency_key="bench-1",
+        lane="live",
+        if_exists="reject",
+        reply_to=("results",),
+        metadata={},
+        accepted_at=1_790_000_000_123,
+        deadline_at=1_790_086_400_123,
+        due_at=0,
+        attempts=1,
+        unknowns=0,
+        asks=0,
+        fence=1,
+        lease_until=0,
+        settle_until=0,
+        finished_at=0,
+        leased_by="worker",
+        why="",
+        payload=payload,
+    )
+
+
+def cpu(step: Step) -> float:
+    """Microseconds of CPU of one step."""
+    began = time.process_time()
+    for _ in range(TIMES):
+        step()
+    return (time.process_time() - began) / TIMES * 1e6
+
+
+async def cpu_of_calls(call: Call, count: int) -> float:
+    """Microseconds of CPU of one call, of `count`, with all slots calling."""
+    numbers = iter(range(count))
+
+    async def slot() -> None:
+        for _ in numbers:
+            await call()
+
+    began = time.process_time()
+    await asyncio.gather(*(slot() for _ in range(SLOTS)))
+    return (time.process_time() - began) / count * 1e6
+
+
+@contextlib.asynccontextmanager
+async def bare(url: str) -> AsyncIterator[tuple[Call, Call]]:
+    """The same call with nothing around it: by httpx's client over httpx-aiohttp, by aiohttp."""
+    given: Body = body(1)
+    session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+    client = HttpxAiohttpClient(timeout=20.0, limits=httpx.Limits(max_connections=None))
+
+    async def with_aiohttp() -> None:
+        async with session.post(url + PATH, json=given) as response:
+            json.loads(await response.read())
+
+    async def with_httpx() -> None:
+        read(await client.post(url + PATH, json=given))
+
+    async with session, client:
+        yield with_httpx, with_aiohttp
+
+
+async def calls(job: Job, url: str, rounds: int, count: int) -> dict[str, float]:
+    """What calls cost, one round of each after the other."""
+    async with bare(url) as (with_httpx, with_aiohttp):
+        steps = {
+            "call: read registration, call, read answer": job.register,
+            "call: bare httpx over aiohttp, to compare": with_httpx,
+            "call: bare aiohttp, to compare": with_aiohttp,
+            "webhook (one job in ten)": job.deliver,
+        }
+        for call in steps.values():
+            await cpu_of_calls(call, 2 * SLOTS)
+        found = [
+            {name: await cpu_of_calls(call, count) for name, call in steps.items()}
+            for _ in range(rounds)
+        ]
+    await job.transport.aclose()
+    await job.hook.aclose()
+    return least(found)
+
+
+def least(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The least of each step."""
+    return {name: min(one[name] for one in rounds) for name in rounds[0]}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5, help="rounds (5)")
+    parser.add_argument("--calls", type=int, default=1000, help="calls of each kind a round (1000)")
+    options = parser.parse_args()
+    with (
+        stack.ending_by_signal(),
+        tempfile.TemporaryDirectory(prefix="bench-") as name,
+        stage.stub(Path(name)) as provider,
+    ):
+        job = Job(provider.url)
+        steps = {
+            "open the registration (JWE)": job.open_,
+            "read the registration": job.read,
+            "make the event, sealed": job.announce,
+            "of which sealing": job.seal,
+            "log line, its context, tracing (off)": job.tell,
+            "metrics": job.count,
+        }
+        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
+            configure_logging(job.settings)
+            found = least(
+                [{name: cpu(step) for name, step in steps.items()} for _ in range(options.rounds)]
+            )
+        found |= asyncio.run(calls(job, provider.url, options.rounds, options.calls))
+    for name, cost in found.items():
+        print(f"{cost:7.1f} us  {name}")
+
+
+if __name__ == "__main__":
+    main()
