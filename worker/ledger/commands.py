@@ -9,6 +9,7 @@ import json
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 from worker.job import Job
@@ -163,8 +164,8 @@ def accept(
             job.idempotency_key,
             job.lane,
             job.if_exists,
-            json.dumps(job.reply_to),
-            json.dumps(job.metadata, separators=(",", ":")),
+            _names(job.reply_to),
+            json.dumps(job.metadata, separators=(",", ":")) if job.metadata else "{}",
             payload,
             trace,
             len(fingerprints),
@@ -173,6 +174,12 @@ def accept(
         ),
         read,
     )
+
+
+@lru_cache(maxsize=256)
+def _names(endpoints: tuple[str, ...]) -> str:
+    # Most jobs of an installation name the same.
+    return json.dumps(endpoints)
 
 
 @dataclass(frozen=True, slots=True)
