@@ -54,9 +54,6 @@ log = structlog.get_logger(__name__)
 #: enough not to spin, short enough to follow a deployment.
 OWN_FAULT_DELAY = 15.0
 
-#: How the timeline says that a worker died, or hung, in the middle of a call (`claim.lua`).
-LOST = "unknown: the lease of "
-
 
 class Sender(Protocol):
     """Makes the `Send` of one attempt: within a budget, and only while the lease lives."""
@@ -312,9 +309,8 @@ def _weight(claimed: Claim, outcome: Outcome) -> tuple[int, str]:
 
 
 def _warn_of_the_lost(claimed: Claim) -> None:
-    # The claim itself made the job unknown, and noted so, right before the claim.
-    if claimed.asking and any(LOST in what for _, what in claimed.record.timeline[-2:-1]):
-        log.warning("worker lost", alert="lease", reason=claimed.record.timeline[-2][1])
+    if claimed.lost:
+        log.warning("worker lost", alert="lease", reason=claimed.lost)
 
 
 class _NotHere(Exception):  # noqa: N818

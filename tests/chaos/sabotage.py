@@ -53,13 +53,8 @@ def lease_to_queued() -> None:
     """A lease that runs out while calling goes back to `queued`."""
     patch(
         "claim",
-        "job.state, job.fence, job.unknowns = 'unknown',",
-        "job.state, job.fence, job.unknowns = 'queued',",
-    )
-    patch(
-        "claim",
-        "set(id, {state = 'unknown', fence = job.fence,",
-        "set(id, {state = 'queued', fence = job.fence,",
+        "state = 'unknown', fence = job.fence + 1, unknowns",
+        "state = 'queued', fence = job.fence + 1, unknowns",
     )
 
 
@@ -67,7 +62,7 @@ def no_fence() -> None:
     """A settle counts whoever holds the lease by now."""
     patch(
         "settle",
-        "local holder = fence == job.fence and job.token ~= nil and job.token ~= ''\n  and (",
+        "local holder = fence == job.fence and job.token ~= ''\n  and (",
         "local holder = (",
     )
 

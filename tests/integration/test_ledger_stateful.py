@@ -55,8 +55,8 @@ class Mutation:
 MUTATIONS = {
     "a lease that ran out means queued": Mutation(
         "claim",
-        "job.state, job.fence, job.unknowns = 'unknown', job.fence + 1, job.unknowns + 1",
-        "job.state, job.fence, job.unknowns = 'queued', job.fence + 1, job.unknowns + 1",
+        "state = 'unknown', fence = job.fence + 1, unknowns",
+        "state = 'queued', fence = job.fence + 1, unknowns",
         seed=2,
     ),
     "a second worker gets the lease too": Mutation(
@@ -78,16 +78,16 @@ MUTATIONS = {
         "claim", "alarm(id, at + lease)", "alarm(id, at + lease + 1)"
     ),
     "a cap on calls in flight is passed over": Mutation(
-        "claim", "redis.call('ZADD', inflight, string.format('%.0f', at + lease), id)", ""
+        "claim", "redis.call('ZADD', inflight, at + lease, id)", "0"
     ),
     "whoever waits is not taken off the line": Mutation(
         "claim",
-        "string.format('%.0f', at + lease), id)\n  redis.call('ZREM', waiting, id)",
-        "string.format('%.0f', at + lease), id)",
+        "== 1 then\n    redis.call('ZREM', waiting, id)",
+        "== 1 then",
         seed=3,
     ),
     "settled without looking at the fence": Mutation(
-        "settle", "fence == job.fence and job.token ~= nil", "job.token ~= nil", seed=1
+        "settle", "fence == job.fence and job.token ~= ''", "job.token ~= ''", seed=1
     ),
     "absence is believed at once": Mutation(
         "settle", "job.claimed_at < job.settle_until", "false", seed=1
@@ -111,7 +111,7 @@ MUTATIONS = {
         "settle", "if not open or not (holder", "if not (holder", seed=3
     ),
     "a settle repeated is settled again": Mutation(
-        "settle", "if job.settled == ARGV[2] .. ' ' .. verdict then", "if false then", seed=1
+        "settle", "if job.settled == settled then", "if false then", seed=1
     ),
     "no alarm after a retry": Mutation(
         "settle",
@@ -120,13 +120,13 @@ MUTATIONS = {
         seed=1,
     ),
     "the place in flight is kept": Mutation(
-        "settle", "local waiter, its_lane = leave(id, job, at)", "local waiter, its_lane"
+        "settle", "local wake, lane = leave(id, job, at, was)", "local wake, lane"
     ),
     "an alarm for who is in review": Mutation(
         "settle", "redis.call('ZREM', KEYS[2], id)", "", seed=1
     ),
     "review without an event": Mutation(
-        "settle", "members = publish(id, job, at, ARGV, 12)", "members = {}", seed=1
+        "settle", "members = tell(id, at, ARGV, 12, job)", "members = {}", seed=1
     ),
     "no event": Mutation("_lib", "redis.call('XADD', stream, '*', 'event', event)", ""),
     "the event twice": Mutation(
@@ -141,7 +141,7 @@ MUTATIONS = {
     ),
     "who is over still waits": Mutation(
         "_lib",
-        "local _, _, waiting = account_keys(job)\n  redis.call('ZREM', waiting, id)",
+        "local _, _, waiting = account_keys(job)\n    redis.call('ZREM', waiting, id)",
         "",
         seed=3,
     ),
@@ -153,11 +153,11 @@ MUTATIONS = {
     "no alarm for a delivery": Mutation("_lib", "alarm(member, at + FIRST_PUSH)", ""),
     "no alarm for a new job": Mutation("accept", "alarm(id, at + FIRST_PUSH)", ""),
     "a key is taken twice": Mutation(
-        "accept", "return {'conflict', job.state, job.accepted_at}", "", seed=1
+        "accept", "return {'conflict', state, accepted_at}", "", seed=1
     ),
     "an alarm that rang is gone": Mutation(
         "ring",
-        "redis.call('ZADD', KEYS[1], string.format('%.0f', at + push_of(wakes)), member)",
+        "redis.call('ZADD', KEYS[1], at + push_of(wakes), member)",
         "redis.call('ZREM', KEYS[1], member)",
     ),
     "a lease is renewed for anybody": Mutation("renew", "held[1] == ARGV[i + 1] and", "", seed=3),
@@ -184,10 +184,22 @@ MUTATIONS = {
         "delivered", "if not holder and verdict ~= 'arrived' then", "if false then", seed=1
     ),
     "what is redriven is called for at once": Mutation(
-        "redrive", "set(id, {state = 'unknown',", "set(id, {state = 'queued',", seed=1
+        "redrive", "state = 'unknown', ticket", "state = 'queued', ticket", seed=1
     ),
     "what is resolved stays in review": Mutation(
-        "resolve", "redis.call('ZREM', REVIEWS, id)\n  set(", "set(", seed=1
+        "resolve", "'resend' then\n  redis.call('ZREM', REVIEWS, id)", "'resend' then", seed=1
+    ),
+    "places that ran out are taken for good": Mutation(
+        "claim", "redis.call('ZREMRANGEBYSCORE', inflight, '-inf', at)", "0", seed=1
+    ),
+    "who asked and was put off still waits": Mutation(
+        "_lib", "if was ~= 'calling' then redis.call('ZREM', waiting, id) end", "", seed=1
+    ),
+    "the index does not follow": Mutation(
+        "_lib", "if job.state ~= was then place(id, job, was, was_due) end", ""
+    ),
+    "a change is not written": Mutation(
+        "_lib", "if value ~= (job[name] or '') then", "if not job[name] then", seed=1
     ),
 }
 

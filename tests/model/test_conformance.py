@@ -30,19 +30,19 @@ ONE_LESS = {
     ),
     "a lost lease is queued": (
         "claim",
-        "set(id, {state = 'unknown', fence",
-        "job.state = 'queued'\n  set(id, {state = 'queued', fence",
+        "state = 'unknown', fence",
+        "state = 'queued', fence",
     ),
     "the settle delay starts when the lost lease is seen": (
         "claim",
-        "job.settle_until = job.lease_until + settle_ms",
-        "job.settle_until = at + settle_ms",
+        "settle_until = job.lease_until + settle_ms",
+        "settle_until = at + settle_ms",
     ),
     "a dead lease can be renewed": ("renew", "tonumber(held[2] or '0') > at", "true"),
     "an end keeps the payload": (
         "cancel",
-        "ARGV, 4))}",
-        "ARGV, 4)), redis.call('HSET', KEYS[1], 'payload', 'kept')}",
+        "\n}))}",
+        "\n})), redis.call('HSET', KEYS[1], 'payload', 'kept')}",
     ),
 }
 

@@ -31,6 +31,10 @@ START = 20.0
 #: Ports that are tried: a free one may be somebody else's by the time it is listened on.
 PORTS = 5
 
+#: Keeps a job's record, of up to 32 fields, in one piece of memory: a quarter less of it, for as
+#: much work. Longer hashes stay as they are, since in one piece they are slow.
+COMPACT = {"hash-max-listpack-entries": "40", "hash-max-listpack-value": "4096"}
+
 #: The sandbox's announcement that it is ready, followed by its URL.
 _LISTENING = "listening on "
 
@@ -55,7 +59,7 @@ def valkey(
 
 def start_valkey(folder: Path | None, port: int | None = None, **config: str) -> ValkeyServer:
     """Start a Valkey that evicts nothing; on any free port, unless one is named."""
-    config = {"maxmemory-policy": "noeviction", **config}
+    config = {"maxmemory-policy": "noeviction", **COMPACT, **config}
     # It would take a terminal's Ctrl-C for a wish to end, while the worker still needs it.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

@@ -9,6 +9,7 @@ import json
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 from worker.job import Job
@@ -149,7 +150,6 @@ def accept(
 
     job_id = job.id
     own = job.deadline
-    names = [account_name(job.provider, job.account), *map(endpoint_name, job.reply_to)]
     return Command(
         "accept",
         (job_key(job_id), ALARMS, CONFIGURED, JOBS),
@@ -159,22 +159,27 @@ def accept(
             0 if own else ms(deadline),
             ms(own.timestamp()) if own else 0,
             entry,
+            job.provider,
+            job.account,
+            job.idempotency_key,
+            job.lane,
+            job.if_exists,
+            _names(job.reply_to),
+            json.dumps(job.metadata, separators=(",", ":")) if job.metadata else "{}",
+            payload,
+            trace,
             len(fingerprints),
             *fingerprints,
-            len(names),
-            *names,
-            *("provider", job.provider),
-            *("account", job.account),
-            *("key", job.idempotency_key),
-            *("lane", job.lane),
-            *("if_exists", job.if_exists),
-            *("reply_to", json.dumps(job.reply_to)),
-            *("metadata", json.dumps(job.metadata, separators=(",", ":"))),
-            *("payload", payload),
-            *(("trace", trace) if trace else ()),
+            *job.reply_to,
         ),
         read,
     )
+
+
+@lru_cache(maxsize=256)
+def _names(endpoints: tuple[str, ...]) -> str:
+    # Most jobs of an installation name the same.
+    return json.dumps(endpoints)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,9 +201,10 @@ def claim(job_id: str, rules: ClaimRules, chance: float) -> Command[Claim | Spen
         verdict, at = text(answer[0]), int(answer[1])
         match verdict:
             case "call" | "ask":
-                return Claim(Record.read(job_id, answer[2:]), verdict == "ask", at)
+                record = Record.granted(job_id, rules.worker, answer[3:])
+                return Claim(record, verdict == "ask", at, text(answer[2]))
             case "spent":
-                return Spent(Record.read(job_id, answer[2:]), at)
+                return Spent(Record.granted(job_id, "", answer[3:]), at)
             case "later":
                 return NotNow(text(answer[2]), int(answer[3]))
             case _:

@@ -1,7 +1,9 @@
 """What the ledger's answers are read into."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Self
 
 from worker.lifecycle import FINAL, State
@@ -35,7 +37,8 @@ class Record:
     finished_at: int
     leased_by: str
     why: str
-    timeline: tuple[tuple[int, str], ...] = ()
+    log: str = field(default="", repr=False)
+    """Its timeline as the ledger has it; a claim brings none."""
     trace: str = field(default="", repr=False)
     """What continues its producer's trace (`worker.tracing`)."""
     payload: str = field(default="", repr=False)
@@ -47,6 +50,11 @@ class Record:
     def final(self) -> bool:
         """Whether the job is over."""
         return self.state in FINAL
+
+    @property
+    def timeline(self) -> tuple[tuple[int, str], ...]:
+        """What became of it, step by step: when (ms), and what. The last 40 of them."""
+        return tuple(_line(line) for line in self.log.split("\n") if line)
 
     @classmethod
     def read(cls, job_id: str, flat: Flat) -> Self:
@@ -61,16 +69,51 @@ class Record:
             idempotency_key=found["key"],
             lane=found["lane"],
             if_exists=found["if_exists"],
-            reply_to=tuple(json.loads(found["reply_to"])),
-            metadata=json.loads(found["metadata"]),
+            reply_to=_endpoints(found["reply_to"]),
+            metadata=_metadata(found["metadata"]),
             leased_by=found.get("leased_by", ""),
             why=found.get("why", ""),
-            timeline=tuple(_line(line) for line in found.get("log", "").split("\n") if line),
+            log=found.get("log", ""),
             trace=found.get("trace", ""),
             payload=found.get("payload", ""),
             event=found.get("event", ""),
             **number,
         )
+
+    @classmethod
+    def granted(cls, job_id: str, worker: str, values: Sequence[Any]) -> Self:
+        """Read what `claim` gives to a worker: what an attempt needs, in the script's order."""
+        state, provider, account, lane, fence, attempts, unknowns, asks, *values = values
+        accepted_at, deadline_at, lease_until, settle_until, why, *values = values
+        key, if_exists, reply_to, metadata, trace, payload = values
+        return cls(
+            id=job_id,
+            state=_STATES[text(state)],
+            provider=text(provider),
+            account=text(account),
+            idempotency_key=text(key),
+            lane=text(lane),
+            if_exists=text(if_exists),
+            reply_to=_endpoints(text(reply_to)),
+            metadata=_metadata(text(metadata)),
+            accepted_at=accepted_at,
+            deadline_at=deadline_at,
+            due_at=0,
+            attempts=attempts,
+            unknowns=unknowns,
+            asks=asks,
+            fence=fence,
+            lease_until=lease_until,
+            settle_until=settle_until,
+            finished_at=0,
+            leased_by=worker,
+            why=text(why),
+            trace=text(trace) if trace else "",
+            payload=text(payload),
+        )
+
+
+_STATES = {str(state): state for state in State}
 
 
 _NUMBERS = (
@@ -128,11 +171,13 @@ class Claim:
     """A lease on a job. Nothing has left yet; what leaves from now on must be settled.
 
     `asking`: an earlier call's outcome is unknown, so this one may only ask. `at`: server's time.
+    `lost`: what became of the lease under which that call was made, where its worker died or hung.
     """
 
     record: Record
     asking: bool
     at: int
+    lost: str = ""
 
     @property
     def id(self) -> str:
@@ -208,23 +253,24 @@ class Delivery:
     trace: str = field(default="", repr=False)
 
     @classmethod
-    def read(cls, member: str, at: int, flat: Flat) -> Self:
-        """Read a delivery's hash."""
-        found = pairs(flat)
+    def read(cls, member: str, at: int, values: Sequence[Any]) -> Self:
+        """Read what `deliver` gives to a worker, in the script's order."""
+        job_id, event_id, endpoint, tries, fence, created_at, started_at, *values = values
+        provider, account, trace, event = map(text, values)
         return cls(
             member=member,
-            job_id=found["job"],
-            event_id=found["event_id"],
-            endpoint=found["endpoint"],
-            event=found["event"],
-            tries=int(found.get("tries", 0)),
-            fence=int(found["fence"]),
-            created_at=int(found["created_at"]),
-            started_at=int(found.get("started_at") or found["created_at"]),
+            job_id=text(job_id),
+            event_id=text(event_id),
+            endpoint=text(endpoint),
+            event=event,
+            tries=tries,
+            fence=fence,
+            created_at=created_at,
+            started_at=started_at,
             at=at,
-            provider=found.get("provider", ""),
-            account=found.get("account", ""),
-            trace=found.get("trace", ""),
+            provider=provider,
+            account=account,
+            trace=trace,
         )
 
 
@@ -292,6 +338,17 @@ def text(value: Any) -> str:
 def pairs(flat: Flat) -> dict[str, str]:
     """A flat hash as a dictionary."""
     return {text(flat[i]): text(flat[i + 1]) for i in range(0, len(flat), 2)}
+
+
+@lru_cache(maxsize=256)
+def _endpoints(names: str) -> tuple[str, ...]:
+    # Most jobs of an installation name the same.
+    return tuple(json.loads(names))
+
+
+def _metadata(found: str) -> dict[str, Any]:
+    # Most jobs have none. Never the same dictionary twice: it is its reader's.
+    return {} if found == "{}" else dict(json.loads(found))
 
 
 def _line(line: str) -> tuple[int, str]:

@@ -3,6 +3,12 @@
 -- Times are milliseconds of the server's clock. A job's record is the hash {reg}:job:<id>; keys of
 -- an account are derived from the record, so not all keys are declared: they share one hash tag,
 -- and so one slot of a cluster.
+--
+-- Whole numbers go to redis.call as they are, which writes them out in full; `..` does so for up to
+-- 14 digits, which is enough for a time.
+--
+-- Each call costs the server about as much as all that a script does between two of them. So a
+-- record is read once and written once, and only what has changed.
 
 local PREFIX = '{reg}:'
 local ALARMS = PREFIX .. 'alarms'
@@ -54,55 +60,66 @@ local function table_of(flat)
   return found
 end
 
+-- What transitions go by of a job's record: texts, '' where they are not there, and numbers, 0 where
+-- they are not there. Neither is written before it is something else.
 local function load_job(id)
-  local job = table_of(redis.call('HGETALL', job_key(id)))
-  if not job.state then return nil end
-  for _, name in ipairs({'fence', 'attempts', 'unknowns', 'asks', 'wakes',
-                         'lease_until', 'claimed_at', 'due_at', 'deadline_at', 'settle_until',
-                         'slot_at', 'accepted_at'}) do
-    job[name] = tonumber(job[name] or '0')
-  end
-  return job
+  local f = redis.call('HMGET', job_key(id), 'state', 'provider', 'account', 'lane', 'token', 'settled',
+    'why', 'log', 'fence', 'attempts', 'unknowns', 'asks', 'wakes', 'accepted_at', 'deadline_at',
+    'due_at', 'slot_at', 'claimed_at', 'lease_until', 'settle_until')
+  if not f[1] then return nil end
+  for i = 9, 20 do f[i] = tonumber(f[i] or 0) end
+  return {
+    state = f[1], provider = f[2], account = f[3], lane = f[4], token = f[5] or '',
+    settled = f[6] or '', why = f[7] or '', log = f[8] or '', fence = f[9], attempts = f[10],
+    unknowns = f[11], asks = f[12], wakes = f[13], accepted_at = f[14], deadline_at = f[15],
+    due_at = f[16], slot_at = f[17], claimed_at = f[18], lease_until = f[19], settle_until = f[20],
+  }
 end
 
-local function place(id, job, state, due)
-  local rank, bulk = RANKS[state], job.lane == 'bulk' and RANK or 0
+-- Put a job's entries in the indices where its record says. `was`, `was_due`: its state before, and
+-- when it was due then.
+local function place(id, job, was, was_due)
+  local rank, bulk = RANKS[job.state], job.lane == 'bulk' and RANK or 0
   if rank then
-    redis.call('ZADD', OPEN, string.format('%.0f', rank * RANK + bulk + job.accepted_at), id)
+    redis.call('ZADD', OPEN, rank * RANK + bulk + job.accepted_at, id)
   else
     redis.call('ZREM', OPEN, id)
   end
-  if state == 'queued' and due then
-    redis.call('ZADD', LATER, string.format('%.0f', bulk + due), id)
-  elseif job.state == 'queued' and job.due_at > 0 then
+  if job.state == 'queued' and job.due_at > 0 then
+    redis.call('ZADD', LATER, bulk + job.due_at, id)
+  elseif was == 'queued' and was_due > 0 then
     redis.call('ZREM', LATER, id)
   end
 end
 
--- Write fields of a record. With a new state, `job` is the record as it was: the indices follow the
--- state here and nowhere else, so that they cannot part from it.
-local function set(id, fields, job)
-  if fields.state then place(id, job, fields.state, fields.due_at) end
-  local flat = {}
-  for name, value in pairs(fields) do
-    flat[#flat + 1] = name
-    flat[#flat + 1] = type(value) == 'number' and string.format('%.0f', value) or value
+-- Write what changes of a job's record; `job` is the record as it stands, and changes with it. The
+-- indices follow the state here and nowhere else, so that they cannot part from it.
+local function set(id, job, changes)
+  local was, was_due, flat = job.state, job.due_at, {}
+  for name, value in pairs(changes) do
+    if value ~= (job[name] or '') then
+      job[name] = value
+      flat[#flat + 1] = name
+      flat[#flat + 1] = value
+    end
   end
-  redis.call('HSET', job_key(id), unpack(flat))
+  if flat[1] then redis.call('HSET', job_key(id), unpack(flat)) end
+  if job.state ~= was then place(id, job, was, was_due) end
 end
 
-local function alarm(member, at) redis.call('ZADD', ALARMS, string.format('%.0f', at), member) end
+local function alarm(member, at) redis.call('ZADD', ALARMS, at, member) end
 
 local function push_of(wakes) return math.min(LAST_PUSH, FIRST_PUSH * 2 ^ math.min(wakes, 10)) end
 
--- The timeline of a job: "<ms> <step> <what came of it>", a line a step, the last 40 of them.
-local function note(id, job, at, text)
-  local line = string.format('%.0f ', at) .. text:gsub('%c', ' ')
-  local log = (job.log or '') .. line .. '\n'
-  local _, lines = log:gsub('\n', '')
-  if lines > 40 then log = log:gsub('^[^\n]*\n', '', lines - 40) end
-  job.log = log
-  redis.call('HSET', job_key(id), 'log', log)
+-- A job's timeline with one more line: "<ms> <step> <what came of it>", the last 40 of them.
+local MOST_LINES, SHORTEST_LINE = 40, 15
+local function noted(log, at, text)
+  log = log .. at .. ' ' .. text:gsub('%c', ' ') .. '\n'
+  if #log > MOST_LINES * SHORTEST_LINE then
+    local _, lines = log:gsub('\n', '')
+    if lines > MOST_LINES then log = log:gsub('^[^\n]*\n', '', lines - MOST_LINES) end
+  end
+  return log
 end
 
 -- A place that is passed on is kept for so long for whom it was passed to: the wake-up takes
@@ -110,14 +127,15 @@ end
 local KEPT = 2000
 
 -- Give back the job's place among its account's calls, and pass it on to the first who waits.
+-- `was`: the job's state before; who was called stands in no line, since its claim took it off.
 -- Returns the job to wake and its lane, if any.
-local function leave(id, job, at)
+local function leave(id, job, at, was)
   local _, inflight, waiting = account_keys(job)
-  redis.call('ZREM', waiting, id)
+  if was ~= 'calling' then redis.call('ZREM', waiting, id) end
   if redis.call('ZREM', inflight, id) == 0 then return nil end
   local first = redis.call('ZPOPMIN', waiting)
   if not first[1] then return nil end
-  redis.call('ZADD', inflight, string.format('%.0f', at + KEPT), first[1])
+  redis.call('ZADD', inflight, at + KEPT, first[1])
   -- Its own alarm still stands, should the wake-up be lost.
   alarm(first[1], at + FIRST_PUSH)
   return first[1], redis.call('HGET', job_key(first[1]), 'lane') or 'live'
@@ -128,12 +146,13 @@ end
 -- takes a job back knows no endpoint, and must not write plain what is to be sealed.
 local function write(event_id, event, sealed, args, from)
   local others, written = {}, {}
-  for i = from, #args do
-    local found = redis.call('HGET', STREAMS, args[i])
-    if not found and args[i] == 'results' then found = 'plain ' .. PREFIX .. 'results' end
+  if not args[from] then return others end
+  for i, found in ipairs(redis.call('HMGET', STREAMS, unpack(args, from))) do
+    local endpoint = args[from + i - 1]
+    if not found and endpoint == 'results' then found = 'plain ' .. PREFIX .. 'results' end
     local form, stream = (found or ''):match('^(%l+) (.+)$')
     if not form then
-      others[#others + 1] = args[i]
+      others[#others + 1] = endpoint
     elseif not written[stream] then
       -- Two endpoints may name one stream: it gets the event once.
       written[stream] = true
@@ -153,28 +172,22 @@ end
 -- returned. args from `from` on: event_id, event (as published), sealed, endpoint...
 -- `job`: whose event it is; none of a request that made no job, or of an endpoint.
 local function tell(id, at, args, from, job)
-  job = job or {provider = '', account = ''}
   local event_id, event, sealed = args[from], args[from + 1], args[from + 2]
   local others = write(event_id, event, sealed, args, from + 3)
   local members = {}
+  if not others[1] then return members end
+  local trace = job and redis.call('HGET', job_key(id), 'trace') or ''
+  job = job or {provider = '', account = ''}
   for _, endpoint in ipairs(others) do
     local member = 'd:' .. event_id .. ':' .. endpoint
     local _, pending = endpoint_keys(endpoint)
     redis.call('HSET', delivery_key(member), 'job', id, 'event_id', event_id,
       'endpoint', endpoint, 'event', sealed, 'tries', '0', 'state', 'pending',
-      'created_at', string.format('%.0f', at), 'provider', job.provider, 'account', job.account,
-      'trace', job.trace or '')
-    redis.call('ZADD', pending, string.format('%.0f', at), member)
+      'created_at', at, 'provider', job.provider, 'account', job.account, 'trace', trace)
+    redis.call('ZADD', pending, at, member)
     alarm(member, at + FIRST_PUSH)
     members[#members + 1] = member
   end
-  return members
-end
-
--- What is told of a job is kept with it; args as for `tell`.
-local function publish(id, job, at, args, from)
-  local members = tell(id, at, args, from, job)
-  set(id, {event = args[from + 2]})
   return members
 end
 
@@ -187,18 +200,25 @@ local function handled(entry)
   redis.call('XDEL', JOBS, entry)
 end
 
-local function finish(id, job, at, state, retention, args, from)
+-- The end of a job: `changes` of its record besides; what is told of it, args as for `tell`, is kept
+-- with it.
+local function finish(id, job, at, state, retention, args, from, changes)
   -- First, for a script that fails keeps what it has written: better an event and no end (the
   -- stream's key may be of another kind) than an end and no event.
-  local members = publish(id, job, at, args, from)
-  redis.call('HDEL', job_key(id), 'payload', 'token', 'leased_by', 'lease_until', 'slot_at', 'wakes')
-  set(id, {state = state, finished_at = at}, job)
+  local members = tell(id, at, args, from, job)
+  local was = job.state
+  -- The payload must not outlive its job's end; the rest is of no use to anybody any more.
+  redis.call('HDEL', job_key(id), 'payload', 'token', 'leased_by', 'lease_until', 'claimed_at',
+    'slot_at', 'wakes', 'asks', 'due_at', 'settle_until')
+  changes.state, changes.finished_at, changes.event = state, at, args[from + 2]
+  set(id, job, changes)
   redis.call('ZREM', ALARMS, id)
-  redis.call('ZREM', REVIEWS, id)
-  local _, _, waiting = account_keys(job)
-  redis.call('ZREM', waiting, id)
-  local account = job.provider .. ':' .. job.account
-  redis.call('HINCRBY', PREFIX .. 'stats', state .. ':' .. account, 1)
+  if was == 'review' then redis.call('ZREM', REVIEWS, id) end
+  if was == 'queued' then
+    local _, _, waiting = account_keys(job)
+    redis.call('ZREM', waiting, id)
+  end
+  redis.call('HINCRBY', PREFIX .. 'stats', state .. ':' .. job.provider .. ':' .. job.account, 1)
   redis.call('PEXPIRE', job_key(id), retention)
   redis.call('PUBLISH', PREFIX .. 'done:' .. id, state)
   return members
@@ -236,10 +256,9 @@ local function bury(member, d, at, why)
   local kept = tonumber(redis.call('HGET', endpoint, 'dead_retention') or DEAD_RETENTION)
   local dropped = redis.call('ZREMRANGEBYSCORE', DEAD, '-inf', at - kept)
   if dropped > 0 then redis.call('HINCRBY', PREFIX .. 'stats', 'dead_dropped', dropped) end
-  local now_ = string.format('%.0f', at)
-  redis.call('ZADD', DEAD, now_, member)
+  redis.call('ZADD', DEAD, at, member)
   redis.call('PEXPIRE', DEAD, kept)
-  redis.call('HSET', delivery_key(member), 'state', 'dead', 'dead_at', now_, 'why', why,
+  redis.call('HSET', delivery_key(member), 'state', 'dead', 'dead_at', at, 'why', why,
     'lease_until', '0', 'token', '')
   redis.call('PEXPIRE', delivery_key(member), kept)
   for _, key in ipairs({ALARMS, pending, trying, line}) do redis.call('ZREM', key, member) end
@@ -248,7 +267,8 @@ end
 
 -- What a delivery came to, in its job's timeline, while there is one.
 local function tell_job(d, at, text)
-  if redis.call('EXISTS', job_key(d.job)) == 0 then return end
-  local log = redis.call('HGET', job_key(d.job), 'log')
-  note(d.job, {log = log}, at, 'delivery to ' .. d.endpoint .. ': ' .. text)
+  local seen = redis.call('HMGET', job_key(d.job), 'state', 'log')
+  if not seen[1] then return end
+  local log = noted(seen[2] or '', at, 'delivery to ' .. d.endpoint .. ': ' .. text)
+  redis.call('HSET', job_key(d.job), 'log', log)
 end

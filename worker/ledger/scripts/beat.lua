@@ -3,8 +3,8 @@
 -- ARGV: name, keep_ms (how long it is remembered after its last word), field, value, ...
 -- Returns the server's time.
 local at = now()
-redis.call('HSET', KEYS[2], 'at', string.format('%.0f', at), 'name', ARGV[1], unpack(ARGV, 3))
+redis.call('HSET', KEYS[2], 'at', at, 'name', ARGV[1], unpack(ARGV, 3))
 redis.call('PEXPIRE', KEYS[2], ARGV[2])
-redis.call('ZADD', KEYS[1], string.format('%.0f', at), ARGV[1])
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', at - tonumber(ARGV[2])))
+redis.call('ZADD', KEYS[1], at, ARGV[1])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', at - tonumber(ARGV[2]))
 return at

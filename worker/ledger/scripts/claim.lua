@@ -1,16 +1,18 @@
 -- claim: queued -> calling; calling -> unknown; unknown -> unknown
 -- KEYS: job, alarms
 -- ARGV: id, token, worker, lease_ms, settle_ms, max_attempts, chance (0..1), probe_ms
--- Returns {'call' | 'ask', at, record...}   the lease is held, nothing has left yet
---         {'spent', at, record...}          the job is to be abandoned: deadline or attempts
---         {'later', at, why, until}         not now; its alarm is set
---         {'over', at, state}               nothing to do
+-- Returns {'call' | 'ask', at, lost, job...}   the lease is held, nothing has left yet
+--         {'spent', at, '', job...}            the job is to be abandoned: deadline or attempts
+--         {'later', at, why, until}            not now; its alarm is set
+--         {'over', at, state}                  nothing to do
+-- lost: that the worker before died, or hung, in the middle of its call; or ''. job: what an attempt
+-- needs of the record, in the order in which `granted` has it.
 local id, token, at = ARGV[1], ARGV[2], now()
 local lease, settle_ms = tonumber(ARGV[4]), tonumber(ARGV[5])
 local job = load_job(id)
 
 local function later(why, till, fields)
-  if fields then set(id, fields) end
+  if fields then set(id, job, fields) end
   -- A job that waits past its deadline is looked at then, to be abandoned.
   if job.state == 'queued' then till = math.min(till, job.deadline_at) end
   alarm(id, till)
@@ -18,10 +20,13 @@ local function later(why, till, fields)
 end
 
 local function granted(verdict)
-  local record = redis.call('HGETALL', KEYS[1])
-  local answer = {verdict, at}
-  for i = 1, #record do answer[#answer + 1] = record[i] end
-  return answer
+  -- By the timeline, where it was noted right before this claim: also when the claim is repeated.
+  local lost = job.state == 'unknown'
+    and job.log:match('\n%d+ (unknown: the lease of [^\n]*)\n[^\n]*\n$')
+  return {verdict, at, lost or '', job.state, job.provider, job.account, job.lane, job.fence,
+    job.attempts, job.unknowns, job.asks, job.accepted_at, job.deadline_at, job.lease_until,
+    job.settle_until, job.why, unpack(redis.call('HMGET', KEYS[1], 'key', 'if_exists', 'reply_to',
+      'metadata', 'trace', 'payload'))}
 end
 
 -- No slot is booked further ahead than this, or a backlog would book hours of them, and whoever is
@@ -37,8 +42,8 @@ local function gate()
   local function stand_in_line()
     -- Live before bulk, then first come first served; leave() passes a place on, and an operator
     -- who resumes the account lets all go.
-    local rank = (job.lane == 'bulk' and 1e13 or 0) + job.accepted_at
-    redis.call('ZADD', waiting, string.format('%.0f', rank), id)
+    local rank = (job.lane == 'bulk' and RANK or 0) + job.accepted_at
+    redis.call('ZADD', waiting, rank, id)
   end
   local closed = a.paused == '1' and 'paused' or a.breaker == 'refused' and 'refused'
   if closed then
@@ -50,13 +55,15 @@ local function gate()
     if retry_at > at then
       stand_in_line()
       -- Spread over as long again, or all jobs come back in the millisecond it closes.
-      return 'breaker', retry_at + (retry_at - at) * tonumber(ARGV[7])
+      return 'breaker', retry_at + math.floor((retry_at - at) * tonumber(ARGV[7]))
     end
   end
-  redis.call('ZREMRANGEBYSCORE', inflight, '-inf', at)
-  local cap = tonumber(a.max_in_flight or '0')
-  local full = cap > 0 and redis.call('ZCARD', inflight) >= cap
-  if full and not redis.call('ZSCORE', inflight, id) then
+  local cap, taken = tonumber(a.max_in_flight or '0'), redis.call('ZCARD', inflight)
+  if taken + 1 >= cap then
+    -- Those that ran out count no more.
+    taken = taken - redis.call('ZREMRANGEBYSCORE', inflight, '-inf', at)
+  end
+  if cap > 0 and taken >= cap and not redis.call('ZSCORE', inflight, id) then
     stand_in_line()
     return 'full', at + held
   end
@@ -64,7 +71,7 @@ local function gate()
   if interval > 0 and job.slot_at == 0 then
     -- GCRA: the slot is reserved here, so nobody polls for one.
     local tat = math.max(tonumber(a.tat or '0'), at)
-    local slot = tat - tonumber(a.burst)
+    local slot = math.ceil(tat - tonumber(a.burst))
     local ahead = AHEAD[job.lane] or AHEAD.bulk
     if slot - at > ahead then
       stand_in_line()
@@ -75,14 +82,16 @@ local function gate()
     if slot > at then return 'pace', slot, {slot_at = slot} end
   end
   if probing then
-    redis.call('HSET', account, 'retry_at', string.format('%.0f', at + tonumber(ARGV[8])))
+    redis.call('HSET', account, 'retry_at', at + tonumber(ARGV[8]))
   end
-  redis.call('ZADD', inflight, string.format('%.0f', at + lease), id)
-  redis.call('ZREM', waiting, id)
-  if cap == 0 or redis.call('ZCARD', inflight) < cap then
-    -- Room for one more: a place ran out, or whom it was passed to had no use for it.
-    local first = redis.call('ZPOPMIN', waiting)
-    if first[1] then alarm(first[1], at) end
+  taken = taken + redis.call('ZADD', inflight, at + lease, id)
+  if redis.call('EXISTS', waiting) == 1 then
+    redis.call('ZREM', waiting, id)
+    if cap == 0 or taken < cap then
+      -- Room for one more: a place ran out, or whom it was passed to had no use for it.
+      local first = redis.call('ZPOPMIN', waiting)
+      if first[1] then alarm(first[1], at) end
+    end
   end
 end
 
@@ -98,12 +107,13 @@ if job.lease_until > at then return {'later', at, 'leased', job.lease_until} end
 if job.state == 'calling' then
   -- The lease ran out while calling. The request may have left up to its last moment. A new
   -- fence, so that the dead worker's decision, should it come, is seen to be stale.
-  job.state, job.fence, job.unknowns = 'unknown', job.fence + 1, job.unknowns + 1
-  job.settle_until = job.lease_until + settle_ms
-  note(id, job, at, 'unknown: the lease of ' .. (job.leased_by or '?') .. ' ran out')
-  set(id, {state = 'unknown', fence = job.fence, unknowns = job.unknowns, asks = 0,
-           settle_until = job.settle_until, lease_until = 0, token = ''}, job)
-  local woken = leave(id, job, at)
+  local lost = redis.call('HGET', KEYS[1], 'leased_by') or '?'
+  set(id, job, {
+    state = 'unknown', fence = job.fence + 1, unknowns = job.unknowns + 1, asks = 0,
+    settle_until = job.lease_until + settle_ms, lease_until = 0, token = '',
+    log = noted(job.log, at, 'unknown: the lease of ' .. lost .. ' ran out'),
+  })
+  local woken = leave(id, job, at, 'calling')
   if woken then alarm(woken, at) end
 end
 if job.state ~= 'queued' and job.state ~= 'unknown' then return {'over', at, job.state} end
@@ -120,10 +130,11 @@ if why then
 end
 
 local asking = job.state == 'unknown'
-set(id, {state = asking and 'unknown' or 'calling', token = token, leased_by = ARGV[3],
-         fence = job.fence + 1, lease_until = at + lease, claimed_at = at, wakes = 0,
-         slot_at = 0, due_at = 0, why = '',
-         attempts = job.attempts + (asking and 0 or 1)}, job)
-note(id, job, at, (asking and 'asking by ' or 'calling by ') .. ARGV[3])
+set(id, job, {
+  state = asking and 'unknown' or 'calling', token = token, leased_by = ARGV[3],
+  fence = job.fence + 1, lease_until = at + lease, claimed_at = at, wakes = 0, slot_at = 0,
+  due_at = 0, why = '', attempts = job.attempts + (asking and 0 or 1),
+  log = noted(job.log, at, (asking and 'asking by ' or 'calling by ') .. ARGV[3]),
+})
 alarm(id, at + lease)
 return granted(asking and 'ask' or 'call')

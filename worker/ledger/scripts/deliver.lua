@@ -1,7 +1,8 @@
 -- deliver: (a delivery) pending: claimed for one try; or pending -> dead, its endpoint disabled
 -- KEYS: delivery, alarms
 -- ARGV: member, token, lease_ms
--- Returns {'try', at, field, value, ...}   leased, and a place among the endpoint's tries taken
+-- Returns {'try', at, delivery...}   leased, and a place among the endpoint's tries taken; in the
+--                                   order in which `try` has it
 --         {'over' | 'dead', at, why}       nothing to do any more
 --         {'busy' | 'full', at, until}     not now; its alarm is set
 -- `token` tells a client's own retry, its first answer lost, from a second worker.
@@ -12,7 +13,11 @@ if d.state ~= 'pending' then
   return {'over', at, d.state or 'gone'}
 end
 local lease_until, due_at = tonumber(d.lease_until or '0'), tonumber(d.due_at or '0')
-local function try() return {'try', at, unpack(redis.call('HGETALL', KEYS[1]))} end
+local function try()
+  return {'try', at, d.job, d.event_id, d.endpoint, tonumber(d.tries), tonumber(d.fence),
+    tonumber(d.created_at), tonumber(d.started_at or d.created_at), d.provider or '',
+    d.account or '', d.trace or '', d.event}
+end
 if d.token == token and lease_until > at then return try() end
 if lease_until > at or due_at > at then return {'busy', at, math.max(lease_until, due_at)} end
 
@@ -25,21 +30,23 @@ if e.disabled == '1' then
   return {'dead', at, why}
 end
 redis.call('ZREMRANGEBYSCORE', trying, '-inf', at)
-local cap = tonumber(e.max_in_flight or '0')
-if cap > 0 and redis.call('ZCARD', trying) >= cap then
+local cap, taken = tonumber(e.max_in_flight or '0'), redis.call('ZCARD', trying)
+if cap > 0 and taken >= cap then
   stand_in_line(member, d, at)
   return {'full', at, at + IN_LINE}
 end
 
-local till = string.format('%.0f', at + tonumber(ARGV[3]))
-redis.call('HSET', KEYS[1], 'lease_until', till, 'fence', tonumber(d.fence or '0') + 1,
-  'token', token, 'wakes', '0')
+local till = at + tonumber(ARGV[3])
+d.fence = (d.fence or 0) + 1
+redis.call('HSET', KEYS[1], 'lease_until', till, 'fence', d.fence, 'token', token, 'wakes', 0)
 redis.call('ZADD', trying, till, member)
-redis.call('ZREM', line, member)
 redis.call('ZADD', KEYS[2], till, member)
-if cap > 0 and redis.call('ZCARD', trying) < cap then
-  -- Room for one more: a lease ran out, or whom the place was passed to had no use for it.
-  local first = redis.call('ZPOPMIN', line)
-  if first[1] then alarm(first[1], at) end
+if redis.call('EXISTS', line) == 1 then
+  redis.call('ZREM', line, member)
+  if cap > 0 and taken + 1 < cap then
+    -- Room for one more: a lease ran out, or whom the place was passed to had no use for it.
+    local first = redis.call('ZPOPMIN', line)
+    if first[1] then alarm(first[1], at) end
+  end
 end
 return try()

@@ -10,7 +10,9 @@ local member, verdict, at = ARGV[1], ARGV[3], now()
 -- meanwhile. Longer than the longest pause between two tries at one delivery.
 local UNHEARD = 172800000
 
-local d = table_of(redis.call('HGETALL', KEYS[1]))
+local found = redis.call('HMGET', KEYS[1], 'state', 'endpoint', 'job', 'fence', 'settled')
+local d = {state = found[1], endpoint = found[2], job = found[3], fence = found[4],
+  settled = found[5]}
 if not d.state then return {'gone', 0, ''} end
 local endpoint, pending = endpoint_keys(d.endpoint)
 local e = table_of(redis.call('HGETALL', endpoint))
@@ -29,19 +31,23 @@ if verdict == 'arrived' then
     e.failing_since = nil
   end
   local wake = vacate(member, d.endpoint, at)
-  for _, key in ipairs({KEYS[2], pending, DEAD}) do redis.call('ZREM', key, member) end
+  if d.state == 'dead' then
+    redis.call('ZREM', DEAD, member)
+  else
+    redis.call('ZREM', KEYS[2], member)
+    redis.call('ZREM', pending, member)
+  end
   redis.call('DEL', KEYS[1])
   redis.call('HINCRBY', PREFIX .. 'stats', 'delivered', 1)
   return answer('delivered', wake)
 end
 
 if ARGV[6] == '1' then
-  local moment = string.format('%.0f', at)
   if not e.failing_since or at - tonumber(e.failed_at) > UNHEARD then
-    e.failing_since = moment
-    redis.call('HSET', endpoint, 'failing_since', moment, 'failures', '0')
+    e.failing_since = at
+    redis.call('HSET', endpoint, 'failing_since', at, 'failures', '0')
   end
-  redis.call('HSET', endpoint, 'failed_at', moment)
+  redis.call('HSET', endpoint, 'failed_at', at)
   redis.call('HINCRBY', endpoint, 'failures', 1)
 end
 local wake = vacate(member, d.endpoint, at)
@@ -49,7 +55,7 @@ redis.call('HINCRBY', KEYS[1], 'tries', 1)
 redis.call('HSET', KEYS[1], 'lease_until', '0', 'why', ARGV[4],
   'settled', ARGV[2] .. ' ' .. verdict)
 if verdict == 'later' and e.disabled ~= '1' then
-  local till = string.format('%.0f', at + tonumber(ARGV[5]))
+  local till = at + tonumber(ARGV[5])
   redis.call('HSET', KEYS[1], 'due_at', till)
   redis.call('ZADD', KEYS[2], till, ARGV[1])
   return answer('pending', wake)

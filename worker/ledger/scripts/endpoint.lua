@@ -4,5 +4,5 @@
 -- Returns {at, pending, being tried, in line, field, value, ...}
 local at = now()
 local endpoint, pending, trying, line = endpoint_keys(ARGV[1])
-return {at, redis.call('ZCARD', pending), redis.call('ZCOUNT', trying, string.format('%.0f', at), '+inf'),
+return {at, redis.call('ZCARD', pending), redis.call('ZCOUNT', trying, at, '+inf'),
   redis.call('ZCARD', line), unpack(redis.call('HGETALL', endpoint))}

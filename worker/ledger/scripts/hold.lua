@@ -5,11 +5,11 @@
 local name, at = ARGV[1] .. ':' .. ARGV[2], now()
 local account, waiting = PREFIX .. 'account:' .. name, PREFIX .. 'waiting:' .. name
 if ARGV[3] == 'pause' then
-  redis.call('HSET', account, 'paused', '1', 'reason', ARGV[4], 'since', string.format('%.0f', at))
+  redis.call('HSET', account, 'paused', '1', 'reason', ARGV[4], 'since', at)
   return 0
 end
 redis.call('HSET', account, 'paused', '0', 'breaker', 'closed', 'failures', '0', 'reason', '',
-  'since', string.format('%.0f', at))
+  'since', at)
 local first = redis.call('ZPOPMIN', waiting, ARGV[5])
 for i = 1, #first, 2 do alarm(first[i], at) end
 return #first / 2

@@ -6,8 +6,7 @@ for _, id in ipairs(ARGV) do
   redis.call('ZREM', KEYS[2], id)
   local job = load_job(id)
   if job then
-    local due = job.state == 'queued' and job.due_at > 0 and job.due_at or nil
-    place(id, job, job.state, due)
+    place(id, job, '', 0)
   else
     redis.call('ZREM', KEYS[1], id)
   end

@@ -8,16 +8,19 @@ local id, at = ARGV[1], now()
 local job = load_job(id)
 if not job then return {'stale', 'gone'} end
 local same = false
-for i = 5, #ARGV do same = same or ARGV[i] == job.fingerprint end
+local kept = redis.call('HMGET', KEYS[1], 'fingerprint', 'ticket')
+for i = 5, #ARGV do same = same or ARGV[i] == kept[1] end
 if not same then return {'conflict', job.state} end
 -- Once more: the answer was lost on the way.
-if job.ticket == ARGV[4] then return {'done', job.state} end
+if kept[2] == ARGV[4] then return {'done', job.state} end
 if job.state ~= 'abandoned' then return {'stale', job.state} end
-note(id, job, at, 'redriven: asked after first')
 redis.call('PERSIST', KEYS[1])
 redis.call('HDEL', KEYS[1], 'finished_at')
-set(id, {state = 'unknown', ticket = ARGV[4], payload = ARGV[2], attempts = 0, asks = 0, wakes = 0, due_at = 0,
-         unknowns = job.unknowns + 1, settle_until = at, deadline_at = at + tonumber(ARGV[3])}, job)
+set(id, job, {
+  state = 'unknown', ticket = ARGV[4], payload = ARGV[2], attempts = 0, asks = 0, wakes = 0,
+  due_at = 0, unknowns = job.unknowns + 1, settle_until = at, deadline_at = at + tonumber(ARGV[3]),
+  log = noted(job.log, at, 'redriven: asked after first'),
+})
 redis.call('HINCRBY', PREFIX .. 'stats', 'redriven', 1)
 alarm(id, at)
 return {'done', 'unknown'}

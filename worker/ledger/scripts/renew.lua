@@ -8,7 +8,7 @@ for i = 2, #ARGV, 2 do
   local id = ARGV[i]
   local held = redis.call('HMGET', job_key(id), 'fence', 'lease_until', 'provider', 'account')
   if held[1] == ARGV[i + 1] and tonumber(held[2] or '0') > at then
-    local till = string.format('%.0f', at + lease)
+    local till = at + lease
     redis.call('HSET', job_key(id), 'lease_until', till)
     redis.call('ZADD', KEYS[1], till, id)
     redis.call('ZADD', PREFIX .. 'inflight:' .. held[3] .. ':' .. held[4], 'XX', till, id)

@@ -17,7 +17,7 @@ for i = 2, #ARGV do
     said = e.disabled == '1' and 'disabled' or 'replayed'
     if said == 'replayed' then
       redis.call('HSET', delivery_key(member), 'state', 'pending', 'tries', '0', 'due_at', '0',
-        'wakes', '0', 'ticket', ARGV[1], 'started_at', string.format('%.0f', at))
+        'wakes', '0', 'ticket', ARGV[1], 'started_at', at)
       redis.call('HDEL', delivery_key(member), 'dead_at')
       redis.call('PERSIST', delivery_key(member))
       redis.call('ZREM', KEYS[1], member)

@@ -12,7 +12,7 @@ for _, member in ipairs(due) do
   local seen = redis.call('HMGET', key, 'state', 'wakes', 'lane')
   local state, wakes = seen[1], tonumber(seen[2] or '0')
   if state == 'queued' or state == 'calling' or state == 'unknown' or state == 'pending' then
-    redis.call('ZADD', KEYS[1], string.format('%.0f', at + push_of(wakes)), member)
+    redis.call('ZADD', KEYS[1], at + push_of(wakes), member)
     redis.call('HSET', key, 'wakes', wakes + 1)
     woken[#woken + 1] = member
     woken[#woken + 1] = delivery and 'delivery' or seen[3]

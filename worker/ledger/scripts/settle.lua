@@ -1,12 +1,12 @@
 -- settle: calling -> registered | rejected | queued | unknown | review; unknown -> registered | rejected | queued | unknown | review; queued | review -> registered
 -- KEYS: job, alarms
 -- ARGV: id, fence, verdict, reason, delay_ms, settle_ms, spends (0 | 1), health, threshold,
---       pause_ms, retention_ms, then the event as publish() in _lib takes it, where there is one
+--       pause_ms, retention_ms, then the event as tell() in _lib takes it, where there is one
 -- verdict: registered | rejected | retry | unknown | absent | unresolvable
 -- health: ok | fault | refused | '' (what it says of the account)
 -- Returns {'done', state, until, wake or '', its lane, member...}  or {'stale', state}
 local id, fence, verdict, reason = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
-local delay, settle_ms, retention = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[11])
+local delay, settle_ms = tonumber(ARGV[5]), tonumber(ARGV[6])
 local at = now()
 local job = load_job(id)
 if not job then return {'stale', 'gone'} end
@@ -23,28 +23,22 @@ local function health()
     local failures = redis.call('HINCRBY', account, 'failures', 1)
     if failures >= tonumber(ARGV[9]) and redis.call('HGET', account, 'breaker') ~= 'refused' then
       redis.call('HSET', account, 'breaker', 'open', 'reason', reason,
-        'retry_at', string.format('%.0f', at + tonumber(ARGV[10])))
+        'retry_at', at + tonumber(ARGV[10]))
     end
   elseif ARGV[8] == 'refused' then
     redis.call('HSET', account, 'breaker', 'refused', 'reason', reason,
-      'refused_at', string.format('%.0f', at))
+      'refused_at', at)
   end
 end
 
-local wake, lane = '', ''
-local function done(state, till, members)
-  local answer = {'done', state, till, wake, lane}
-  for _, member in ipairs(members or {}) do answer[#answer + 1] = member end
-  return answer
-end
-
-local holder = fence == job.fence and job.token ~= nil and job.token ~= ''
+local holder = fence == job.fence and job.token ~= ''
   and (job.state == 'calling' or job.state == 'unknown')
 local open = job.state == 'queued' or job.state == 'calling' or job.state == 'unknown'
   or job.state == 'review'
 
 -- The same settle once more: the answer to it was lost on the way.
-if job.settled == ARGV[2] .. ' ' .. verdict then return done(job.state, 0) end
+local settled = ARGV[2] .. ' ' .. verdict
+if job.settled == settled then return {'done', job.state, 0, '', ''} end
 if not open or not (holder or verdict == 'registered') then
   if verdict == 'registered' then redis.call('HINCRBY', PREFIX .. 'stats', 'late_facts', 1) end
   return {'stale', job.state}
@@ -53,30 +47,40 @@ end
 -- Only a question can prove absence.
 if job.state == 'calling' and verdict == 'absent' then verdict = 'unknown' end
 
--- The event goes first: a script that fails (the stream's key may be of another kind) keeps what
--- it has written, and a job must not look settled without it.
-local members
-if verdict == 'registered' or verdict == 'rejected' then
-  members = finish(id, job, at, verdict, retention, ARGV, 12)
-elseif verdict == 'unresolvable' then
-  members = publish(id, job, at, ARGV, 12)
-  set(id, {state = 'review', why = reason}, job)
-  redis.call('ZREM', KEYS[2], id)
-  redis.call('ZADD', REVIEWS, string.format('%.0f', at), id)
-  redis.call('HINCRBY', PREFIX .. 'stats', 'review', 1)
+local was = job.state
+
+-- What is not the end: the lease is over, and the record says why.
+local function go_on(text, changes)
+  changes.settled, changes.token, changes.lease_until = settled, '', 0
+  changes.log = noted(job.log, at, text)
+  set(id, job, changes)
 end
 
-health()
-local waiter, its_lane = leave(id, job, at)
-if waiter then wake, lane = waiter, its_lane end
-set(id, {settled = ARGV[2] .. ' ' .. ARGV[3], token = '', lease_until = 0})
+-- The account hears of it, and the job's place goes to the next.
+local function done(till, members)
+  health()
+  local wake, lane = leave(id, job, at, was)
+  return {'done', job.state, till, wake or '', lane or '', unpack(members or {})}
+end
 
-if members then
+-- The event goes first: a script that fails (the stream's key may be of another kind) keeps what
+-- it has written, and a job must not look settled without it.
+local because = reason ~= '' and ': ' .. reason or ''
+if verdict == 'registered' or verdict == 'rejected' then
+  local log = job.log
   -- A fact of a stale worker: whoever holds the lease now finds the job over.
-  if not holder then note(id, job, at, 'a late answer: registered') end
-  local state = verdict == 'unresolvable' and 'review' or verdict
-  note(id, job, at, state .. (reason ~= '' and ': ' .. reason or ''))
-  return done(state, 0, members)
+  if not holder then log = noted(log, at, 'a late answer: registered') end
+  return done(0, finish(id, job, at, verdict, ARGV[11], ARGV, 12, {
+    settled = settled, log = noted(log, at, verdict .. because),
+  }))
+end
+if verdict == 'unresolvable' then
+  local members = tell(id, at, ARGV, 12, job)
+  go_on('review' .. because, {state = 'review', why = reason, event = ARGV[14]})
+  redis.call('ZREM', KEYS[2], id)
+  redis.call('ZADD', REVIEWS, at, id)
+  redis.call('HINCRBY', PREFIX .. 'stats', 'review', 1)
+  return done(0, members)
 end
 
 if verdict == 'absent' and job.claimed_at < job.settle_until then
@@ -85,32 +89,33 @@ if verdict == 'absent' and job.claimed_at < job.settle_until then
 end
 
 if verdict == 'unknown' then
-  local till, asks = at, 0
-  if job.state == 'calling' then
-    job.unknowns, job.settle_until = job.unknowns + 1, at + math.max(settle_ms, delay)
+  local till, asks, unknowns, settle_until = at, 0, job.unknowns, job.settle_until
+  if was == 'calling' then
+    unknowns, settle_until = unknowns + 1, at + math.max(settle_ms, delay)
   else
     asks, till = job.asks + 1, at + delay
-    if at < job.settle_until and till > job.settle_until then till = job.settle_until end
+    if at < settle_until and till > settle_until then till = settle_until end
   end
-  note(id, job, at, 'unknown: ' .. reason)
-  set(id, {state = 'unknown', unknowns = job.unknowns, asks = asks, why = reason,
-           settle_until = job.settle_until, due_at = till}, job)
+  go_on('unknown: ' .. reason, {
+    state = 'unknown', unknowns = unknowns, asks = asks, why = reason,
+    settle_until = settle_until, due_at = till,
+  })
   alarm(id, till)
-  return done('unknown', till)
+  return done(till)
 end
 
 -- retry, or absent and believed: provably without effect
 if job.state == 'unknown' and verdict ~= 'absent' then
   -- The question could not be asked; what is unknown stays so.
-  note(id, job, at, 'unknown: not asked: ' .. reason)
-  set(id, {why = reason, asks = job.asks + 1, due_at = at + delay})
+  go_on('unknown: not asked: ' .. reason, {
+    why = reason, asks = job.asks + 1, due_at = at + delay,
+  })
   alarm(id, at + delay)
-  return done('unknown', at + delay)
+  return done(at + delay)
 end
 local till = verdict == 'absent' and at or at + delay
 local attempts = job.attempts
-if job.state == 'calling' and ARGV[7] == '0' then attempts = attempts - 1 end
-note(id, job, at, 'queued: ' .. reason)
-set(id, {state = 'queued', due_at = till, attempts = attempts, why = reason}, job)
+if was == 'calling' and ARGV[7] == '0' then attempts = attempts - 1 end
+go_on('queued: ' .. reason, {state = 'queued', due_at = till, attempts = attempts, why = reason})
 alarm(id, math.min(till, math.max(job.deadline_at, at)))
-return done('queued', till)
+return done(till)
