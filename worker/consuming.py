@@ -54,10 +54,11 @@ _LONGEST_ID = 255
 #: Headers that are passed on. All else that Celery acts upon (eta, expires, time limits, retries,
 #: a name of its own) is dropped: a delay held in this process's memory, or a message thrown away
 #: for its age, is how a job gets lost; the ledger knows the delays and the deadline.
-_KEPT = ("lang", "origin", "root_id", "parent_id")
-
-#: Tracing that spans services.
-_TRACING = ("traceparent", "tracestate", "baggage", "sentry-trace")
+_KEPT = (
+    *("lang", "origin", "root_id", "parent_id"),
+    # Tracing that spans services.
+    *("traceparent", "tracestate", "baggage", "sentry-trace"),
+)
 
 
 class Malformed(ValueError):  # noqa: N818
@@ -74,6 +75,10 @@ class Request(CeleryRequest):  # type: ignore[misc]
         self._kwargsrepr = HIDDEN if self._kwargs else "{}"
         self._request_dict["argsrepr"] = self._argsrepr
         self._request_dict["kwargsrepr"] = self._kwargsrepr
+        # What has been read already need not be read once more by the task's tracer, which takes
+        # it as it is where no content type is given.
+        self._body = (self._args, self._kwargs, None)
+        self._content_type = self._content_encoding = None
 
     def revoked(self) -> bool:
         """Never: a wake-up has its job's id, and a worker keeps from what is revoked for good.
@@ -147,7 +152,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
         """Check each message; only a good one comes before Celery."""
         handle = super().create_task_handler(*args, **kwargs)
-        expected = {name: _parameters(task) for name, task in self.app.tasks.items()}
+        expected = {name: _Task(task) for name, task in self.app.tasks.items()}
         broken = (*self.connection_errors, *self.channel_errors)
 
         def received(message: Any) -> None:
@@ -231,7 +236,7 @@ def _not_too_often(message: Any) -> None:
         raise Malformed(f"it came back {times} times: no worker has lived to be done with it")
 
 
-def tidy(message: Any, tasks: Mapping[str, inspect.Signature]) -> None:
+def tidy(message: Any, tasks: Mapping[str, "_Task"]) -> None:
     """Check a message and reduce its headers to what our tasks go by. Raises `Malformed`."""
     headers = message.headers
     if not isinstance(headers, dict):
@@ -246,16 +251,18 @@ def tidy(message: Any, tasks: Mapping[str, inspect.Signature]) -> None:
             raise Malformed(f"no header `{name}`")
         if len(value) > _LONGEST_ID or not value.isprintable():
             raise Malformed(f"a header `{name}` that names nothing")
-    signature = tasks.get(headers["task"])
-    if signature is None:
+    task = tasks.get(headers["task"])
+    if task is None:
         raise Malformed("an unknown task")
-    bound = _fit(signature, *_arguments(message))
+    arguments = task.fit(*_arguments(message))
     if request := _REQUESTS.get(headers["task"]):
-        [argument] = bound.values()
+        [argument] = arguments.values()
         _readable(request, argument, headers["id"])
-    kept = {name: headers.get(name) for name in _KEPT if isinstance(headers.get(name), str)}
-    kept |= {name: headers[name] for name in _TRACING if isinstance(headers.get(name), str)}
-    message.headers = {"task": headers["task"], "id": headers["id"], **kept}
+    kept = {"task": headers["task"], "id": headers["id"]}
+    for name in _KEPT:
+        if isinstance(value := headers.get(name), str):
+            kept[name] = value
+    message.headers = kept
 
 
 def _readable(request: entry.Request, argument: Any, id_: str) -> None:
@@ -302,20 +309,30 @@ def _body(message: Any) -> Any:
         raise Malformed("its body is not JSON") from None
 
 
-def _fit(
-    signature: inspect.Signature, args: list[Any], kwargs: dict[str, Any]
-) -> Mapping[str, Any]:
-    try:
-        bound = signature.bind(*args, **kwargs)
-    except TypeError:
-        raise Malformed("its arguments are not those of the task") from None
-    for name, value in bound.arguments.items():
-        wanted = _types(signature.parameters[name].annotation)
-        if wanted and not isinstance(value, wanted):
-            raise Malformed(f"its argument `{name}` is not of the task's type")
-        if isinstance(value, str) and not _is_text(value):
-            raise Malformed(f"its argument `{name}` is not Unicode")
-    return bound.arguments
+class _Task:
+    """What a task takes, as its signature says."""
+
+    def __init__(self, task: Any) -> None:
+        self._signature = inspect.signature(task.run)
+        parameters = self._signature.parameters.values()
+        self._types = {one.name: _types(one.annotation) for one in parameters}
+
+    def fit(self, args: list[Any], kwargs: dict[str, Any]) -> Mapping[str, Any]:
+        """The arguments by name. Raises `Malformed` where they are not the task's."""
+        if not kwargs and len(args) == len(self._types):
+            found = dict(zip(self._types, args, strict=True))
+        else:
+            try:
+                found = self._signature.bind(*args, **kwargs).arguments
+            except TypeError:
+                raise Malformed("its arguments are not those of the task") from None
+        for name, value in found.items():
+            wanted = self._types[name]
+            if wanted and not isinstance(value, wanted):
+                raise Malformed(f"its argument `{name}` is not of the task's type")
+            if isinstance(value, str) and not _is_text(value):
+                raise Malformed(f"its argument `{name}` is not Unicode")
+        return found
 
 
 def _types(annotation: Any) -> tuple[type, ...]:
@@ -329,10 +346,6 @@ def _types(annotation: Any) -> tuple[type, ...]:
 def _is_text(value: str) -> bool:
     # JSON can spell half of a surrogate pair, which nothing can write.
     return value.isascii() or not any("\ud800" <= sign <= "\udfff" for sign in value)
-
-
-def _parameters(task: Any) -> inspect.Signature:
-    return inspect.signature(task.run)
 
 
 def _acknowledge(message: Any) -> None:

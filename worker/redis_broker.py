@@ -8,6 +8,7 @@ kombu publishes each message by a command and a round trip. Here many to a queue
 """
 
 import base64
+import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -20,7 +21,6 @@ from kombu import Connection
 from kombu.connection import ConnectionPool, PooledConnection
 from kombu.transport import redis as stock
 from kombu.transport import virtual
-from kombu.utils.json import loads
 from redis.exceptions import ConnectionError  # noqa: A004
 
 MALFORMED = "x-malformed"
@@ -251,8 +251,7 @@ class Messaging(AMQP):  # type: ignore[misc]
 def envelope(item: bytes, queue: str) -> Any:
     """An item of a list as the envelope that kombu takes; one that is none is put into one."""
     try:
-        # kombu's own reader: it knows marked values (`__type__`), and fails at more than JSON's.
-        found = loads(item.decode())
+        found = json.loads(item.decode())
     except Exception:  # noqa: BLE001 -- not Unicode, nested too deep, a number too long ...
         return _wrapped(item, queue, "json")
     kind = malformed(found)
