@@ -29,11 +29,13 @@ for i, found in ipairs(redis.call('SMISMEMBER', KEYS[3], unpack(names))) do
 end
 if missing[2] then return missing end
 local wait = tonumber(ARGV[3])
+-- One wake already: that which its producer sends now. In a crowded lane another would only double
+-- the backlog.
 set(id, {due_at = 0}, {
   state = 'queued', ticket = ARGV[2], fingerprint = ARGV[FIRST], accepted_at = at,
   deadline_at = wait > 0 and at + wait or tonumber(ARGV[4]), log = noted('', at, 'accepted'),
   provider = ARGV[6], account = ARGV[7], key = ARGV[8], lane = ARGV[9], if_exists = ARGV[10],
-  reply_to = ARGV[11], metadata = ARGV[12], payload = ARGV[13], trace = ARGV[14],
+  reply_to = ARGV[11], metadata = ARGV[12], payload = ARGV[13], trace = ARGV[14], wakes = 1,
 })
 alarm(id, at + FIRST_PUSH)
 redis.call('HINCRBY', PREFIX .. 'stats', 'accepted', 1)
