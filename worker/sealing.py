@@ -9,6 +9,7 @@ import binascii
 import hmac
 import json
 import secrets
+from contextlib import suppress
 from functools import lru_cache
 
 from cryptography.exceptions import InvalidTag
@@ -89,13 +90,12 @@ class Keyring:
 
     def open(self, sealed: str) -> bytes:
         """Open a JWE compact text. `SealingError` where it cannot be, without its content."""
-        try:
+        with suppress(KeyError, ValueError, InvalidTag):
             return self._open(sealed)
-        except (KeyError, ValueError, InvalidTag):
-            # Sealed by another library, or not to be opened: with us or with it, it says why.
-            from worker.jose import open_compact
+        # Sealed by another library; or it can't be opened, and then this one tells why.
+        from worker.jose import open_compact
 
-            return open_compact(sealed, self._keys)
+        return open_compact(sealed, self._keys)
 
     def fingerprints(self, content: bytes) -> list[str]:
         """`kid:hmac` of content under each key, the first key's first."""
@@ -105,7 +105,7 @@ class Keyring:
 
     def _open(self, sealed: str) -> bytes:
         """Open what is, sign for sign, as we would have sealed it; some error for all else."""
-        header, _, *rest = sealed.split(".")
+        header, _, *rest = sealed.split(".", 5)
         cipher = self._ciphers[header]
         iv, ciphertext, tag = map(_bytes, rest)
         content = ciphertext + tag
