@@ -24,7 +24,7 @@ from worker.job import MAX_JOB_BYTES
 from worker.quarantine import Parcel, Warden
 from worker.redis_broker import MALFORMED, REASONS, Channel
 from worker.settings import Settings
-from worker.wakeups import ATTEMPT, CANCEL, DELIVER, REGISTER
+from worker.wakeups import ATTEMPT, BODY, CANCEL, DELIVER, REGISTER
 
 log = logging.getLogger(__name__)
 
@@ -287,9 +287,12 @@ def _by_first_protocol(message: Any, headers: dict[str, Any]) -> dict[str, Any]:
 
 def _arguments(message: Any) -> tuple[list[Any], dict[str, Any]]:
     # By Celery's protocol 2: the body is [args, kwargs, embed].
+    if message.body == BODY % message.headers["id"]:
+        # As we spell wake-ups: known without reading.
+        message._decoded_cache = ([message.headers["id"]], {}, None)
     match _body(message):
         case [list(args), dict(kwargs), dict() | None as embed]:
-            if any((embed or {}).values()):
+            if embed and any(embed.values()):
                 raise Malformed("it wants other tasks called (callbacks, chain or chord)")
             return args, kwargs
         case _:

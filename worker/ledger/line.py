@@ -16,6 +16,12 @@ import redis.asyncio
 from redis.exceptions import ConnectionError, RedisError, ResponseError, TimeoutError  # noqa: A004
 
 
+try:
+    from hiredis import pack_command
+except ImportError:  # a producer has no use for a line
+    pack_command = None
+
+
 class Line:
     """A line to the server, connected when first used and again after each fault.
 
@@ -55,9 +61,7 @@ class Line:
         if self._watch is None:
             self._watch = batch.future.get_loop().call_later(self._patience, self._look)
         try:
-            await connection.send_packed_command(
-                connection.pack_commands(commands), check_health=False
-            )
+            await connection.send_packed_command(_packed(connection, commands), check_health=False)
         except RedisError as error:
             await self._break(connection, error)
         answers = await batch.future
@@ -150,3 +154,10 @@ class _Batch:
         """No answer will come."""
         if not self.future.done():
             self.future.set_exception(error)
+
+
+def _packed(connection: Any, commands: Sequence[Sequence[Any]]) -> Any:
+    # redis-py packs by hiredis too, but not where it speaks to asyncio.
+    if pack_command is None:
+        return connection.pack_commands(commands)
+    return [pack_command(tuple(command)) for command in commands]
