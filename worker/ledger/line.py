@@ -15,11 +15,10 @@ from typing import Any
 import redis.asyncio
 from redis.exceptions import ConnectionError, RedisError, ResponseError, TimeoutError  # noqa: A004
 
-
 try:
     from hiredis import pack_command
 except ImportError:  # a producer has no use for a line
-    pack_command = None
+    pack_command = None  # type: ignore[assignment]
 
 
 class Line:
