@@ -1,5 +1,6 @@
 """The Celery tasks, one line each, and what a worker does when it starts and stops."""
 
+import gc
 import os
 import time
 from datetime import UTC, datetime
@@ -142,6 +143,15 @@ def _start(sender: Any, **_: Any) -> None:
 @signals.worker_process_init.connect  # type: ignore[untyped-decorator]
 def _start_in_child(**_: Any) -> None:
     _start_runtime()
+    _spare_the_collector()
+
+
+@signals.worker_ready.connect  # type: ignore[untyped-decorator]
+def _spare_the_collector(**_: Any) -> None:
+    # What is there now (code, classes, settings) stays for as long as the process does. To look
+    # through it for garbage, again and again, takes a fifth of a job's CPU.
+    gc.collect()
+    gc.freeze()
 
 
 def _start_runtime() -> None:
