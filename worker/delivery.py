@@ -214,7 +214,7 @@ def _facts(delivery: Delivery) -> dict[str, Any]:
         "job": delivery.job_id,
         "provider": delivery.provider,
         "account": delivery.account,
-        "event_id": delivery.event_id,
-        "endpoint": delivery.endpoint,
         "attempt": delivery.tries + 1,
+        "endpoint": delivery.endpoint,
+        "event_id": delivery.event_id,
     }

