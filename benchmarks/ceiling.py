@@ -1,39 +1,214 @@
-"""`python -m benchmarks.ceiling`: what one Valkey has to do for a job, and how many it could carry.
+"""`python -m benchmarks.ceiling`: what one Valkey has to do for a job, and how many it can carry.
 
-And the same of the provider's stub, so that one sees that neither holds anybody up.
+Computed from a burst through a worker, and measured: a few clients that accept, claim and settle as
+fast as it goes, and call nobody. And how many calls the provider's stub carries, so that one sees
+that it holds nobody up.
 """
 
 import argparse
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
-from benchmarks import meter
+import redis
+
+from benchmarks import jobs, meter, stage
+from benchmarks.allocator import jemalloc
 from benchmarks.single import ours
+from benchmarks.watch import STREAM
+from worker.announcer import Announcer
+from worker.cli import stack
+from worker.intake import Intake
+from worker.job import Job
+from worker.ledger import SyncLedger
+from worker.ledger.client import evalsha
+from worker.ledger.commands import (
+    ClaimRules,
+    Command,
+    Publication,
+    SettleRules,
+    Verdict,
+    accept,
+    claim,
+    settle,
+)
+from worker.ledger.operations import Limits, announce
+from worker.ledger.records import Claim, Settled
+from worker.outcome import Registered
+from worker.providers.registry import Registry
+from worker.sealing import Keyring
+from worker.settings import Settings
+
+#: Commands that a client sends together, as a busy worker's do.
+TOGETHER = 50
+
+CLAIM = ClaimRules("ceiling:1", lease=12, settle_delay=60, max_attempts=12, probe=20)
+SETTLE = SettleRules(settle_delay=60, breaker_threshold=5, breaker_pause=30, retention=604800)
+DONE = Verdict("registered", health="ok")
+
+#: By these keys the clients wait for each other; seconds.
+READY, GO, PATIENCE = "ready", "go", 60
+
+#: Of the server's one core: from here on it is the server that sets the pace.
+SATURATED = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a server has done by now: seconds of CPU of its main thread, and so on."""
+
+    cpu: float
+    commands: int
+    scripts: int
+    bytes_in: int
+    bytes_out: int
+
+    @classmethod
+    def of(cls, server: redis.Redis) -> "Usage":
+        """Look."""
+        seen: dict[str, Any] = server.info("all")
+        return cls(
+            seen["used_cpu_user_main_thread"] + seen["used_cpu_sys_main_thread"],
+            seen["total_commands_processed"],
+            seen.get("cmdstat_evalsha", {"calls": 0})["calls"],
+            seen["total_net_input_bytes"],
+            seen["total_net_output_bytes"],
+        )
+
+    def told(self, before: "Usage", count: int) -> str:
+        """What a job took, of so many since."""
+        return (
+            f"{(self.commands - before.commands) / count:.1f} commands, most of them within "
+            f"{(self.scripts - before.scripts) / count:.1f} scripts; "
+            f"{(self.bytes_in - before.bytes_in) / count / 1000:.1f} kB in, "
+            f"{(self.bytes_out - before.bytes_out) / count / 1000:.1f} kB out; "
+            f"{(self.cpu - before.cpu) / count * 1000:.3f} ms of CPU"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A job as it is done in production: what all that are driven through are copies of."""
+
+    payload: str
+    held: Claim
+    told: Publication
+
+    def copies(self, client: int, count: int) -> Iterator[tuple[Command[Any], ...]]:
+        """Jobs under other keys: what accepts, claims and settles each."""
+        for number in range(count):
+            job = Job(provider="skypostal", idempotency_key=f"{client}-{number}", registration={})
+            held = replace(self.held, record=replace(self.held.record, id=job.id))
+            told = replace(self.told, event_id=f"{job.id}.1.registered")
+            yield (
+                accept(job, self.payload, ["bench:" + "0" * 64], 86400),
+                claim(job.id, CLAIM, 0),
+                settle(held, DONE, SETTLE, told),
+            )
+
+
+def sample(ledger: SyncLedger) -> Sample:
+    """Do a job."""
+    keys = Keyring.parse(stage.KEYS)
+    settings = Settings.load(sealing_keys=stage.KEYS)
+    intake = Intake(Registry(settings.providers), keys, settings.deadline)
+    job, registration = intake.check(jobs.job(1))
+    ledger(intake.command(job, registration))
+    held = ledger(claim(job.id, CLAIM, 0))
+    assert isinstance(held, Claim)
+    outcome = Registered({"customer_box_id": 811111, "customer_key": "0" * 36})
+    told = Announcer(settings, keys).registered(held.record, held.at, outcome)
+    assert isinstance(ledger(settle(held, DONE, SETTLE, told)), Settled)
+    return Sample(keys.seal(registration), held, told)
+
+
+def drive(url: str, client: int, one: Sample, count: int) -> tuple[float, float]:
+    """Do so many jobs, in a process of its own; from when until when.
+
+    All is written down before, and no answer is read into anything: clients in Python would be
+    what sets the pace.
+    """
+    server: Any = redis.Redis.from_url(url)
+    wire = server.connection_pool.get_connection()
+    batches = []
+    copies = one.copies(client, count)
+    while batch := list(islice(copies, TOGETHER)):
+        for step in zip(*batch, strict=True):
+            sent = [("EVALSHA", *evalsha(command)) for command in step]
+            batches.append((wire.pack_commands(sent), len(sent)))
+    server.incr(READY)
+    server.blpop(GO, PATIENCE)
+    began = time.time()
+    for packed, answers in batches:
+        wire.send_packed_command(packed)
+        for _ in range(answers):
+            wire.read_response()
+    ended = time.time()
+    server.close()
+    return began, ended
+
+
+def saturated(clients: int, count: int) -> str:
+    """Drive a Valkey of its own as fast as the clients can; what it carried."""
+    spawn = multiprocessing.get_context("spawn")
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-") as folder,
+        stack.valkey(Path(folder)) as valkey,
+        ProcessPoolExecutor(clients, spawn) as pool,
+    ):
+        url = valkey.connection_url
+        ledger = SyncLedger(url)
+        ledger(announce([Limits("skypostal", "default", 0, 0, 1000)], ["results"]))
+        one = sample(ledger)
+        server: Any = ledger.redis
+        runs = [pool.submit(drive, url, client, one, count) for client in range(clients)]
+        stack.until(lambda: int(server.get(READY) or 0) == clients, "the clients", PATIENCE)
+        before = Usage.of(server)
+        server.lpush(GO, *range(clients))
+        times = [run.result(timeout=PATIENCE) for run in runs]
+        after = Usage.of(server)
+        done = server.xlen(STREAM) - 1
+        ledger.close()
+    if done != clients * count:
+        raise RuntimeError(f"{done} of {clients * count} jobs were done")
+    took = max(end for _, end in times) - min(began for began, _ in times)
+    cpu = after.cpu - before.cpu
+    busy = cpu / took
+    said = (
+        f"one Valkey carried {done / took:.0f} jobs/s, {3 * done / took:.0f} scripts/s (measured: "
+        f"{clients} clients that call nobody), with {busy:.0%} of a core and "
+        f"{cpu / done * 1000:.3f} ms of it a job"
+    )
+    if busy < SATURATED:
+        said += f"; something else was the limit: with all of a core, {done / cpu:.0f} jobs/s"
+    return said
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--jobs", type=int, default=5000, help="jobs (5000)")
+    parser.add_argument("--jobs", type=int, default=3000, help="jobs through a worker (3000)")
+    parser.add_argument("--clients", type=int, default=3, help="clients that call nobody (3)")
+    parser.add_argument("--each", type=int, default=10_000, help="jobs of each of them (10000)")
     options = parser.parse_args()
     with ours() as (bench, provider):
         bench.warm_up()
         stub = meter.cpu(provider.pid)
-        before: dict[str, Any] = bench.server.info("all")
-        found = bench.burst(options.jobs)
-        after: dict[str, Any] = bench.server.info("all")
-        stub = (meter.cpu(provider.pid) - stub) / found.jobs * 1000
-
-    def a_job(name: str) -> float:
-        return float(after[name] - before[name]) / found.jobs
-
-    server = (a_job("used_cpu_user_main_thread") + a_job("used_cpu_sys_main_thread")) * 1000
-    scripts = (after["cmdstat_evalsha"]["calls"] - before["cmdstat_evalsha"]["calls"]) / found.jobs
-    print(
-        f"Valkey, a job from enqueue to result: {a_job('total_commands_processed'):.1f} commands, "
-        f"{scripts:.1f} of them scripts; {a_job('total_net_input_bytes') / 1000:.1f} kB in, "
-        f"{a_job('total_net_output_bytes') / 1000:.1f} kB out; {server:.2f} ms of CPU"
-    )
-    print(f"one Valkey carries at most {1000 / server:.0f} jobs/s (computed: its CPU a job)")
+        before = Usage.of(bench.server)
+        bench.burst(options.jobs)
+        after = Usage.of(bench.server)
+        stub = (meter.cpu(provider.pid) - stub) / options.jobs * 1000
+    cost = (after.cpu - before.cpu) / options.jobs * 1000
+    print(f"Valkey, a job from enqueue to result: {after.told(before, options.jobs)}")
+    print(f"one Valkey carries at most {1000 / cost:.0f} jobs/s (computed: its CPU a job)")
+    with stack.ending_by_signal(), jemalloc() as allocator:
+        print(f"{saturated(options.clients, options.each)}; it uses {allocator}")
     print(
         f"the stub carries at most {1000 / stub:.0f} calls/s (computed: {stub:.2f} ms of CPU each)"
     )

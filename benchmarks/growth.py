@@ -1,10 +1,18 @@
 """`python -m benchmarks.growth`: whether a job costs the same in a ledger that is full.
 
-Real records, copied within the server: finished ones with their events on the stream, and queued
-ones with their alarms, which come due tomorrow. Says what a record of each kind takes.
+Two installations side by side, one of them full, are measured in turns. What fills it are real
+records, copied within the server: finished ones with their events on the stream, queued ones, and
+ones that are put off, with their alarms, which come due tomorrow. Says what a record of each kind
+takes.
 """
 
 import argparse
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from statistics import median
 from typing import Any
 
 import redis
@@ -12,103 +20,207 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks import stage
-from benchmarks.contest import Bench, Round
-from benchmarks.single import ours
+from benchmarks.allocator import CONTESTANT, jemalloc
+from benchmarks.contest import Bench, set_up
 from benchmarks.watch import STREAM, Stream
-from worker.ledger.commands import ALARMS, job_key
+from worker.cli import stack
+from worker.ledger import SyncLedger
+from worker.ledger.commands import (
+    ALARMS,
+    ClaimRules,
+    SettleRules,
+    Verdict,
+    claim,
+    job_key,
+    settle,
+)
+from worker.ledger.records import Claim
 
 #: Copies a script makes at a time: some milliseconds.
 BATCH = 5000
 
-#: Milliseconds from now until the alarms of what is queued come due.
-TOMORROW = 86_400_000
+#: Seconds from now until the alarms of what is copied come due.
+TOMORROW = 86400.0
 
-#: Copies a record under ids of the same length, with its places in sorted sets, and its event.
-#: KEYS: record; ARGV: first, last, alarms' key, when these come due, the stream or '', its event,
-#: then sorted set, score, ...
+#: Seconds for the append-only file to be written once all is there.
+PATIENCE = 300.0
+
+#: Whoever puts off the job that is copied.
+CLAIM = ClaimRules("growth:1", lease=60, settle_delay=60, max_attempts=12, probe=20)
+SETTLE = SettleRules(settle_delay=60, breaker_threshold=5, breaker_pause=30, retention=7 * TOMORROW)
+
+#: Copies a record under ids of the same length, with its places in sorted sets a millisecond apart
+#: and with its event.
+#: KEYS: record; ARGV: first, last, the stream or '', its event, then sorted set, score, ...
 COPY = """
 local prefix = KEYS[1]:sub(1, #KEYS[1] - 36)
 for number = tonumber(ARGV[1]), tonumber(ARGV[2]) do
   local id = string.format('%08x-0000-8000-8000-%012x', number, number)
   redis.call('COPY', KEYS[1], prefix .. id)
-  for i = 7, #ARGV, 2 do redis.call('ZADD', ARGV[i], ARGV[i + 1], id) end
-  if ARGV[4] ~= '' then redis.call('ZADD', ARGV[3], ARGV[4], id) end
-  if ARGV[5] ~= '' then redis.call('XADD', ARGV[5], '*', 'event', ARGV[6]) end
+  for i = 5, #ARGV, 2 do redis.call('ZADD', ARGV[i], ARGV[i + 1] + number, id) end
+  if ARGV[3] ~= '' then redis.call('XADD', ARGV[3], '*', 'event', ARGV[4]) end
 end
 """
 
 
+@contextmanager
+def installation() -> Iterator[Bench]:
+    """A Valkey, the provider, a worker of ours and its client."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        folder = Path(name)
+        with (
+            stage.stub(folder) as provider,
+            set_up(CONTESTANT, provider, folder) as bench,
+        ):
+            yield bench
+
+
 def places(server: redis.Redis, job_id: str) -> list[str | float]:
-    """The sorted sets that hold a job, and its score in each, but for the alarms."""
+    """The sorted sets that hold a job, and its score in each; its alarm is tomorrow's."""
     found: list[str | float] = []
     for key in server.scan_iter("{reg}:*", count=1000, _type="zset"):
         score = server.zscore(key, job_id)
-        if score is not None and key.decode() != ALARMS:
-            found += [key.decode(), score]
+        if score is not None:
+            name = key.decode()
+            found += [name, (time.time() + TOMORROW) * 1000 if name == ALARMS else score]
     return found
 
 
-def fill(server: redis.Redis, job_id: str, first: int, count: int, *, finished: bool) -> float:
-    """Copy a job's record so many times; how many bytes each copy takes."""
-    at, _ = server.time()
-    due = "" if finished else str(at * 1000 + TOMORROW)
-    last: Any = server.xrevrange(STREAM, count=1)
-    told = [STREAM, last[0][1][b"event"]] if finished else ["", ""]
-    arguments = [ALARMS, due, *told, *places(server, job_id)]
-    before = server.info("memory")["used_memory"]
-    copy = server.register_script(COPY)
-    what = f"{count} {'finished' if finished else 'queued'}"
-    console = Console(stderr=True)
-    for start in track(range(first, first + count, BATCH), what, console=console, transient=True):
-        last = min(start + BATCH, first + count) - 1
-        copy(keys=[job_key(job_id)], args=[start, last, *arguments])
-    taken: int = server.info("memory")["used_memory"] - before
-    return taken / count
+class Filling:
+    """Copies records into a ledger, each under a number of its own."""
+
+    def __init__(self, server: redis.Redis) -> None:
+        self._server = server
+        self._next = 0
+
+    def __call__(self, what: str, job_id: str, count: int) -> float:
+        """Copy a job's record so many times; how many bytes each copy takes."""
+        server = self._server
+        at = places(server, job_id)
+        told = ["", ""]
+        if not at:
+            # It is over, and its event is the stream's last.
+            last: Any = server.xrevrange(STREAM, count=1)
+            told = [STREAM, last[0][1][b"event"]]
+        copy = server.register_script(COPY)
+        first, self._next = self._next, self._next + count
+        before = server.info("memory")["used_memory"]
+        batches = range(first, self._next, BATCH)
+        console = Console(stderr=True)
+        for start in track(batches, f"{count} {what}", console=console, transient=True):
+            end = min(start + BATCH, self._next) - 1
+            copy(keys=[job_key(job_id)], args=[start, end, *told, *at])
+        taken: int = server.info("memory")["used_memory"] - before
+        return taken / max(1, count)
+
+
+def put_off(bench: Bench, ledger: SyncLedger) -> str:
+    """A job that was tried and is to be tried again tomorrow; its id."""
+    [(job_id, _)], _, _ = bench.client.enqueue(1)
+    held = ledger(claim(job_id, CLAIM, 0))
+    assert isinstance(held, Claim)
+    ledger(settle(held, Verdict("retry", "told to wait", delay=TOMORROW), SETTLE, None))
+    return job_id
+
+
+def fill(bench: Bench, finished: int, queued: int, later: int) -> list[str]:
+    """Fill a ledger; what records of each kind take."""
+    server = bench.server
+    filling = Filling(server)
+    url = f"redis://127.0.0.1:{server.connection_pool.connection_kwargs['port']}/0"
+    # Written once, when all is there.
+    server.config_set("appendonly", "no")
+    sent, _, _ = bench.client.enqueue(1)
+    bench.watch.wait([key for key, _ in sent], bench.alive())
+    over = sent[0][0]
+    each = filling("finished", over, finished)
+    record = server.memory_usage(job_key(over), samples=0)
+    sealed: Any = server.hstrlen(job_key(over), "event")
+    lines = [
+        f"a finished job: {record} bytes, {sealed} of them its sealed event; "
+        f"with its event on the stream {each:.0f}"
+    ]
+    with stage.frozen(bench.worker.pid):
+        # Copies are made of it while it is queued.
+        waiting, _, _ = bench.client.enqueue(1)
+        each = filling("queued", waiting[0][0], queued)
+        lines.append(f"a queued job: {each:.0f} bytes, with its places in the indices")
+        ledger = SyncLedger(url)
+        each = filling("put off", put_off(bench, ledger), later)
+        ledger.close()
+        lines.append(f"one that is put off: {each:.0f} bytes")
+    assert isinstance(bench.watch, Stream)
+    bench.watch.skip(finished)
+    bench.watch.wait([key for key, _ in waiting], bench.alive())
+    _written(server)
+    return lines
+
+
+def _written(server: redis.Redis) -> None:
+    """Wait until the append-only file is on, and nothing of it is written in the background."""
+    server.config_set("auto-aof-rewrite-percentage", 0)
+    server.config_set("appendonly", "yes")
+    end = time.monotonic() + PATIENCE
+    while True:
+        seen = server.info("persistence")
+        if not seen["aof_rewrite_in_progress"] and not seen["aof_rewrite_scheduled"]:
+            return
+        if time.monotonic() > end:
+            raise RuntimeError(f"the append-only file is not written within {PATIENCE:g} s")
+        time.sleep(0.2)
+
+
+def measured(bench: Bench, jobs: int) -> tuple[float, float]:
+    """A burst: milliseconds of CPU a job, of the worker and of the server."""
+    before = bench.server.info("cpu")
+    found = bench.burst(jobs)
+    after = bench.server.info("cpu")
+    names = ("used_cpu_user_main_thread", "used_cpu_sys_main_thread")
+    return found.cpu_ms, sum(after[name] - before[name] for name in names) / jobs * 1000
+
+
+def compared(what: str, empty: Sequence[float], full: Sequence[float]) -> str:
+    """The medians of both, and the ratio."""
+    ratio = median(full) / median(empty)
+    return (
+        f"{what}: {median(empty):.3f} ms of CPU a job when empty, {median(full):.3f} when full: "
+        f"{ratio:.2f} times as much"
+    )
 
 
 def main() -> None:
-    """Measure, fill, measure again, and print."""
+    """Fill, measure in turns, and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--finished", type=int, default=1_000_000, help="finished records (1000000)"
     )
     parser.add_argument("--queued", type=int, default=100_000, help="queued jobs (100000)")
-    parser.add_argument("--jobs", type=int, default=3000, help="jobs a measurement (3000)")
+    parser.add_argument("--later", type=int, default=10_000, help="jobs put off (10000)")
+    parser.add_argument("--jobs", type=int, default=1000, help="jobs a measurement (1000)")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each (5)")
     options = parser.parse_args()
-    with ours() as (bench, _):
-        bench.warm_up()
-        empty = measured(bench, options.jobs)
-        # The append-only file would take more than a gigabyte, and says nothing here.
-        bench.server.config_set("appendonly", "no")
-        sent, _, _ = bench.client.enqueue(1)
-        bench.watch.wait([key for key, _ in sent], bench.alive())
-        finished = fill(bench.server, sent[0][0], 0, options.finished, finished=True)
-        record = bench.server.memory_usage(job_key(sent[0][0]))
-        with stage.frozen(bench.worker.pid):
-            # Its copies are made while it is queued.
-            waiting, _, _ = bench.client.enqueue(1)
-            queued = fill(
-                bench.server, waiting[0][0], options.finished, options.queued, finished=False
-            )
-        bench.server.config_set("appendonly", "yes")
-        assert isinstance(bench.watch, Stream)
-        bench.watch.skip(options.finished)
-        bench.watch.wait([key for key, _ in waiting], bench.alive())
-        full = measured(bench, options.jobs)
-    print(f"a finished job: {record} bytes; with its event on the stream {finished:.0f}")
-    print(f"a queued job: {queued:.0f} bytes")
-    for what, (round_, server) in {"empty": empty, "full": full}.items():
-        print(f"{what}: {round_.cpu_ms:.2f} ms of CPU a job, and {server:.2f} ms of the server's")
-    print(f"full is {full[0].cpu_ms / empty[0].cpu_ms:.2f} times empty")
-
-
-def measured(bench: Bench, jobs: int) -> tuple[Round, float]:
-    """A burst, and the server's milliseconds of CPU a job."""
-    before = bench.server.info("cpu")
-    found = bench.burst(jobs)
-    after = bench.server.info("cpu")
-    names = ("used_cpu_user_main_thread", "used_cpu_sys_main_thread")
-    return found, sum(after[name] - before[name] for name in names) / jobs * 1000
+    with ExitStack() as running:
+        running.enter_context(stack.ending_by_signal())
+        allocator = running.enter_context(jemalloc())
+        benches = [running.enter_context(installation()) for _ in range(2)]
+        empty, full = benches
+        for bench in benches:
+            bench.warm_up()
+        _written(empty.server)
+        lines = fill(full, options.finished, options.queued, options.later)
+        costs: list[list[tuple[float, float]]] = [[], []]
+        for number in range(options.rounds):
+            # Each goes first as often as the other.
+            for which in (0, 1) if number % 2 else (1, 0):
+                costs[which].append(measured(benches[which], options.jobs))
+        alarms = full.server.zcard(ALARMS)
+    print("\n".join(lines))
+    print(
+        f"full: {options.finished} finished jobs, {options.queued} queued, "
+        f"{options.later} put off, {alarms} alarms; the server uses {allocator}"
+    )
+    for part, what in enumerate(("worker", "Valkey")):
+        print(compared(what, *([cost[part] for cost in side] for side in costs)))
 
 
 if __name__ == "__main__":

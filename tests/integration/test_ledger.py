@@ -230,6 +230,36 @@ def test_a_finished_record_expires(shop: SyncLedger, accepted: Record) -> None:
     assert 6 * DAY < shop.redis.ttl(job_key(accepted.id)) <= 7 * DAY
 
 
+def test_a_record_holds_nothing_that_nobody_needs(shop: SyncLedger) -> None:
+    """Nothing empty, and of a job that is over only what tells of it, or a repeat from another."""
+    take_in(shop, job())
+    key = job_key(job().id)
+    told = {b"state", b"provider", b"account", b"key", b"lane", b"if_exists", b"reply_to"}
+    told |= {b"metadata", b"accepted_at", b"deadline_at", b"log", b"ticket", b"fingerprint"}
+    queued: Any = shop.redis.hgetall(key)
+    assert set(queued) == told | {b"payload"}
+    concluded(shop, claimed(shop), "registered")
+    over: Any = shop.redis.hgetall(key)
+    assert set(over) == told | {b"attempts", b"fence", b"finished_at", b"settled", b"event"}
+
+
+def test_a_job_costs_the_server_few_commands(shop: SyncLedger) -> None:
+    """Each costs about as much as all that a script does between two of them."""
+    take_in(shop, job("warm"))
+    concluded(shop, claimed(shop, "warm"), "registered", health="ok")
+
+    def commands() -> int:
+        info: Any = shop.redis.info("stats")
+        return int(info["total_commands_processed"])
+
+    before = commands()
+    take_in(shop, job())
+    held = claimed(shop)
+    concluded(shop, held, "registered", health="ok")
+    # And the look itself.
+    assert commands() - before <= 8 + 11 + 16 + 1
+
+
 def test_nobody_claims_what_is_over(shop: SyncLedger, accepted: Record) -> None:
     """A wake-up that comes too late ends at once."""
     concluded(shop, claimed(shop), "registered")
@@ -339,6 +369,18 @@ def test_a_lease_that_runs_out_while_calling_means_unknown(
     held = claimed(shop)
     assert (held.asking, held.record.state) == (True, State.UNKNOWN)
     assert any("ran out" in what for _, what in record(shop).timeline)
+
+
+def test_who_asks_is_told_that_a_worker_was_lost(shop: SyncLedger, accepted: Record) -> None:
+    """Also when the claim that noticed it is repeated, its answer lost; and nobody else is."""
+    assert claimed(shop, rules=AT_ONCE).lost == ""
+    noticing = claim(accepted.id, RULES, 0.5)
+    first, again = shop(noticing), shop(noticing)
+    assert isinstance(first, Claim)
+    assert first.lost == "unknown: the lease of this worker ran out"
+    assert again == first
+    concluded(shop, first, "unknown")
+    assert claimed(shop).lost == ""
 
 
 def test_absence_before_the_settle_delay_is_not_believed(
