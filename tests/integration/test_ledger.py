@@ -237,7 +237,7 @@ def test_a_record_holds_nothing_that_nobody_needs(shop: SyncLedger) -> None:
     told = {b"state", b"provider", b"account", b"key", b"lane", b"if_exists", b"reply_to"}
     told |= {b"metadata", b"accepted_at", b"deadline_at", b"log", b"ticket", b"fingerprint"}
     queued: Any = shop.redis.hgetall(key)
-    assert set(queued) == told | {b"payload"}
+    assert set(queued) == told | {b"payload", b"wakes"}
     concluded(shop, claimed(shop), "registered")
     over: Any = shop.redis.hgetall(key)
     assert set(over) == told | {b"attempts", b"fence", b"finished_at", b"settled", b"event"}
