@@ -54,10 +54,13 @@ def problems(job: Any) -> list[tuple[str, str]]:
     return [(one.code, one.field) for one in caught.value.problems]
 
 
-def argument(job: Job, registration: bytes, name: str) -> Any:
-    """A field of the record that a job is accepted with."""
-    args = INTAKE.command(job, registration).args
-    return args[args.index(name) + 1]
+#: Where `accept` has the payload among its arguments.
+PAYLOAD = 12
+
+
+def payload(job: Job, registration: bytes) -> Any:
+    """What a job is accepted with of its registration."""
+    return INTAKE.command(job, registration).args[PAYLOAD]
 
 
 def test_a_good_job_is_taken_with_its_registration_as_it_was_given() -> None:
@@ -136,7 +139,7 @@ def test_the_registration_travels_sealed() -> None:
     job, registration = INTAKE.check(given())
     command = INTAKE.command(job, registration)
     assert not [part for part in command.args if "canary" in str(part)]
-    assert KEYRING.open(argument(job, registration, "payload")) == registration
+    assert KEYRING.open(payload(job, registration)) == registration
 
 
 def sealed(content: Any, keyring: Keyring = KEYRING) -> dict[str, Any]:
@@ -172,7 +175,7 @@ def test_a_sealed_job_may_be_as_large_as_a_plain_one() -> None:
     """What counts is the job, not what sealing adds to it."""
     large = {**REGISTRATION, "note": "x" * (MAX_JOB_BYTES - 1000)}
     job, registration = INTAKE.check(sealed(large))
-    assert KEYRING.open(argument(job, registration, "payload")) == registration
+    assert KEYRING.open(payload(job, registration)) == registration
     assert problems(sealed({**large, "note": "x" * MAX_JOB_BYTES})) == [("invalid", "")]
 
 
