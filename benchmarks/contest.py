@@ -3,7 +3,7 @@
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from benchmarks.contestants import SLOTS, Contestant
 from benchmarks.watch import LOOK, Alive, Keys, Stream, Watch
 from worker.cli import stack
 from worker.ledger import SyncLedger
+from worker.ledger.gauges import gauges
 
 #: Jobs before anything is measured: connections are opened by them, and modules imported.
 WARM_UP = 3 * SLOTS
@@ -86,38 +87,54 @@ def run(contestant: Contestant, provider: stage.Stub, folder: Path, plan: Plan) 
 
 @contextmanager
 def set_up(
-    contestant: Contestant, provider: stage.Stub, folder: Path, **settings: object
+    contestant: Contestant,
+    provider: stage.Stub,
+    folder: Path,
+    workers: int = 1,
+    **settings: object,
 ) -> Iterator["Bench"]:
-    """Start a Valkey, a worker and its client; for ours, with more settings."""
+    """Start a Valkey, workers and their client; for ours, with more settings."""
     with ExitStack() as running:
         url = running.enter_context(stack.valkey(folder / "valkey")).connection_url
-        worker = running.enter_context(stage.worker(contestant, url, provider, folder, **settings))
+        started = []
+        for number in range(workers):
+            own = folder / f"worker-{number}"
+            own.mkdir()
+            started.append(
+                running.enter_context(stage.worker(contestant, url, provider, own, **settings))
+            )
         server = running.enter_context(redis.Redis.from_url(url))
         watch: Watch
         if contestant.kind == "ours":
             ledger = SyncLedger(url)
             running.callback(ledger.close)
-            stack.wait_for_worker(ledger, worker)
+            stack.wait_for_worker(ledger, started[0])
+            # Each gives its first sign of life when it takes jobs.
+            looked = gauges()
+            stack.until(
+                lambda: len(ledger(looked).workers) == workers, f"{workers} workers that work"
+            )
             watch = Stream(server, provider)
         else:
             watch = Keys(server, contestant.results)
         client = running.enter_context(stage.client(contestant, url, provider, folder))
-        yield Bench(contestant, worker, client, watch, server)
+        yield Bench(contestant, started, client, watch, server)
 
 
 class Bench:
-    """A worker that runs, and its client."""
+    """Workers that run, and their client."""
 
     def __init__(
         self,
         contestant: Contestant,
-        worker: subprocess.Popen[bytes],
+        workers: Sequence[subprocess.Popen[bytes]],
         client: stage.Client,
         watch: Watch,
         server: redis.Redis,
     ) -> None:
         self.contestant = contestant
-        self.worker = worker
+        self.workers = workers
+        self.worker = workers[0]
         self.client = client
         self.watch = watch
         self.server = server
@@ -128,21 +145,27 @@ class Bench:
         self._wait(sent)
 
     def burst(self, count: int) -> Round:
-        """Fill the queue while the worker is stopped, then let it work it off."""
-        pid = self.worker.pid
-        with stage.frozen(pid):
+        """Fill the queue while the workers are stopped, then let them work it off.
+
+        `megabytes` are the first worker's.
+        """
+        with stage.frozen(*self.pids):
             sent, enqueue_seconds, _ = self.client.enqueue(count)
-            before = meter.cpu(pid)
-        with meter.PeakMemory(pid) as peak:
+            before = sum(map(meter.cpu, self.pids))
+        with meter.PeakMemory(self.worker.pid) as peak:
             started = time.monotonic()
             self._wait(sent)
             seconds = time.monotonic() - started
-            cpu = meter.cpu(pid) - before
+            cpu = sum(map(meter.cpu, self.pids)) - before
         name, kind = self.contestant.title, self.contestant.kind
         return Round(name, kind, count, seconds, cpu, enqueue_seconds, peak.megabytes)
 
     def latencies(self, count: int, rate: float) -> list[float]:
         """Enqueue at a rate; how long each job's result took, in milliseconds."""
+        return [(there - due) * 1000 for due, there in self.arrivals(count, rate)]
+
+    def arrivals(self, count: int, rate: float) -> list[tuple[float, float]]:
+        """Enqueue at a rate; of each job when it was due to be sent, and when its result came."""
         seen: dict[str, float] = {}
         over = threading.Event()
         watcher = threading.Thread(target=self.watch.arrivals, args=(over, seen))
@@ -161,7 +184,12 @@ class Bench:
         finally:
             over.set()
             watcher.join()
-        return [(seen[key] - at) * 1000 for key, at in sent]
+        return [(at, seen[key]) for key, at in sent]
+
+    @property
+    def pids(self) -> list[int]:
+        """The workers'."""
+        return [one.pid for one in self.workers]
 
     def _wait(self, sent: list[tuple[str, float]]) -> None:
         self.watch.wait([key for key, _ in sent], self.alive())

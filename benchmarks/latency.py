@@ -1,6 +1,7 @@
-"""`python -m benchmarks.latency`: how soon a job starts, and how soon a dead worker's job goes on.
+"""`python -m benchmarks.latency`: how soon a job starts, is told of, and goes on elsewhere.
 
-Real processes, default leases, one worker; from the provider's own log of when calls came.
+Real processes, default leases, one worker; from the provider's own log of when calls came and were
+answered.
 """
 
 import tempfile
@@ -9,6 +10,8 @@ from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
+from benchmarks.contest import IDLE_RATE
+from benchmarks.single import ours
 from tests.integration.installation import Installation, installation
 from tests.integration.jobs import email_of, open2b, skypostal
 from worker.cli import stack
@@ -18,6 +21,23 @@ JOBS = 100
 
 #: As in production.
 LEASE = {"lease": 12, "lease_renewal": 4, "clock_period": 1}
+
+
+def idle() -> tuple[list[float], list[float]]:
+    """Milliseconds until the provider has a job's call, and from its answer until a consumer has
+    the result, ten jobs a second.
+    """
+    with ours() as (bench, provider):
+        bench.warm_up()
+        arrivals = bench.arrivals(JOBS, IDLE_RATE)
+        calls = provider.calls("customer")
+        numbers = range(bench.client.next - JOBS, bench.client.next)
+    started, told = [], []
+    for number, (due, there) in zip(numbers, arrivals, strict=True):
+        came, answered = calls[f"customer{number}"]
+        started.append((came - due) * 1000)
+        told.append((there - answered) * 1000)
+    return started, told
 
 
 def start_delays(here: Installation, make: Any) -> list[float]:
@@ -35,7 +55,7 @@ def start_delays(here: Installation, make: Any) -> list[float]:
 def show(title: str, values: list[float], unit: str) -> None:
     """Print the middle and the worst of a hundred."""
     cuts = quantiles(values, n=100, method="inclusive")
-    print(f"{title:<58} p50 {cuts[49]:7.1f} {unit}   p99 {cuts[98]:7.1f} {unit}")
+    print(f"{title:<63} p50 {cuts[49]:7.1f} {unit}   p99 {cuts[98]:7.1f} {unit}")
 
 
 def recovery(folder: Path) -> float:
@@ -57,6 +77,9 @@ def recovery(folder: Path) -> float:
 
 def main() -> None:
     """Measure and print; about two minutes."""
+    started, told = idle()
+    show("idle: from enqueue to the provider's receipt", started, "ms")
+    show("idle: from the provider's answer to the result at its consumer", told, "ms")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         cap = {"accounts__skypostal__default__max_in_flight": 10, "concurrency": 20}
@@ -64,14 +87,13 @@ def main() -> None:
         pace = {"call_budget": 30, "settle_delay": 60, **LEASE}
         with installation(folder / "a", **pace, **cap, **free) as here:
             here.run(open2b())
-            show("idle: from enqueue to the provider's receipt", start_delays(here, open2b), "ms")
             rule = {"kind": "hang", "provider": "skypostal", "times": None}
             here.sandbox.faults.configure({"script": [rule]})
             list(here.producer.enqueue_many([skypostal() for _ in range(50)]))
             stack.until(
                 lambda: len(here.sandbox.requests.find(provider="skypostal")) == 10, "ten hang"
             )
-            title = "the same while every call of the other provider hangs"
+            title = "from enqueue while every call of the other provider hangs"
             show(title, start_delays(here, open2b), "ms")
             for worker in here.workers:
                 worker.kill()

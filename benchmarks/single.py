@@ -14,12 +14,12 @@ OURS = CONTESTANTS[0]
 
 
 @contextmanager
-def ours(**settings: object) -> Iterator[tuple[Bench, stage.Stub]]:
-    """A Valkey, the provider, a worker of ours and its client; with more settings."""
+def ours(workers: int = 1, **settings: object) -> Iterator[tuple[Bench, stage.Stub]]:
+    """A Valkey, the provider, workers of ours and their client; with more settings."""
     with stack.ending_by_signal(), tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
         with (
             stage.stub(folder) as provider,
-            set_up(OURS, provider, folder, **settings) as bench,
+            set_up(OURS, provider, folder, workers, **settings) as bench,
         ):
             yield bench, provider

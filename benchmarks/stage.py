@@ -41,6 +41,11 @@ class Stub:
         with urlopen(f"{self.url}/counts", timeout=PATIENCE) as answer:
             return int(json.load(answer)[what])
 
+    def calls(self, word: str) -> dict[str, tuple[float, float]]:
+        """When each call came, and was answered, by the word and number that its body holds."""
+        with urlopen(f"{self.url}/calls?{word}", timeout=PATIENCE) as answer:
+            return {name: (came, left) for name, (came, left) in json.load(answer).items()}
+
 
 @contextmanager
 def stub(folder: Path) -> Iterator[Stub]:
@@ -117,14 +122,15 @@ class Client:
 
     def __init__(self, child: subprocess.Popen[bytes]) -> None:
         self._child = child
-        self._next = 1
+        self.next = 1
+        """The number of the next job."""
 
     def enqueue(
         self, count: int, rate: float | None = None
     ) -> tuple[list[tuple[str, float]], float, float]:
         """Enqueue: for each its result's key and when its time starts; seconds taken; CPU used."""
-        asked = {"first": self._next, "count": count, "rate": rate}
-        self._next += count
+        asked = {"first": self.next, "count": count, "rate": rate}
+        self.next += count
         assert self._child.stdin is not None
         assert self._child.stdout is not None
         self._child.stdin.write(json.dumps(asked).encode() + b"\n")
@@ -157,9 +163,9 @@ def environment_of(
 
 
 @contextmanager
-def frozen(pid: int) -> Iterator[None]:
-    """Stop a process and its children meanwhile, so that work piles up."""
-    processes = meter.tree(pid)
+def frozen(*pids: int) -> Iterator[None]:
+    """Stop processes and their children meanwhile, so that work piles up."""
+    processes = [process for pid in pids for process in meter.tree(pid)]
     for process in processes:
         process.suspend()
     try:

@@ -1,14 +1,17 @@
 """The provider: answers registrations after 50 ms, as SkyPostal documents it, and takes webhooks.
 
 An ASGI app without a framework, so that it is never what is measured: `ceiling.py` says what it can
-carry. It prints `listening on URL`, and `/counts` tells what it has answered so far.
+carry. It prints `listening on URL`; `/counts` tells what it has answered so far, and `/calls?word`
+when each call came, and was answered, whose body holds that word and a number.
 """
 
 import argparse
 import asyncio
 import copy
 import json
+import re
 import socket
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from itertools import count
 from typing import Any
@@ -36,6 +39,7 @@ class Stub:
 
     def __init__(self) -> None:
         self.counts = {"registrations": 0, "hooks": 0}
+        self._calls: list[tuple[bytes, float, float]] = []
         self._boxes = count(811111)
         # All but the number of the box is the same for everybody: made once.
         answer = copy.deepcopy(SKYPOSTAL_REGISTERED)
@@ -45,20 +49,34 @@ class Stub:
     async def __call__(self, scope: _Message, receive: _Receive, send: _Send) -> None:
         """Answer one request; its body is read, and not looked at."""
         path: str = scope["path"]
-        while (await receive()).get("more_body"):
-            pass
+        arrived = time.time()
+        message = await receive()
+        begun = message.get("body", b"")
+        while message.get("more_body"):
+            message = await receive()
         if path.endswith("/customer-registration"):
             await asyncio.sleep(ANSWER_TIME)
             self.counts["registrations"] += 1
+            self._calls.append((begun, arrived, time.time()))
             body = f'{self._before}"customer_box_id": {next(self._boxes)}{self._after}'.encode()
         elif path.startswith("/hooks/"):
             self.counts["hooks"] += 1
             body = b"{}"
+        elif path == "/calls":
+            body = json.dumps(self._seen(scope["query_string"])).encode()
         else:
             body = json.dumps(self.counts).encode()
         headers = [*_JSON, (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+    def _seen(self, word: bytes) -> dict[str, tuple[float, float]]:
+        # Looked for when asked, so that a call costs nobody more than to be kept.
+        return {
+            found[0].decode(): (arrived, answered)
+            for begun, arrived, answered in self._calls
+            if (found := re.search(rb"\b" + re.escape(word) + rb"\d+", begun))
+        }
 
 
 def main() -> None:

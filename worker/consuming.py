@@ -9,6 +9,7 @@ import inspect
 import logging
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
@@ -159,9 +160,14 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
             try:
                 _not_too_often(message)
                 tidy(message, expected)
-                handle(message)
             except Malformed as error:
                 self.set_aside(message, str(error))
+                return
+            except Exception as error:  # noqa: BLE001 -- no fault of the broker's: it stays with us
+                self.set_aside(message, f"it could not be checked ({type(error).__name__})")
+                return
+            try:
+                handle(message)
             except broken:
                 raise
             except Exception as error:  # noqa: BLE001 -- whatever it was, it must not stop us
@@ -198,6 +204,12 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
     def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
         """A task message that Celery refuses."""
         self.set_aside(message, "an invalid task message")
+
+    def shutdown(self) -> None:
+        """Tell Flower what the last tasks came to, before the connection is closed."""
+        with suppress(Exception):
+            self._flush_events()
+        super().shutdown()
 
     def call_soon_ack(self, p: Any, *args: Any, **kwargs: Any) -> Any:
         """Acknowledge, but survive that the connection the message came by is closed.
@@ -254,7 +266,7 @@ def tidy(message: Any, tasks: Mapping[str, "_Task"]) -> None:
     task = tasks.get(headers["task"])
     if task is None:
         raise Malformed("an unknown task")
-    arguments = task.fit(*_arguments(message))
+    arguments = task.fit(*_arguments(message, headers["id"]))
     if request := _REQUESTS.get(headers["task"]):
         [argument] = arguments.values()
         _readable(request, argument, headers["id"])
@@ -285,11 +297,11 @@ def _by_first_protocol(message: Any, headers: dict[str, Any]) -> dict[str, Any]:
             return headers
 
 
-def _arguments(message: Any) -> tuple[list[Any], dict[str, Any]]:
+def _arguments(message: Any, id_: str) -> tuple[list[Any], dict[str, Any]]:
     # By Celery's protocol 2: the body is [args, kwargs, embed].
-    if message.body == BODY % message.headers["id"]:
+    if message.body == BODY % id_:
         # As we spell wake-ups: known without reading.
-        message._decoded_cache = ([message.headers["id"]], {}, None)
+        message._decoded_cache = ([id_], {}, None)
     match _body(message):
         case [list(args), dict(kwargs), dict() | None as embed]:
             if embed and any(embed.values()):

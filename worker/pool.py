@@ -13,6 +13,7 @@ from typing import Any
 
 import structlog
 from celery.concurrency.base import BasePool, apply_target
+from celery.worker import state
 
 from worker import bridge
 from worker.lanes import rank
@@ -109,6 +110,8 @@ def _apply(*work: Any) -> None:
     except BaseException:
         # Whatever it is (`SystemExit` too), it must end neither the loop nor the slot.
         log.exception("a task ended on a fault of its pool")
+        *_, callback, _accept = work
+        state.task_ready(callback.__self__)
 
 
 def _look_again() -> None:

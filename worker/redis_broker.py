@@ -195,7 +195,12 @@ class Channel(stock.Channel):  # type: ignore[misc]
     def _answer(self, connection: Any, command: str, **options: Any) -> Any:
         try:
             return self.client.parse_response(connection, command, **options)
-        except self.connection_errors:
+        except Exception as error:
+            if "unknown command" in str(error):
+                # A broker's server may be older than the ledger's: one message at a time, then.
+                self._swept = ()
+                return None
+            # What was asked besides is not read any more.
             self._in_poll = None
             connection.disconnect()
             raise
