@@ -9,6 +9,7 @@ kombu publishes each message by a command and a round trip. Here many to a queue
 
 import base64
 import json
+import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -22,6 +23,8 @@ from kombu.connection import ConnectionPool, PooledConnection
 from kombu.transport import redis as stock
 from kombu.transport import virtual
 from redis.exceptions import ConnectionError  # noqa: A004
+
+log = logging.getLogger(__name__)
 
 MALFORMED = "x-malformed"
 """The header of an envelope that we made; its value is a key of `REASONS`."""
@@ -70,11 +73,17 @@ class QoS(stock.QoS):  # type: ignore[misc]
             super().reject(delivery_tag, requeue)
 
     def restore_unacked(self, client: Any = None) -> None:
-        """Put back all that nobody is done with."""
+        """Put back all that nobody is done with; where that fails, say so, and how much it is."""
         self._flush()
-        for tag in [tag for tag in self._delivered if self._kept_in_mind(tag)]:
-            self.channel._restore(self._delivered.pop(tag))
-        super().restore_unacked(client)
+        left = len(self._delivered)
+        try:
+            for tag in [tag for tag in self._delivered if self._kept_in_mind(tag)]:
+                self.channel._restore(self._delivered[tag])
+                del self._delivered[tag]
+            super().restore_unacked(client)
+        except Exception as error:  # noqa: BLE001 -- of requests there are copies, of others alarms
+            log.warning("%d messages could not be put back (%s)", left, type(error).__name__)
+            self._delivered.clear()
 
     def _kept_in_mind(self, delivery_tag: str) -> bool:
         message = self._delivered.get(delivery_tag)
@@ -88,7 +97,10 @@ class Channel(stock.Channel):  # type: ignore[misc]
     """
 
     QoS = QoS
-    from_transport_options = (*stock.Channel.from_transport_options, "expendable_queues")
+    from_transport_options = (
+        *(one for one in stock.Channel.from_transport_options if one != "ack_emulation"),
+        "expendable_queues",
+    )
 
     expendable_queues: Sequence[str] = ()
     """Queues whose messages may get lost: no copies are kept of these at the server."""
