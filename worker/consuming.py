@@ -299,7 +299,7 @@ def _by_first_protocol(message: Any, headers: dict[str, Any]) -> dict[str, Any]:
 
 def _arguments(message: Any, id_: str) -> tuple[list[Any], dict[str, Any]]:
     # By Celery's protocol 2: the body is [args, kwargs, embed].
-    if message.body == BODY % id_:
+    if message.body == (BODY % id_).encode():
         # As we spell wake-ups: known without reading.
         message._decoded_cache = ([id_], {}, None)
     match _body(message):

@@ -37,7 +37,7 @@ def envelopes(ledger: SyncLedger, key: str) -> list[dict[str, Any]]:
 
 def members(ledger: SyncLedger, key: str) -> list[str]:
     """Whom the wake-ups in a list wake."""
-    return [json.loads(one["body"])[0][0] for one in envelopes(ledger, key)]
+    return [json.loads(base64.b64decode(one["body"]))[0][0] for one in envelopes(ledger, key)]
 
 
 @pytest.mark.parametrize("lane", QUEUES)
@@ -51,7 +51,7 @@ def test_a_wake_up_is_what_celery_would_have_sent(
     app.send_task(task_of(lane), args=(JOB,), task_id=JOB, queue=QUEUES[lane], ignore_result=True)
     [celerys] = envelopes(ledger, QUEUES[lane])
     args, kwargs, embed = json.loads(base64.b64decode(celerys["body"]))
-    assert json.loads(ours["body"]) == [args, kwargs, {}]
+    assert json.loads(base64.b64decode(ours["body"])) == [args, kwargs, {}]
     assert not any(embed.values())
     assert ours["properties"].pop("delivery_tag")
     for part in ("headers", "properties"):
