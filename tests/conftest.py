@@ -1,6 +1,7 @@
 """What tests of the ledger run on: a real Valkey with an append-only file, empty for each test."""
 
 import os
+import socket
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -47,3 +48,10 @@ def own_valkey() -> Iterator[Callable[..., ValkeyServer]]:
     yield start
     for server in started:
         server.terminate()
+
+
+@pytest.fixture
+def unused_port() -> int:
+    """A port on which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])

@@ -546,13 +546,6 @@ def test_a_ring_of_an_empty_ledger_says_that_nothing_is_due(url: str) -> None:
 # -- how servers are treated here ------------------------------------------------------------------
 
 
-@pytest.fixture
-def unused_port() -> int:
-    """A port on which nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
 class SyncLedgerOf:
     """A producer's ledger, closed again."""
 

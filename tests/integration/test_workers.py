@@ -19,6 +19,7 @@ from tests.integration.installation import PACE, PATIENCE, SECRET, Installation,
 from tests.integration.jobs import email_of, open2b, skypostal
 from tests.rabbitmq import amqp_url
 from worker.cli import stack
+from worker.wakeups import QUEUES
 
 
 @contextmanager
@@ -278,3 +279,31 @@ def test_secrets_stay_where_they_must(tmp_path: Path) -> None:
     for file in files:
         for secret in secrets:
             assert secret not in file.read_bytes(), file
+
+
+def test_a_backlog_is_taken_several_wake_ups_at_a_time(tmp_path: Path) -> None:
+    """As many as there are free slots; each job is done once."""
+    with ready(tmp_path, broker_url="", concurrency=20) as here:
+        worker = here.workers[0]
+        worker.send_signal(signal.SIGSTOP)
+        receipts = list(here.producer.enqueue_many([skypostal() for _ in range(100)]))
+        assert here.ledger.redis.llen(QUEUES["live"]) >= 99  # it may have been waiting for one
+        here.ledger.redis.config_resetstat()
+        worker.send_signal(signal.SIGCONT)
+        for one in receipts:
+            assert here.producer.wait(one.job_id, PATIENCE)["type"] == "registration.registered"
+        stats: Any = here.ledger.redis.info("commandstats")
+        assert stats["cmdstat_lmpop"]["calls"] + stats["cmdstat_brpop"]["calls"] < 100
+        assert len(here.sandbox.requests.find(provider="skypostal")) == 100
+
+
+def test_a_broker_that_knows_no_lmpop_gives_one_wake_up_at_a_time(
+    tmp_path: Path, own_valkey: Any
+) -> None:
+    """It may be an older server than the ledger's."""
+    old = own_valkey(**{"rename-command": 'LMPOP ""'})
+    with ready(tmp_path, broker_url=old.connection_url, concurrency=20) as here:
+        receipts = list(here.producer.enqueue_many([skypostal() for _ in range(10)]))
+        for one in receipts:
+            assert here.producer.wait(one.job_id, PATIENCE)["type"] == "registration.registered"
+        assert "broker lost" not in here.log().read_text()
