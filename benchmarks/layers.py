@@ -25,7 +25,7 @@ LOOKS = 251
 LAYERS = tuple(
     (name, re.compile(pattern))
     for name, pattern in (
-        ("sealing (JWE)", r"joserfc|cryptography|worker/sealing"),
+        ("sealing (JWE)", r"joserfc|cryptography|worker/(sealing|jose)"),
         ("models and JSON (pydantic)", r"pydantic|worker/(job|event|announcer)\.py"),
         ("log lines", r"structlog|logging/__init__|worker/telemetry"),
         ("metrics, tracing", r"worker/(metrics|vitals|tracing|presence|scrape)|prometheus"),
@@ -38,7 +38,7 @@ LAYERS = tuple(
         ("ledger client", r"worker/(ledger|leases|alarms)"),
         ("Celery: tracing a task", r"celery/app/trace|worker/tasks"),
         ("Celery: consumer, requests", r"celery/|vine/|worker/consuming"),
-        ("pool", r"worker/lanes|concurrent/futures"),
+        ("pool", r"worker/(pool|bridge|lanes)|concurrent/futures"),
         ("attempt, verdict, delivery", r"worker/"),
         ("asyncio", r"asyncio/|selectors"),
     )
