@@ -49,16 +49,21 @@ PATIENCE = 300.0
 CLAIM = ClaimRules("growth:1", lease=60, settle_delay=60, max_attempts=12, probe=20)
 SETTLE = SettleRules(settle_delay=60, breaker_threshold=5, breaker_pause=30, retention=7 * TOMORROW)
 
-#: Copies a record under ids of the same length, with its places in sorted sets a millisecond apart
-#: and with its event.
-#: KEYS: record; ARGV: first, last, the stream or '', its event, then sorted set, score, ...
+#: Copies a record under ids of the same length, with its places in sorted sets a millisecond apart.
+#: KEYS: record; ARGV: first, last, then sorted set, score, ...
 COPY = """
 local prefix = KEYS[1]:sub(1, #KEYS[1] - 36)
 for number = tonumber(ARGV[1]), tonumber(ARGV[2]) do
   local id = string.format('%08x-0000-8000-8000-%012x', number, number)
   redis.call('COPY', KEYS[1], prefix .. id)
-  for i = 5, #ARGV, 2 do redis.call('ZADD', ARGV[i], ARGV[i + 1] + number, id) end
-  if ARGV[3] ~= '' then redis.call('XADD', ARGV[3], '*', 'event', ARGV[4]) end
+  for i = 3, #ARGV, 2 do redis.call('ZADD', ARGV[i], ARGV[i + 1] + number, id) end
+end
+"""
+
+#: Tells an event again and again. KEYS: stream; ARGV: first, last, event
+TELL = """
+for number = tonumber(ARGV[1]), tonumber(ARGV[2]) do
+  redis.call('XADD', KEYS[1], '*', 'event', ARGV[3])
 end
 """
 
@@ -95,22 +100,22 @@ class Filling:
 
     def __call__(self, what: str, job_id: str, count: int) -> float:
         """Copy a job's record so many times; how many bytes each copy takes."""
-        server = self._server
-        at = places(server, job_id)
-        told = ["", ""]
-        if not at:
-            # It is over, and its event is the stream's last.
-            last: Any = server.xrevrange(STREAM, count=1)
-            told = [STREAM, last[0][1][b"event"]]
-        copy = server.register_script(COPY)
+        at = places(self._server, job_id)
+        return self._repeat(f"{count} {what}", COPY, job_key(job_id), count, at)
+
+    def tell(self, count: int) -> float:
+        """Tell the stream's last event so many times more; how many bytes each takes."""
+        last: Any = self._server.xrevrange(STREAM, count=1)
+        return self._repeat(f"{count} events", TELL, STREAM, count, [last[0][1][b"event"]])
+
+    def _repeat(self, what: str, script: str, key: str, count: int, args: list[Any]) -> float:
+        run = self._server.register_script(script)
         first, self._next = self._next, self._next + count
-        before = server.info("memory")["used_memory"]
+        before = self._server.info("memory")["used_memory"]
         batches = range(first, self._next, BATCH)
-        console = Console(stderr=True)
-        for start in track(batches, f"{count} {what}", console=console, transient=True):
-            end = min(start + BATCH, self._next) - 1
-            copy(keys=[job_key(job_id)], args=[start, end, *told, *at])
-        taken: int = server.info("memory")["used_memory"] - before
+        for start in track(batches, what, console=Console(stderr=True), transient=True):
+            run(keys=[key], args=[start, min(start + BATCH, self._next) - 1, *args])
+        taken: int = self._server.info("memory")["used_memory"] - before
         return taken / max(1, count)
 
 
@@ -134,11 +139,10 @@ def fill(bench: Bench, finished: int, queued: int, later: int) -> list[str]:
     bench.watch.wait([key for key, _ in sent], bench.alive())
     over = sent[0][0]
     each = filling("finished", over, finished)
-    record = server.memory_usage(job_key(over), samples=0)
     sealed: Any = server.hstrlen(job_key(over), "event")
     lines = [
-        f"a finished job: {record} bytes, {sealed} of them its sealed event; "
-        f"with its event on the stream {each:.0f}"
+        f"a finished job: {each:.0f} bytes, {sealed} of them what it keeps of its event, sealed; "
+        f"its event on the stream {filling.tell(finished):.0f}"
     ]
     with stage.frozen(bench.worker.pid):
         # Copies are made of it while it is queued.

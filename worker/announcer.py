@@ -1,7 +1,21 @@
-"""Turning what became of a job into the event that says so, ready to be written."""
+"""Turning what became of a job into the event that says so, and telling it again."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic_core import from_json, to_json
 
 from worker.entry import Entry
-from worker.event import Event, EventError, EventType, RefusalData, encode, event_id, moment
+from worker.event import (
+    Event,
+    EventError,
+    EventType,
+    RefusalData,
+    encode,
+    event_id,
+    moment,
+    read_event,
+)
 from worker.ledger.commands import Publication
 from worker.ledger.records import Record
 from worker.outcome import Fault, Registered
@@ -50,7 +64,18 @@ class Announcer:
                 errors=tuple(map(_error, errors)),
             ),
         )
-        return self._sealed(event.id, event.encode(), echo.reply_to)
+        text = event.encode()
+        return Publication(event.id, text, self._keyring.seal(text), "", echo.reply_to)
+
+    def last(self, record: Record) -> dict[str, Any] | None:
+        """The last event that was told of a job, as it went out; None while there is none."""
+        if not record.event:
+            return None
+        kept = self._keyring.open(record.event)
+        beyond = from_json(kept)
+        # The first version kept all of it.
+        whole = "specversion" in beyond
+        return read_event(kept if whole else _text(record, beyond))
 
     def _publication(
         self,
@@ -60,27 +85,49 @@ class Announcer:
         outcome: Registered | None,
         errors: tuple[Fault, ...],
     ) -> Publication:
-        data: dict[str, object] = {
-            "job_id": record.id,
-            "idempotency_key": record.idempotency_key,
-            "provider": record.provider,
-            "account": record.account,
+        beyond: dict[str, object] = {
+            "type": kind.word,
+            "fence": record.fence,
+            "source": self._settings.source,
+            "at": round(at),
             "attempts": record.attempts,
-            "recovered": outcome.recovered if outcome else False,
-            "accepted_at": moment(record.accepted_at),
-            "finished_at": moment(at),
-            "metadata": record.metadata,
         }
         if outcome:
-            data["outcome"] = outcome.data
+            beyond["outcome"] = outcome.data
+            if outcome.recovered:
+                beyond["recovered"] = True
         if errors:
-            data["errors"] = [_told(fault) for fault in errors]
+            beyond["errors"] = [_told(fault) for fault in errors]
+        text = _text(record, beyond)
+        seal = self._keyring.seal
+        kept = to_json(beyond, inf_nan_mode="null")
         id_ = event_id(record.id, record.fence, kind)
-        text = encode(id_, self._settings.source, kind, record.id, at, data)
-        return self._sealed(id_, text, record.reply_to)
+        return Publication(id_, text, seal(text), seal(kept), record.reply_to)
 
-    def _sealed(self, id_: str, text: bytes, endpoints: tuple[str, ...]) -> Publication:
-        return Publication(id_, text, self._keyring.seal(text), endpoints)
+
+def _text(record: Record, beyond: Mapping[str, Any]) -> bytes:
+    """An event's bytes, of what its job's record says from first to last and what is kept beyond.
+
+    No more is kept than that: a million records are mostly the events in them.
+    """
+    at = beyond["at"]
+    data: dict[str, object] = {
+        "job_id": record.id,
+        "idempotency_key": record.idempotency_key,
+        "provider": record.provider,
+        "account": record.account,
+        "attempts": beyond["attempts"],
+        "recovered": beyond.get("recovered", False),
+        "accepted_at": moment(record.accepted_at),
+        "finished_at": moment(at),
+        "metadata": record.metadata,
+    }
+    for name in ("outcome", "errors"):
+        if name in beyond:
+            data[name] = beyond[name]
+    kind = EventType.of(beyond["type"])
+    id_ = event_id(record.id, beyond["fence"], kind)
+    return encode(id_, beyond["source"], kind, record.id, at, data)
 
 
 def _told(fault: Fault) -> dict[str, object]:

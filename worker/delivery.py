@@ -205,7 +205,7 @@ class Deliveries:
             ),
         )
         text = event.encode()
-        return Publication(event.id, text, self._keyring.seal(text), (TOLD,))
+        return Publication(event.id, text, self._keyring.seal(text), "", (TOLD,))
 
 
 def _facts(delivery: Delivery) -> dict[str, Any]:

@@ -23,6 +23,16 @@ class EventType(StrEnum):
     CANCELLED = "registration.cancelled"
     REVIEW = "registration.review"
 
+    @property
+    def word(self) -> str:
+        """What it says, in a word: `registered`."""
+        return self.value.rpartition(".")[2]
+
+    @classmethod
+    def of(cls, word: str) -> "EventType":
+        """The type that says this."""
+        return cls(f"registration.{word}")
+
 
 class EventError(BaseModel):
     """One reason: our stable `code`, the provider's field, words and own code."""
@@ -176,7 +186,7 @@ def event_id(job_id: str, fence: int, kind: EventType) -> str:
     By the fence of the claim that it comes from, and not by a count: a stale worker's late fact
     must not take the id of an event that was told meanwhile.
     """
-    return f"{job_id}.{fence}.{kind.rpartition('.')[2]}"
+    return f"{job_id}.{fence}.{kind.word}"
 
 
 def read_event(text: bytes | str) -> dict[str, Any]:

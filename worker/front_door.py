@@ -13,7 +13,7 @@ from worker.errors import (
     JobNotCancellable,
     UnknownJob,
 )
-from worker.event import EventType, moment, read_event
+from worker.event import EventType, moment
 from worker.intake import Intake, admitted
 from worker.job import Job, job_id
 from worker.ledger import SyncLedger
@@ -148,7 +148,6 @@ class FrontDoor:
         return record
 
     def _status(self, record: Record) -> Status:
-        event = read_event(self._keyring.open(record.event)) if record.event else None
         return Status(
             job_id=record.id,
             idempotency_key=record.idempotency_key,
@@ -162,5 +161,5 @@ class FrontDoor:
             finished_at=moment(record.finished_at) if record.finished_at else None,
             why=record.why,
             timeline=tuple((moment(at), what) for at, what in record.timeline),
-            event=event,
+            event=self._announcer.last(record),
         )

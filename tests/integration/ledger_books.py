@@ -257,9 +257,11 @@ class Books(RuleBasedStateMachine):
 
     def publication(self, record: Record, kind: str) -> Publication:
         """An event as a worker makes it, of a job as it was when the worker saw it."""
-        id_ = event_id(record.id, record.fence, EventType(f"registration.{kind}"))
+        id_ = event_id(record.id, record.fence, EventType.of(kind))
         event = {"id": id_, "subject": record.id, "type": kind}
-        return Publication(event["id"], json.dumps(event).encode(), "sealed", record.reply_to)
+        return Publication(
+            event["id"], json.dumps(event).encode(), "sealed", "kept", record.reply_to
+        )
 
     # -- what must hold ---------------------------------------------------------------------------
 

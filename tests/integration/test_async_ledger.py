@@ -41,7 +41,7 @@ Start = Callable[..., ValkeyServer]
 
 RULES = ClaimRules("this worker", lease=60, settle_delay=60, max_attempts=3, probe=20)
 SETTLE = SettleRules(settle_delay=60, breaker_threshold=5, breaker_pause=10, retention=86_400)
-EVENT = Publication("e1", b"{}", "sealed", ("results",))
+EVENT = Publication("e1", b"{}", "sealed", "kept", ("results",))
 JOB = Job(provider="acme", idempotency_key="crm-1", registration={})
 ACCEPT = accept(JOB, "sealed", ["k:1"], 3600)
 

@@ -44,7 +44,7 @@ from worker.sealing import Keyring
 from worker.settings import WebhookEndpoint
 
 RULES = Rules("/test", {"crm": 5 * DAY})
-EVENT = Publication("crm.1.disabled", b"{}", "sealed", ("results",))
+EVENT = Publication("crm.1.disabled", b"{}", "sealed", "kept", ("results",))
 
 
 @pytest.fixture

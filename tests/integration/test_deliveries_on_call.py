@@ -17,7 +17,7 @@ from worker.ledger import SyncLedger
 from worker.ledger.commands import DEAD, Publication, delivery_key
 from worker.ledger.endpoints import disable
 
-EVENT = Publication("crm.1.disabled", b"{}", "sealed", ("results",))
+EVENT = Publication("crm.1.disabled", b"{}", "sealed", "kept", ("results",))
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ from worker.ledger.records import Delivery
 
 LEASE = 30.0
 PLACES = 2
-EVENT = Publication("crm.disabled", b"{}", "sealed", ("results",))
+EVENT = Publication("crm.disabled", b"{}", "sealed", "kept", ("results",))
 PENDING, TRYING, LINE = (f"{PREFIX}{name}:crm" for name in ("pending", "trying", "line"))
 
 #: Milliseconds. The server's clock goes on between two looks at it: what ends within this is not

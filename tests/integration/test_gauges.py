@@ -61,7 +61,9 @@ def claimed(ledger: SyncLedger, job_id: str) -> Claim:
 
 def told(job_id: str, kind: str, *endpoints: str) -> Publication:
     """An event."""
-    return Publication(f"{job_id}.1.{kind}", b'{"type":"x"}', "sealed", endpoints or ("results",))
+    return Publication(
+        f"{job_id}.1.{kind}", b'{"type":"x"}', "sealed", "kept", endpoints or ("results",)
+    )
 
 
 def counted(ledger: SyncLedger) -> dict[str, int]:

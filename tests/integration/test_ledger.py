@@ -7,9 +7,11 @@ import pytest
 import redis
 
 from worker.announcer import Announcer
+from worker.errors import SealingError
 from worker.event import EventType, read_event
 from worker.job import Job
 from worker.ledger import SyncLedger
+from worker.ledger.client import scripts
 from worker.ledger.commands import (
     ALARMS,
     ClaimRules,
@@ -28,8 +30,9 @@ from worker.ledger.commands import (
     ring,
     settle,
 )
-from worker.ledger.operations import Limits, announce
+from worker.ledger.operations import Limits, announce, redrive
 from worker.ledger.records import (
+    USUAL,
     Accepted,
     Claim,
     Conflict,
@@ -219,8 +222,12 @@ def test_a_registered_job_is_finished_in_one_step(shop: SyncLedger, accepted: Re
 def test_the_event_is_kept_sealed(shop: SyncLedger, accepted: Record) -> None:
     """What was published can be read again by who holds a key, and by nobody else."""
     concluded(shop, claimed(shop), "registered")
-    kept = record(shop).event
-    assert read_event(KEYRING.open(kept)) == events(shop)[0]
+    over = record(shop)
+    assert ANNOUNCER.last(over) == events(shop)[0]
+    assert b"customer_key" in KEYRING.open(over.event)
+    strangers = Keyring.parse(Keyring.new("k1"))
+    with pytest.raises(SealingError):
+        Announcer(Settings.load(sealing_keys=KEYS), strangers).last(over)
 
 
 def test_a_finished_record_expires(shop: SyncLedger, accepted: Record) -> None:
@@ -234,13 +241,77 @@ def test_a_record_holds_nothing_that_nobody_needs(shop: SyncLedger) -> None:
     """Nothing empty, and of a job that is over only what tells of it, or a repeat from another."""
     take_in(shop, job())
     key = job_key(job().id)
-    told = {b"state", b"provider", b"account", b"key", b"lane", b"if_exists", b"reply_to"}
-    told |= {b"metadata", b"accepted_at", b"deadline_at", b"log", b"ticket", b"fingerprint"}
+    told = {b"state", b"provider", b"account", b"key"}
+    told |= {b"accepted_at", b"deadline_at", b"log", b"ticket", b"fingerprint"}
     queued: Any = shop.redis.hgetall(key)
-    assert set(queued) == told | {b"payload", b"wakes"}
+    usual = {name.encode() for name in USUAL}
+    assert set(queued) == told | usual | {b"payload", b"wakes"}
     concluded(shop, claimed(shop), "registered")
     over: Any = shop.redis.hgetall(key)
     assert set(over) == told | {b"attempts", b"fence", b"finished_at", b"settled", b"event"}
+
+
+def test_a_record_of_a_job_that_is_over_is_small(shop: SyncLedger) -> None:
+    """It stays for days, beside millions of others."""
+    take_in(shop, job("order-0012345678"), f"k1:{'0' * 64}")
+    held = claimed(shop, "order-0012345678")
+    customer = Registered({"customer_box_id": 811111, "customer_key": "k" * 44})
+    event = ANNOUNCER.registered(held.record, held.at, customer)
+    shop(settle(held, Verdict("registered"), SETTLE, event))
+    found: Any = shop.redis.hgetall(job_key(held.id))
+    assert sum(len(name) + len(value) for name, value in found.items()) < 700
+
+
+def test_what_an_ended_record_leaves_out_is_what_most_jobs_say() -> None:
+    """The same in the model, in what reads a record, and in the script that leaves it out."""
+    names = ("lane", "if_exists", "reply_to", "metadata")
+    given = job(reply_to=("results",))
+    written = dict(zip(names, accept(given, "", ["k1:same"], DAY).args[8:12], strict=True))
+    assert written == USUAL
+    table = ", ".join(f"{name} = '{value}'" for name, value in USUAL.items())
+    assert f"local USUAL = {{{table}}}" in scripts()["settle"]
+
+
+def test_what_is_not_usual_is_kept_to_the_end(shop: SyncLedger) -> None:
+    """Of a record that is over, too."""
+    given = job(lane="bulk", if_exists="adopt", reply_to=(), metadata={"order": 17})
+    take_in(shop, given)
+    before = record(shop)
+    concluded(shop, claimed(shop), "registered")
+    over = record(shop)
+    for name in ("lane", "if_exists", "reply_to", "metadata"):
+        assert getattr(over, name) == getattr(before, name) == getattr(given, name)
+
+
+def test_a_job_that_is_redriven_has_all_that_its_end_left_out(shop: SyncLedger) -> None:
+    """A claim reads it as of any other job."""
+    take_in(shop, job(), f"k1:{'a' * 64}")
+    spent = shop(claim(job().id, replace(RULES, max_attempts=0), 0))
+    assert isinstance(spent, Spent)
+    event = ANNOUNCER.failed(EventType.ABANDONED, spent.record, spent.at, ())
+    shop(abandon(spent.record, "attempts", 0, 7 * DAY, event))
+    assert isinstance(shop(redrive(job(), "sealed", [f"k1:{'a' * 63}b"], DAY)), Settled)
+    assert shop.redis.hget(job_key(job().id), "fingerprint") == b"k1:" + b"a" * 63 + b"b"
+    asked = claimed(shop)
+    assert asked.asking
+    assert (asked.record.lane, asked.record.if_exists) == ("live", "reject")
+    assert (asked.record.reply_to, asked.record.metadata) == (("results",), {})
+    told = ANNOUNCER.last(record(shop))
+    assert told == events(shop)[0]
+    assert told["type"] == "registration.abandoned"
+
+
+@pytest.mark.parametrize("digits", ["0", "0123456789abcdef"])
+def test_a_repeat_is_known_by_a_job_that_is_over(shop: SyncLedger, digits: str) -> None:
+    """By as many digits of its fingerprint as are kept, and no fewer."""
+    print_ = f"k1:{(digits * 64)[:64]}"
+    take_in(shop, job(), print_)
+    concluded(shop, claimed(shop), "registered")
+    assert take_in(shop, job(), "k2:other", print_).repeat
+    for place in (0, 10, 31):
+        other = list(print_)
+        other[3 + place] = "f" if other[3 + place] != "f" else "e"
+        assert isinstance(take_in(shop, job(), "".join(other)), Conflict)
 
 
 def test_a_job_costs_the_server_few_commands(shop: SyncLedger) -> None:

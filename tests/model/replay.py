@@ -209,7 +209,7 @@ class Replay:
     def _event(self, record: Record, kind: str) -> Publication:
         if kind == "registered":
             return announcer().registered(record, self._now(), Registered({}))
-        types = {one.value.rpartition(".")[2]: one for one in EventType}
+        types = {one.word: one for one in EventType}
         known = types.get(kind, EventType.REJECTED)
         return announcer().failed(known, record, self._now(), ())
 

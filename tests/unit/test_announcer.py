@@ -1,13 +1,14 @@
 """What is announced has the form of the contract, whatever became of a job."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.announcer import Announcer
-from worker.event import Event, EventData, EventType
+from worker.event import Event, EventData, EventType, read_event
 from worker.ledger.records import Record
 from worker.lifecycle import State
 from worker.outcome import Code, Fault, Registered
@@ -80,6 +81,35 @@ def test_a_registered_customer_is_announced_as_the_contract_says() -> None:
     assert KEYRING.open(told.sealed) == told.event
 
 
+def test_a_record_keeps_of_an_event_what_it_does_not_say_itself() -> None:
+    """Nor does it keep the event's form."""
+    told = ANNOUNCER.registered(
+        record(metadata={"order": "A-17"}),
+        1_790_000_001_000.4,
+        Registered({"customer_box_id": 811111, "customer_key": "Zoë="}, recovered=True),
+    )
+    assert KEYRING.open(told.kept).decode() == (
+        '{"type":"registered","fence":3,"source":"/registration-worker","at":1790000001000,'
+        '"attempts":1,"outcome":{"customer_box_id":811111,"customer_key":"Zoë="},"recovered":true}'
+    )
+
+
+def test_a_late_fact_is_told_again_as_it_was_told_first() -> None:
+    """By the claim it came from, whatever claims and attempts the record has seen since."""
+    stale = record()
+    told = ANNOUNCER.registered(stale, 1_790_000_001_000, Registered({}))
+    over = replace(stale, fence=7, attempts=4, asks=2, event=told.kept)
+    assert ANNOUNCER.last(over) == read_event(told.event)
+
+
+def test_an_event_that_the_first_version_kept_is_read() -> None:
+    """It kept the whole of it."""
+    job = record()
+    told = ANNOUNCER.failed(EventType.CANCELLED, job, 1_790_000_001_000, ())
+    assert ANNOUNCER.last(replace(job, event=told.sealed)) == read_event(told.event)
+    assert ANNOUNCER.last(job) is None
+
+
 @given(
     kind=st.sampled_from(EventType),
     errors=st.lists(FAULTS, max_size=3).map(tuple),
@@ -105,6 +135,7 @@ def test_events_are_what_their_model_would_write(
     else:
         told = ANNOUNCER.failed(kind, job, at, errors)
     event = Event.model_validate_json(told.event)
+    assert ANNOUNCER.last(replace(job, event=told.kept)) == read_event(told.event)
     assert isinstance(event.data, EventData)
     assert event.encode() == told.event
     assert (event.id, event.data.idempotency_key) == (told.event_id, key)

@@ -67,17 +67,19 @@ class Command(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """An event ready to be written: as it goes out, and sealed as it is kept."""
+    """An event ready to be written: as it goes out, and the same sealed."""
 
     event_id: str
     event: bytes = field(repr=False)
     sealed: str = field(repr=False)
+    kept: str = field(repr=False)
+    """What its job's record keeps of it, sealed; '' for an event of no job."""
     endpoints: tuple[str, ...] = ()
     """Who gets it. The script knows which of them are streams: workers have announced it."""
 
     def args(self) -> tuple[Argument, ...]:
-        """As `publish()` in `_lib.lua` takes it."""
-        return (self.event_id, self.event, self.sealed, *self.endpoints)
+        """As `tell()` in `_lib.lua` takes it."""
+        return (self.event_id, self.event, self.sealed, self.kept, *self.endpoints)
 
 
 def job_key(job_id: str) -> str:
@@ -155,7 +157,7 @@ def accept(
         (job_key(job_id), ALARMS, CONFIGURED, JOBS),
         (
             job_id,
-            secrets.token_hex(8),
+            secrets.token_urlsafe(6),
             0 if own else ms(deadline),
             ms(own.timestamp()) if own else 0,
             entry,

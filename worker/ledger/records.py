@@ -44,7 +44,8 @@ class Record:
     payload: str = field(default="", repr=False)
     """The registration, sealed; empty once the job is over."""
     event: str = field(default="", repr=False)
-    """The last event, sealed; empty while there is none."""
+    """What the last event says beyond this record, sealed; empty while there is none.
+    `worker.announcer` makes an event of the two."""
 
     @property
     def final(self) -> bool:
@@ -59,7 +60,7 @@ class Record:
     @classmethod
     def read(cls, job_id: str, flat: Flat) -> Self:
         """Read a job's hash."""
-        found = pairs(flat)
+        found = {**USUAL, **pairs(flat)}
         number = {name: int(float(found.get(name) or 0)) for name in _NUMBERS}
         return cls(
             id=job_id,
@@ -85,7 +86,7 @@ class Record:
         """Read what `claim` gives to a worker: what an attempt needs, in the script's order."""
         state, provider, account, lane, fence, attempts, unknowns, asks, *values = values
         accepted_at, deadline_at, lease_until, settle_until, why, *values = values
-        key, if_exists, reply_to, metadata, trace, payload = values
+        if_exists, reply_to, metadata, key, trace, payload = values
         return cls(
             id=job_id,
             state=_STATES[text(state)],
@@ -112,6 +113,9 @@ class Record:
             payload=text(payload),
         )
 
+
+USUAL = {"lane": "live", "if_exists": "reject", "reply_to": '["results"]', "metadata": "{}"}
+"""What most jobs say, which the record of one that is over leaves out; the same in `_lib.lua`."""
 
 _STATES = {str(state): state for state in State}
 

@@ -60,19 +60,25 @@ local function table_of(flat)
   return found
 end
 
+-- What most jobs say. The record of one that is over says only what differs.
+local USUAL = {lane = 'live', if_exists = 'reject', reply_to = '["results"]', metadata = '{}'}
+
 -- What transitions go by of a job's record: texts, '' where they are not there, and numbers, 0 where
 -- they are not there. Neither is written before it is something else.
 local function load_job(id)
-  local f = redis.call('HMGET', job_key(id), 'state', 'provider', 'account', 'lane', 'token', 'settled',
-    'why', 'log', 'fence', 'attempts', 'unknowns', 'asks', 'wakes', 'accepted_at', 'deadline_at',
-    'due_at', 'slot_at', 'claimed_at', 'lease_until', 'settle_until')
+  local f = redis.call('HMGET', job_key(id), 'state', 'provider', 'account', 'fingerprint', 'lane',
+    'if_exists', 'reply_to', 'metadata', 'token', 'settled', 'why', 'log', 'fence', 'attempts',
+    'unknowns', 'asks', 'wakes', 'accepted_at', 'deadline_at', 'due_at', 'slot_at', 'claimed_at',
+    'lease_until', 'settle_until')
   if not f[1] then return nil end
-  for i = 9, 20 do f[i] = tonumber(f[i] or 0) end
+  for i = 13, 24 do f[i] = tonumber(f[i] or 0) end
   return {
-    state = f[1], provider = f[2], account = f[3], lane = f[4], token = f[5] or '',
-    settled = f[6] or '', why = f[7] or '', log = f[8] or '', fence = f[9], attempts = f[10],
-    unknowns = f[11], asks = f[12], wakes = f[13], accepted_at = f[14], deadline_at = f[15],
-    due_at = f[16], slot_at = f[17], claimed_at = f[18], lease_until = f[19], settle_until = f[20],
+    state = f[1], provider = f[2], account = f[3], fingerprint = f[4], lane = f[5] or USUAL.lane,
+    if_exists = f[6] or USUAL.if_exists, reply_to = f[7] or USUAL.reply_to,
+    metadata = f[8] or USUAL.metadata, token = f[9] or '', settled = f[10] or '', why = f[11] or '',
+    log = f[12] or '', fence = f[13], attempts = f[14], unknowns = f[15], asks = f[16],
+    wakes = f[17], accepted_at = f[18], deadline_at = f[19], due_at = f[20], slot_at = f[21],
+    claimed_at = f[22], lease_until = f[23], settle_until = f[24],
   }
 end
 
@@ -169,11 +175,12 @@ local function write(event_id, event, sealed, args, from)
 end
 
 -- Publish an event: on streams at once, to other endpoints by deliveries set off, whose members are
--- returned. args from `from` on: event_id, event (as published), sealed, endpoint...
+-- returned. args from `from` on: event_id, event (as published), sealed, what the job's record keeps
+-- of it (sealed; '' for an event of no job), endpoint...
 -- `job`: whose event it is; none of a request that made no job, or of an endpoint.
 local function tell(id, at, args, from, job)
   local event_id, event, sealed = args[from], args[from + 1], args[from + 2]
-  local others = write(event_id, event, sealed, args, from + 3)
+  local others = write(event_id, event, sealed, args, from + 4)
   local members = {}
   if not others[1] then return members end
   local trace = job and redis.call('HGET', job_key(id), 'trace') or ''
@@ -200,17 +207,31 @@ local function handled(entry)
   redis.call('XDEL', JOBS, entry)
 end
 
+-- Of a fingerprint's 64 digits 32 know a repeat as surely: they are what is kept when a job is over.
+local DIGITS, KEPT_DIGITS = 64, 32
+local function shortened(fingerprint)
+  return #fingerprint > DIGITS and fingerprint:sub(1, KEPT_DIGITS - DIGITS - 1) or fingerprint
+end
+
+-- Whether a fingerprint is the one that is kept, shortened or not.
+local function same(kept, given) return given:sub(1, #kept) == kept end
+
 -- The end of a job: `changes` of its record besides; what is told of it, args as for `tell`, is kept
--- with it.
+-- with it. Records stay for days, most of them for nobody to ask for: they are made small.
 local function finish(id, job, at, state, retention, args, from, changes)
   -- First, for a script that fails keeps what it has written: better an event and no end (the
   -- stream's key may be of another kind) than an end and no event.
   local members = tell(id, at, args, from, job)
   local was = job.state
   -- The payload must not outlive its job's end; the rest is of no use to anybody any more.
-  redis.call('HDEL', job_key(id), 'payload', 'token', 'leased_by', 'lease_until', 'claimed_at',
-    'slot_at', 'wakes', 'asks', 'due_at', 'settle_until')
-  changes.state, changes.finished_at, changes.event = state, at, args[from + 2]
+  local gone = {'payload', 'token', 'leased_by', 'lease_until', 'claimed_at', 'slot_at', 'wakes',
+    'asks', 'due_at', 'settle_until', 'trace'}
+  for name, usual in pairs(USUAL) do
+    if job[name] == usual then gone[#gone + 1] = name end
+  end
+  redis.call('HDEL', job_key(id), unpack(gone))
+  changes.state, changes.finished_at, changes.event = state, at, args[from + 3]
+  changes.fingerprint = shortened(job.fingerprint)
   set(id, job, changes)
   redis.call('ZREM', ALARMS, id)
   if was == 'review' then redis.call('ZREM', REVIEWS, id) end

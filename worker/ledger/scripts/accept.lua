@@ -15,7 +15,7 @@ if old[1] then
   local state, accepted_at = old[1], tonumber(old[2])
   if old[3] == ARGV[2] then return {'accepted', state, accepted_at} end
   for i = FIRST, FIRST + n - 1 do
-    if ARGV[i] == old[4] then
+    if same(old[4], ARGV[i]) then
       if ARGV[5] ~= '' then handled(ARGV[5]) end
       return {'repeat', state, accepted_at}
     end

@@ -25,8 +25,8 @@ local function granted(verdict)
     and job.log:match('\n%d+ (unknown: the lease of [^\n]*)\n[^\n]*\n$')
   return {verdict, at, lost or '', job.state, job.provider, job.account, job.lane, job.fence,
     job.attempts, job.unknowns, job.asks, job.accepted_at, job.deadline_at, job.lease_until,
-    job.settle_until, job.why, unpack(redis.call('HMGET', KEYS[1], 'key', 'if_exists', 'reply_to',
-      'metadata', 'trace', 'payload'))}
+    job.settle_until, job.why, job.if_exists, job.reply_to, job.metadata,
+    unpack(redis.call('HMGET', KEYS[1], 'key', 'trace', 'payload'))}
 end
 
 -- No slot is booked further ahead than this, or a backlog would book hours of them, and whoever is

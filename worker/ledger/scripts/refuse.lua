@@ -11,11 +11,11 @@ if entry == '' then
 elseif #redis.call('XRANGE', KEYS[2], entry, entry) == 0 then
   return {0}
 end
-local event = {ARGV[4], ARGV[5], ARGV[6]}
-for i = 7, #ARGV do
+local event = {ARGV[4], ARGV[5], ARGV[6], ARGV[7]}
+for i = 8, #ARGV do
   if redis.call('SISMEMBER', KEYS[3], 'endpoint:' .. ARGV[i]) == 1 then event[#event + 1] = ARGV[i] end
 end
-if not event[4] then event[4] = 'results' end
+if not event[5] then event[5] = 'results' end
 -- Told first: a script that fails keeps what it has written.
 local members = tell(ARGV[1], at, event, 1)
 if entry == '' then

@@ -76,7 +76,7 @@ if verdict == 'registered' or verdict == 'rejected' then
 end
 if verdict == 'unresolvable' then
   local members = tell(id, at, ARGV, 12, job)
-  go_on('review' .. because, {state = 'review', why = reason, event = ARGV[14]})
+  go_on('review' .. because, {state = 'review', why = reason, event = ARGV[15]})
   redis.call('ZREM', KEYS[2], id)
   redis.call('ZADD', REVIEWS, at, id)
   redis.call('HINCRBY', PREFIX .. 'stats', 'review', 1)
