@@ -37,7 +37,7 @@ LAYERS = tuple(
         ("HTTP: ours", r"worker/providers|worker/publishers|standardwebhooks"),
         ("ledger client", r"worker/(ledger|leases|alarms)"),
         ("Celery: tracing a task", r"celery/app/trace|worker/tasks"),
-        ("Celery: consumer, requests", r"celery/|vine/|worker/consuming"),
+        ("Celery: consumer, requests", r"celery/|vine/|worker/(consuming|messages)"),
         ("pool", r"worker/(pool|bridge|lanes)|concurrent/futures"),
         ("attempt, verdict, delivery", r"worker/"),
         ("asyncio", r"asyncio/|selectors"),

@@ -221,8 +221,24 @@ class Channel(stock.Channel):  # type: ignore[misc]
     def _take(self, key: bytes, items: Sequence[bytes]) -> None:
         queue = key.decode().removeprefix(self.global_keyprefix).rsplit(self.sep, 1)[0]
         self._queue_cycle.rotate(queue)
-        for item in items:
-            self.connection._deliver(envelope(item, queue), queue)
+        left = iter(items)
+        try:
+            for item in left:
+                self.connection._deliver(envelope(item, queue), queue)
+        except Exception:
+            # The one that failed is kept in mind, and goes back when the channel is closed. Those
+            # behind it nobody knows of.
+            self._put_back(queue, list(left))
+            raise
+
+    def _put_back(self, queue: str, items: Sequence[bytes]) -> None:
+        """Put items that were taken several at a time, as they are, to where they came from."""
+        if not items:
+            return
+        try:
+            self._create_client().rpush(queue, *reversed(items))
+        except Exception as error:  # noqa: BLE001 -- their alarms make up for it
+            log.warning("%d messages could not be put back (%s)", len(items), type(error).__name__)
 
 
 class Transport(stock.Transport):  # type: ignore[misc]

