@@ -12,9 +12,14 @@ import worker.ledger.client as client
 
 
 def patch(script: str, old: str, new: str) -> None:
-    """Replace a part of a script, in this process; `_lib` is a part of each."""
+    """Replace a part of a script, in this process; of `_lib`, in each script that uses it."""
     sources = dict(client.scripts())
-    names = list(sources) if script == "_lib" else [script]
+    names = [script]
+    if script == "_lib":
+        shared = {name: sources[name].partition(f"-- {name}: ")[0] for name in sources}
+        names = [name for name in sources if old in shared[name]]
+    if not names:
+        raise ValueError(f"no script uses of {script}.lua: {old}")
     for name in names:
         if sources[name].count(old) != 1:
             raise ValueError(f"{script}.lua has {sources[name].count(old)} times: {old}")

@@ -35,6 +35,7 @@ from redis.retry import Retry
 from worker.errors import LedgerUnavailable
 from worker.ledger.commands import Command
 from worker.ledger.line import Line
+from worker.ledger.linking import link, pieces
 
 T = TypeVar("T")
 
@@ -72,15 +73,15 @@ _PASSING_CODES = ("NOREPLICAS", "MISCONF", "BUSY")
 
 @cache
 def scripts() -> dict[str, str]:
-    """Every script's whole source, by name: the shared part in front of each."""
+    """Every script's whole source, by name: what it uses of the shared part in front of it."""
     folder = resources.files("worker.ledger") / "scripts"
     sources = {
         entry.name.removesuffix(".lua"): entry.read_text("utf-8")
         for entry in folder.iterdir()
         if entry.name.endswith(".lua")
     }
-    shared = sources.pop("_lib")
-    return {name: f"{shared}\n{source}" for name, source in sources.items()}
+    shared = pieces(sources.pop("_lib"))
+    return {name: link(shared, source) for name, source in sources.items()}
 
 
 @cache

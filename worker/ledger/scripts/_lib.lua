@@ -1,4 +1,5 @@
--- Shared by all scripts: put in front of each when it is loaded. Runs nothing by itself.
+-- What scripts share: in front of each stands what it uses (`linking.py`), so that all here is `local`
+-- and begins its line. Runs nothing by itself.
 --
 -- Times are milliseconds of the server's clock. A job's record is the hash {reg}:job:<id>; keys of
 -- an account are derived from the record, so not all keys are declared: they share one hash tag,

@@ -39,7 +39,7 @@ local function gate()
   local a = table_of(redis.call('HGETALL', account))
   local held = push_of(job.wakes)
   local probing = a.breaker == 'open'
-  local function stand_in_line()
+  local function wait_for_place()
     -- Live before bulk, then first come first served; leave() passes a place on, and an operator
     -- who resumes the account lets all go.
     local rank = (job.lane == 'bulk' and RANK or 0) + job.accepted_at
@@ -47,13 +47,13 @@ local function gate()
   end
   local closed = a.paused == '1' and 'paused' or a.breaker == 'refused' and 'refused'
   if closed then
-    stand_in_line()
+    wait_for_place()
     return closed, at + held
   end
   if probing then
     local retry_at = tonumber(a.retry_at)
     if retry_at > at then
-      stand_in_line()
+      wait_for_place()
       -- Spread over as long again, or all jobs come back in the millisecond it closes.
       return 'breaker', retry_at + math.floor((retry_at - at) * tonumber(ARGV[7]))
     end
@@ -64,7 +64,7 @@ local function gate()
     taken = taken - redis.call('ZREMRANGEBYSCORE', inflight, '-inf', at)
   end
   if cap > 0 and taken >= cap and not redis.call('ZSCORE', inflight, id) then
-    stand_in_line()
+    wait_for_place()
     return 'full', at + held
   end
   local interval = tonumber(a.interval or '0')
@@ -74,7 +74,7 @@ local function gate()
     local slot = math.ceil(tat - tonumber(a.burst))
     local ahead = AHEAD[job.lane] or AHEAD.bulk
     if slot - at > ahead then
-      stand_in_line()
+      wait_for_place()
       return 'pace', math.max(at + held, slot - ahead)
     end
     redis.call('HSET', account, 'tat', string.format('%.3f', tat + interval))
