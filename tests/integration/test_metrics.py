@@ -382,6 +382,7 @@ def test_no_worker_and_late_alarms_are_told(observed: Observed) -> None:
 
 def test_a_ledger_that_is_away_is_told(observed: Observed) -> None:
     """The exporter goes on answering; printing it once fails, and says so on its page too."""
+    assert observed.fires("RegworkerLedgerDown") == set()
     observed.here.valkey.stop()
     try:
         assert observed.fires("RegworkerLedgerDown") == {""}
