@@ -1,4 +1,4 @@
-"""The worker's ledger client: shared pipelines, patience, and commands that are safe to repeat."""
+"""The worker's ledger client: one connection, patience, and commands that are safe to repeat."""
 
 import asyncio
 import shutil
@@ -19,7 +19,7 @@ from worker.errors import LedgerUnavailable
 from worker.job import Job
 from worker.leases import Leases
 from worker.ledger import AsyncLedger, Command, SyncLedger
-from worker.ledger.client import BATCH, evalsha
+from worker.ledger.client import evalsha
 from worker.ledger.commands import (
     ClaimRules,
     Publication,
@@ -46,11 +46,15 @@ JOB = Job(provider="acme", idempotency_key="crm-1", registration={})
 ACCEPT = accept(JOB, "sealed", ["k:1"], 3600)
 
 
-def run(url: str, scenario: Callable[[AsyncLedger], Any]) -> Any:
+def run(
+    url: str,
+    scenario: Callable[[AsyncLedger], Any],
+    timed: Callable[[float], None] = lambda _: None,
+) -> Any:
     """Run a scenario with a client of its own."""
 
     async def whole() -> Any:
-        ledger = AsyncLedger(url)
+        ledger = AsyncLedger(url, timed)
         try:
             return await asyncio.wait_for(scenario(ledger), 30)
         finally:
@@ -77,30 +81,24 @@ def url(redis_url: str, ledger: SyncLedger) -> str:
 # -- sharing ---------------------------------------------------------------------------------------
 
 
-def test_concurrent_commands_share_a_pipeline(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is asked for in one turn of the loop travels together, in batches, and in order."""
-    sizes: list[int] = []
-    pipeline = AsyncLedger._pipeline
-
-    async def counted(self: AsyncLedger, commands: Any) -> list[Any]:
-        sizes.append(len(commands))
-        return await pipeline(self, commands)
-
-    monkeypatch.setattr(AsyncLedger, "_pipeline", counted)
+def test_concurrent_commands_travel_together(url: str) -> None:
+    """What is asked for in one turn of the loop is written at once, and answered in order."""
+    trips: list[float] = []
 
     async def scenario(ledger: AsyncLedger) -> list[Any]:
         await ledger(ACCEPT)
-        sizes.clear()
-        ids = [JOB.id if number % 2 else "nobody" for number in range(BATCH + 10)]
+        await asyncio.gather(*(ledger(look("nobody")) for _ in range(2)))
+        trips.clear()
+        ids = [JOB.id if number % 2 else "nobody" for number in range(300)]
         return await asyncio.gather(*(ledger(look(id_)) for id_ in ids))
 
-    answers = run(url, scenario)
-    assert sizes == [BATCH, 10]
-    assert [answer is not None for answer in answers] == [bool(n % 2) for n in range(BATCH + 10)]
+    answers = run(url, scenario, trips.append)
+    assert len(trips) == 1
+    assert [answer is not None for answer in answers] == [bool(n % 2) for n in range(300)]
 
 
 def test_one_command_that_fails_fails_alone(url: str) -> None:
-    """Whoever shares a pipeline with a command in error gets its own answer."""
+    """Whoever travels with a command in error gets its own answer."""
     wrong: Command[Any] = replace(look(JOB.id), keys=("{reg}:a-text",))
 
     async def scenario(ledger: AsyncLedger) -> list[Any]:
@@ -113,7 +111,7 @@ def test_one_command_that_fails_fails_alone(url: str) -> None:
 
 
 def test_a_caller_that_gives_up_disturbs_nobody(url: str) -> None:
-    """A cancelled caller's command shares the pipeline; its answer is dropped."""
+    """A cancelled caller's command travels all the same; its answer is dropped."""
 
     async def scenario(ledger: AsyncLedger) -> Any:
         gone = asyncio.ensure_future(ledger(look("nobody")))
@@ -237,19 +235,16 @@ def _carry(url: str, client: Any, met: threading.Event) -> Any:
     if client is AsyncLedger:
 
         async def scenario(ledger: AsyncLedger) -> Any:
-            pipeline = ledger._pipeline
+            carry = ledger._carry
 
-            async def noticing(commands: Any) -> list[Any]:
+            async def noticing(command: Any) -> Any:
                 try:
-                    answers = await pipeline(commands)
+                    return await carry(command)
                 except redis.RedisError:
                     met.set()
                     raise
-                if any(isinstance(answer, redis.RedisError) for answer in answers):
-                    met.set()
-                return answers
 
-            ledger._pipeline = noticing  # type: ignore[method-assign]
+            ledger._carry = noticing  # type: ignore[method-assign]
             return await ledger(ACCEPT, patience=20)
 
         return run(url, scenario)

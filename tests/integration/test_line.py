@@ -31,19 +31,63 @@ def on_a_line(url: str, scenario: Callable[[Line], Any], patience: float = 20.0)
     return asyncio.run(whole())
 
 
-def test_each_batch_gets_its_own_answers(redis_url: str) -> None:
-    """However many are on their way, in whatever sizes; an error reply is an answer."""
+def test_each_gets_its_own_answer(redis_url: str) -> None:
+    """However many are on their way, asked for together or not; an error reply is an answer."""
 
     async def scenario(line: Line) -> list[Any]:
-        batches = [[("ECHO", f"{n}.{i}") for i in range(n)] for n in range(1, 30)]
-        wrong = line.ask([("ECHO", "before"), ("NOTHING",), ("ECHO", "after")])
-        return await asyncio.gather(wrong, *map(line.ask, batches))
+        asked = []
+        for turn in range(20):
+            asked += [line.ask("ECHO", f"{turn}.{n}") for n in range(turn)]
+            asked.append(line.ask("NOTHING", str(turn)))
+            await asyncio.sleep(0)
+        return await asyncio.gather(*asked, return_exceptions=True)
 
-    (wrong, *others), timed = on_a_line(redis_url, scenario)
-    assert [wrong[0], wrong[2]] == [b"before", b"after"]
-    assert isinstance(wrong[1], redis.ResponseError)
-    assert others == [[f"{n}.{i}".encode() for i in range(n)] for n in range(1, 30)]
-    assert len(timed) == 30
+    answers, _ = on_a_line(redis_url, scenario)
+    for turn in range(20):
+        for number in range(turn):
+            assert answers.pop(0) == f"{turn}.{number}".encode()
+        assert isinstance(answers.pop(0), redis.ResponseError)
+
+
+def test_what_is_asked_in_one_turn_travels_together(redis_url: str) -> None:
+    """And is timed as one."""
+
+    async def scenario(line: Line) -> list[Any]:
+        await line.ask("PING")
+        return await asyncio.gather(*(line.ask("ECHO", str(number)) for number in range(200)))
+
+    answers, timed = on_a_line(redis_url, scenario)
+    assert answers == [str(number).encode() for number in range(200)]
+    assert len(timed) == 2
+
+
+def test_a_command_that_can_not_be_written_is_its_own_callers(redis_url: str) -> None:
+    """Nobody else's command is lost by it."""
+
+    async def scenario(line: Line) -> Any:
+        good = line.ask("ECHO", "good")
+        with pytest.raises(TypeError):
+            line.ask("ECHO", object())  # type: ignore[arg-type]
+        return await good
+
+    answer, _ = on_a_line(redis_url, scenario)
+    assert answer == b"good"
+
+
+def test_who_still_waits_when_the_line_is_closed_is_told(redis_url: str) -> None:
+    """Whether the command was sent or not."""
+
+    async def scenario(line: Line) -> Any:
+        await line.ask("PING")
+        sent = line.ask("BLPOP", "nothing", 30)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        unsent = line.ask("PING")
+        await line.aclose()
+        return await asyncio.gather(sent, unsent, return_exceptions=True)
+
+    found, _ = on_a_line(redis_url, scenario)
+    assert [type(one) for one in found] == [redis.ConnectionError] * 2
 
 
 def test_a_server_that_falls_silent_is_given_up(own_valkey: Start) -> None:
@@ -53,19 +97,38 @@ def test_a_server_that_falls_silent_is_given_up(own_valkey: Start) -> None:
     pid = server._process.pid
 
     async def scenario(line: Line) -> Any:
-        await line.ask([("PING",)])
+        await line.ask("PING")
         os.kill(pid, signal.SIGSTOP)
         try:
             silent = await asyncio.gather(
-                line.ask([("PING",)]), line.ask([("PING",)]), return_exceptions=True
+                line.ask("PING"), line.ask("PING"), return_exceptions=True
             )
         finally:
             os.kill(pid, signal.SIGCONT)
-        return silent, await line.ask([("ECHO", "again")])
+        return silent, await line.ask("ECHO", "again")
 
     (silent, again), _ = on_a_line(server.connection_url, scenario, patience=0.3)
     assert [type(one) for one in silent] == [redis.TimeoutError] * 2
-    assert again == [b"again"]
+    assert again == b"again"
+
+
+def test_a_server_that_is_silent_from_the_first_is_given_up(own_valkey: Start) -> None:
+    """Its kernel takes the connection, and nobody answers on it."""
+    server = own_valkey()
+    assert server._process is not None
+    pid = server._process.pid
+
+    async def scenario(line: Line) -> Any:
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            silent = await asyncio.gather(line.ask("PING"), return_exceptions=True)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        return silent, await line.ask("ECHO", "again")
+
+    (silent, again), _ = on_a_line(server.connection_url, scenario, patience=0.5)
+    assert [type(one) for one in silent] == [redis.TimeoutError]
+    assert again == b"again"
 
 
 def test_a_connection_that_breaks_breaks_for_all_and_is_made_anew(own_valkey: Start) -> None:
@@ -73,27 +136,25 @@ def test_a_connection_that_breaks_breaks_for_all_and_is_made_anew(own_valkey: St
     server = own_valkey()
 
     async def scenario(line: Line) -> Any:
-        [[_, number]] = [await line.ask([("PING",), ("CLIENT", "ID")])]
+        number = await line.ask("CLIENT", "ID")
         admin = redis.asyncio.Redis.from_url(server.connection_url)
-        waiting = [asyncio.ensure_future(line.ask([("BLPOP", "nothing", 30)])) for _ in range(3)]
+        waiting = [line.ask("BLPOP", "nothing", 30) for _ in range(3)]
         await asyncio.sleep(0)
         await admin.client_kill_filter(_id=number)
         broken = await asyncio.gather(*waiting, return_exceptions=True)
         await admin.aclose()
-        return broken, await line.ask([("ECHO", "again")])
+        return broken, await line.ask("ECHO", "again")
 
     (broken, again), _ = on_a_line(server.connection_url, scenario)
     assert all(isinstance(one, redis.ConnectionError) for one in broken)
-    assert again == [b"again"]
+    assert again == b"again"
 
 
 def test_a_server_that_is_not_there_is_told(unused_port: int) -> None:
     """To each who asks."""
 
     async def scenario(line: Line) -> Any:
-        return await asyncio.gather(
-            *(line.ask([("PING",)]) for _ in range(3)), return_exceptions=True
-        )
+        return await asyncio.gather(*(line.ask("PING") for _ in range(3)), return_exceptions=True)
 
     found, _ = on_a_line(f"redis://127.0.0.1:{unused_port}/0", scenario)
     assert all(isinstance(one, redis.ConnectionError) for one in found)
@@ -104,11 +165,11 @@ def test_who_gives_up_takes_no_answer_from_another(redis_url: str, given_up: int
     """Answers come in order, also those that nobody waits for any more."""
 
     async def scenario(line: Line) -> Any:
-        await line.ask([("PING",)])
-        asked = [asyncio.ensure_future(line.ask([("ECHO", str(number))])) for number in range(2)]
+        await line.ask("PING")
+        asked = [line.ask("ECHO", str(number)) for number in range(2)]
         await asyncio.sleep(0)
         asked[given_up].cancel()
         return await asked[1 - given_up]
 
     answer, _ = on_a_line(redis_url, scenario)
-    assert answer == [str(1 - given_up).encode()]
+    assert answer == str(1 - given_up).encode()

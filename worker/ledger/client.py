@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from functools import cache
 from importlib import resources
 from itertools import islice
@@ -45,9 +45,6 @@ CONNECT_TIMEOUT = 3.0
 
 #: Seconds between tries while the server is away: short first, for a restart; then calm.
 FIRST_PAUSE, LAST_PAUSE = 0.05, 1.0
-
-#: Commands in one pipeline: enough to spread the round trip, few enough not to hold up others.
-BATCH = 128
 
 #: Commands that a producer sends at a time: sealing them takes it a few milliseconds, so that it
 #: and the server work side by side.
@@ -103,7 +100,7 @@ def evalsha(command: Command[Any]) -> tuple[Any, ...]:
 
 
 class AsyncLedger:
-    """The ledger for the worker's loop. All commands share a connection.
+    """The ledger for the worker's loop. All commands share a connection, and go together.
 
     `await ledger(command)` gives what the command reads; `LedgerUnavailable` after `patience`
     seconds without an answer. `timed` hears of each round trip, in seconds.
@@ -124,12 +121,10 @@ class AsyncLedger:
             socket_connect_timeout=CONNECT_TIMEOUT,
         )
         self._line = Line(lines, SOCKET_TIMEOUT, timed)
-        self._waiting: list[tuple[Command[Any], asyncio.Future[Any]]] = []
-        self._sending: set[asyncio.Task[None]] = set()
 
     async def __call__(self, command: Command[T], patience: float = 30.0) -> T:
         """Carry one command; repeat it while the server's trouble is of the passing kind."""
-        return command.read(await self.patiently(lambda: self._join(command), patience))
+        return command.read(await self.patiently(lambda: self._carry(command), patience))
 
     async def patiently(self, carry: Callable[[], Awaitable[T]], patience: float = 30.0) -> T:
         """Do something with the server, again and again while its trouble will pass."""
@@ -155,48 +150,13 @@ class AsyncLedger:
         await self._line.aclose()
         await self.redis.aclose()
 
-    async def _join(self, command: Command[Any]) -> Any:
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Any] = loop.create_future()
-        self._waiting.append((command, answer))
-        if len(self._waiting) == 1:
-            loop.call_soon(self._flush)
-        return await answer
-
-    def _flush(self) -> None:
-        while self._waiting:
-            batch, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
-            task = asyncio.ensure_future(self._send(batch))
-            self._sending.add(task)
-            task.add_done_callback(self._sending.discard)
-
-    async def _send(self, batch: list[tuple[Command[Any], asyncio.Future[Any]]]) -> None:
+    async def _carry(self, command: Command[Any]) -> Any:
         try:
-            answers = await self._run([command for command, _ in batch])
-        except Exception as error:  # noqa: BLE001 -- each waiting caller gets it
-            answers = [error] * len(batch)
-        for (_, future), answer in zip(batch, answers, strict=True):
-            if future.done():
-                continue
-            if isinstance(answer, Exception):
-                future.set_exception(answer)
-            else:
-                future.set_result(answer)
-
-    async def _run(self, commands: Sequence[Command[Any]]) -> list[Any]:
-        answers = await self._pipeline(commands)
-        missing = [i for i, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
-        if missing:
-            # A server that was restarted or is new: none of these has run.
-            for source in scripts().values():
-                await self.redis.script_load(source)
-            again = await self._pipeline([commands[i] for i in missing])
-            for i, answer in zip(missing, again, strict=True):
-                answers[i] = answer
-        return answers
-
-    async def _pipeline(self, commands: Sequence[Command[Any]]) -> list[Any]:
-        return await self._line.ask([("EVALSHA", *evalsha(command)) for command in commands])
+            return await self._line.ask("EVALSHA", *evalsha(command))
+        except NoScriptError:
+            # A server that was restarted or is new: it has not run.
+            await self._line.ask("SCRIPT", "LOAD", scripts()[command.script])
+            return await self._line.ask("EVALSHA", *evalsha(command))
 
 
 class SyncLedger:

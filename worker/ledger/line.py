@@ -6,19 +6,15 @@ protocol's version) is still redis-py's, and so is reading.
 """
 
 import asyncio
+import builtins
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import redis.asyncio
 from redis.exceptions import ConnectionError, RedisError, ResponseError, TimeoutError  # noqa: A004
-
-try:
-    from hiredis import pack_command
-except ImportError:  # a producer has no use for a line
-    pack_command = None  # type: ignore[assignment]
 
 
 class Line:
@@ -36,36 +32,37 @@ class Line:
         `patience`: seconds without an answer, while one is waited for, until the line is broken.
         `timed` hears how long each batch took, in seconds.
         """
+        # Only a worker has it, and only a worker has a line.
+        from hiredis import pack_command
+
+        self._pack: Any = pack_command
         self._pool = pool
         self._patience = patience
         self._timed = timed
         self._connection: Any = None
-        self._connecting = asyncio.Lock()
-        self._reader: asyncio.Task[None] | None = None
-        self._waiting: deque[_Batch] = deque()
+        self._unsent: list[tuple[bytes, asyncio.Future[Any]]] = []
+        self._asked = asyncio.Event()
+        self._unanswered: deque[tuple[asyncio.Future[Any], float]] = deque()
+        """Who waits, and, of the last of a batch, when that was sent (0: of the others)."""
         self._heard = 0.0
+        self._writer: asyncio.Task[None] | None = None
+        self._reader: asyncio.Task[None] | None = None
         self._watch: asyncio.TimerHandle | None = None
         self._breaking: asyncio.Task[None] | None = None
 
-    async def ask(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
-        """The answers to commands that travel together; an error reply stands at its place.
+    def ask(self, *command: str | bytes | float) -> asyncio.Future[Any]:
+        """The answer to a command, which travels with all that is asked in this turn of the loop.
 
-        Raises redis-py's `ConnectionError` or `TimeoutError` where the connection fails.
+        An error reply is raised, as is redis-py's `ConnectionError` or `TimeoutError` where the
+        connection fails.
         """
-        connection = self._connection or await self._connect()
-        batch = _Batch(len(commands))
-        if not self._waiting:
-            self._heard = time.monotonic()
-        self._waiting.append(batch)
-        if self._watch is None:
-            self._watch = batch.future.get_loop().call_later(self._patience, self._look)
-        try:
-            await connection.send_packed_command(_packed(connection, commands), check_health=False)
-        except RedisError as error:
-            await self._break(connection, error)
-        answers = await batch.future
-        self._timed(time.perf_counter() - batch.sent)
-        return answers
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Any] = loop.create_future()
+        self._unsent.append((self._pack(command), answer))
+        self._asked.set()
+        if self._writer is None:
+            self._writer = loop.create_task(self._write())
+        return answer
 
     async def drop(self) -> None:
         """Close the connection; the next command makes another."""
@@ -74,89 +71,111 @@ class Line:
 
     async def aclose(self) -> None:
         """Close the connection for good."""
+        if self._writer is not None:
+            self._writer.cancel()
         await self.drop()
+        self._fail(ConnectionError("the line is closed"))
         if self._watch is not None:
             self._watch.cancel()
 
+    async def _write(self) -> None:
+        while True:
+            await self._asked.wait()
+            try:
+                connection = self._connection or await self._connect()
+            except Exception as error:  # noqa: BLE001 -- each who asked gets it
+                self._asked.clear()
+                self._fail(error)
+                continue
+            self._asked.clear()
+            batch, self._unsent = self._unsent, []
+            self._expect([answer for _, answer in batch])
+            try:
+                await connection.send_packed_command(
+                    [command for command, _ in batch], check_health=False
+                )
+            except Exception as error:  # noqa: BLE001 -- the same
+                await self._break(connection, error)
+
     async def _connect(self) -> Any:
-        async with self._connecting:
-            if self._connection is None:
-                connection: Any = self._pool.make_connection()  # type: ignore[no-untyped-call]
+        connection: Any = self._pool.make_connection()  # type: ignore[no-untyped-call]
+        try:
+            # All of it: a server that hangs takes the connection, and then answers no greeting.
+            async with asyncio.timeout(self._patience):
                 await connection.connect()
-                self._connection = connection
-                self._reader = asyncio.ensure_future(self._read(connection))
-            return self._connection
+        except builtins.TimeoutError:
+            await self._hang_up(connection)
+            raise self._silence() from None
+        self._connection = connection
+        self._reader = asyncio.ensure_future(self._read(connection))
+        return connection
+
+    def _expect(self, answers: list[asyncio.Future[Any]]) -> None:
+        if not self._unanswered:
+            self._heard = time.monotonic()
+        self._unanswered.extend((answer, 0.0) for answer in answers[:-1])
+        self._unanswered.append((answers[-1], time.perf_counter()))
+        if self._watch is None:
+            self._watch = asyncio.get_running_loop().call_later(self._patience, self._look)
 
     async def _read(self, connection: Any) -> None:
         try:
             while True:
+                found: Any = None
+                fault = None
                 try:
-                    answer = await connection.read_response(
+                    found = await connection.read_response(
                         disable_decoding=True, disconnect_on_error=False
                     )
                 except ResponseError as error:
-                    answer = error
+                    fault = error
                 self._heard = time.monotonic()
-                if self._waiting[0].answered(answer):
-                    self._waiting.popleft()
-        except RedisError as error:
-            await self._break(connection, error)
+                answer, sent = self._unanswered.popleft()
+                if sent:
+                    self._timed(time.perf_counter() - sent)
+                if answer.done():
+                    continue  # whoever asked has gone
+                if fault is None:
+                    answer.set_result(found)
+                else:
+                    answer.set_exception(fault)
         except Exception as error:  # noqa: BLE001 -- also an answer that nobody asked for
-            await self._break(connection, ConnectionError(type(error).__name__))
+            await self._break(connection, error)
 
     def _look(self) -> None:
         self._watch = None
-        if not self._waiting:
+        if not self._unanswered:
             return
         loop = asyncio.get_running_loop()
         left = self._heard + self._patience - time.monotonic()
         if left > 0:
             self._watch = loop.call_later(left, self._look)
             return
-        silence = TimeoutError(f"no answer for {self._patience:g} s")
-        self._breaking = loop.create_task(self._break(self._connection, silence))
+        self._breaking = loop.create_task(self._break(self._connection, self._silence()))
 
-    async def _break(self, connection: Any, error: RedisError) -> None:
+    async def _break(self, connection: Any, error: Exception) -> None:
         if connection is None or self._connection is not connection:
             return
         self._connection = None
-        waiting, self._waiting = self._waiting, deque()
-        for batch in waiting:
-            batch.failed(error)
+        waiting, self._unanswered = self._unanswered, deque()
+        fault = error if isinstance(error, RedisError) else ConnectionError(type(error).__name__)
+        for answer, _ in waiting:
+            if not answer.done():
+                answer.set_exception(fault)
         if self._reader is not None and self._reader is not asyncio.current_task():
             self._reader.cancel()
-        with suppress(RedisError, OSError):
+        await self._hang_up(connection)
+
+    async def _hang_up(self, connection: Any) -> None:
+        with suppress(Exception):
             await connection.disconnect(nowait=True)
 
+    def _silence(self) -> TimeoutError:
+        return TimeoutError(f"no answer for {self._patience:g} s")
 
-class _Batch:
-    """Commands that travel together, and what has come of their answers."""
-
-    __slots__ = ("_answers", "_size", "future", "sent")
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._answers: list[Any] = []
-        self.future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-        self.sent = time.perf_counter()
-
-    def answered(self, answer: Any) -> bool:
-        """One more answer; whether it was the last."""
-        self._answers.append(answer)
-        if len(self._answers) < self._size:
-            return False
-        if not self.future.done():
-            self.future.set_result(self._answers)
-        return True
-
-    def failed(self, error: RedisError) -> None:
-        """No answer will come."""
-        if not self.future.done():
-            self.future.set_exception(error)
-
-
-def _packed(connection: Any, commands: Sequence[Sequence[Any]]) -> Any:
-    # redis-py packs by hiredis too, but not where it speaks to asyncio.
-    if pack_command is None:
-        return connection.pack_commands(commands)
-    return [pack_command(tuple(command)) for command in commands]
+    def _fail(self, error: Exception) -> None:
+        """Tell those whose commands have not been sent."""
+        unsent, self._unsent = self._unsent, []
+        for _, answer in unsent:
+            if not answer.done():
+                answer.set_exception(error)
