@@ -18,6 +18,7 @@ from tests.integration.installation import PATIENCE, Installation, installation
 from tests.integration.jobs import open2b, skypostal
 from worker.cli import stack
 from worker.ledger.commands import ALARMS, DEAD, ClaimRules, account_key, claim, job_key
+from worker.ledger.endpoints import enable, endpoint_key
 from worker.ledger.operations import QUARANTINE
 from worker.ledger.records import Claim
 from worker.operator import Operator
@@ -69,6 +70,12 @@ def fill(here: Installation, operator: Operator) -> None:
     here.receiver.behave({"script": [{"status": 410, "times": 1}]})
     producer.enqueue(job("delivery-dead", reply_to=["crm"]))
     stack.until(lambda: bool(here.ledger.redis.exists(DEAD)), "a dead delivery", PATIENCE)
+
+    def disabled() -> bool:
+        return here.ledger.redis.hget(endpoint_key("crm"), "disabled") == b"1"
+
+    stack.until(disabled, "an endpoint that is disabled", PATIENCE)
+    here.ledger(enable("crm"))
     here.receiver.behave({"rate": 1.0, "rate_status": 500})
     late = producer.enqueue(job("delivery-pending", reply_to=["crm"])).job_id
 

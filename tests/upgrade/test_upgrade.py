@@ -8,6 +8,7 @@ import pytest
 
 from tests.integration import installation as installing
 from tests.integration.installation import PATIENCE, Installation, installation
+from tests.upgrade import record as recording
 from tests.upgrade.record import KEYS, PROVIDERS, job
 from worker.cli import stack
 from worker.errors import IdempotencyConflict
@@ -15,7 +16,7 @@ from worker.ledger.commands import ALARMS, PREFIX
 from worker.operator import Operator
 from worker.producer import Status
 from worker.quarantine import Quarantine
-from worker.settings import Settings
+from worker.settings import Settings, variable
 
 LEDGERS = sorted((Path(__file__).parent / "ledgers").glob("*.rdb"))
 
@@ -166,3 +167,12 @@ def test_a_worker_keeps_out_of_a_ledger_of_a_newer_version(revived: Installation
         assert "a newer version wrote them" in said
     finally:
         here.ledger.redis.set(FORM, before or 1)
+
+
+def test_this_version_can_be_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the day of a release, when it is wanted."""
+    monkeypatch.setattr(installing, "KEYS", KEYS)
+    monkeypatch.setenv(variable("retention"), "1")  # put back, whatever the recording sets
+    file = tmp_path / "recorded.rdb"
+    recording.record(file)
+    assert file.read_bytes()[:6] in {b"VALKEY", b"REDIS0"}
