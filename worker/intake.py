@@ -1,6 +1,5 @@
 """From what somebody hands in to an accepted job: the one way in, whichever door it came by."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -150,4 +149,4 @@ def _size(job: Job) -> list[Problem]:
 
 def _canonical(registration: bytes) -> bytes:
     # The order of fields is no difference in content.
-    return canonical(json.loads(registration))
+    return canonical(from_json(registration))
