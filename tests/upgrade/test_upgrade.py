@@ -172,6 +172,8 @@ def test_a_worker_keeps_out_of_a_ledger_of_a_newer_version(revived: Installation
 def test_this_version_can_be_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the day of a release, when it is wanted."""
     monkeypatch.setattr(installing, "KEYS", KEYS)
+    # What is no message of anybody's is put on a list of Redis.
+    monkeypatch.setattr(installing, "BROKER", "redis")
     monkeypatch.setenv(variable("retention"), "1")  # put back, whatever the recording sets
     file = tmp_path / "recorded.rdb"
     recording.record(file)
