@@ -158,12 +158,13 @@ def ask(**_):
 
 
 @pytest.mark.parametrize("pool", ["loop", "prefork"])
-def test_the_collector_is_spared_what_was_there_before_the_first_job(
+def test_the_collector_is_spared_what_was_there_when_the_worker_got_ready(
     tmp_path: Path, pool: str
 ) -> None:
     """Code, classes and settings stay; to look through them takes a fifth of a job's CPU."""
     (tmp_path / "celeryconfig.py").write_text(ASKING)
     with installation(tmp_path, pool=pool, concurrency=1) as here:
+        here.wait_for_line(" ready.")  # its sign of life comes before, and so may its first job
         here.run(skypostal())
         counts = re.findall(r"spared and not: (\d+) (\d+)", here.log().read_text())
         assert counts
