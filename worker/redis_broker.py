@@ -39,6 +39,11 @@ REASONS = {
 #: Far more than a delivery tag, an exchange or a queue is ever named by.
 _LONGEST_NAME = 255
 
+#: Messages taken one by one, at the most, after it was asked in vain for several: where they come
+#: one by one, each answer that there are no more would wake the hub, which costs what a message
+#: does.
+_LONGEST_REST = 8
+
 
 class QoS(stock.QoS):  # type: ignore[misc]
     """What was taken, and is not done with yet: copied at the server, unless it is expendable.
@@ -109,6 +114,8 @@ class Channel(stock.Channel):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._swept: tuple[str, ...] = ()
         self._sweeping = False
+        self._rest = self._in_vain = 0
+        self._active: list[str] = []
         self._publisher: Any = None
         self.room: Callable[[], int] = lambda: 1
         """How many messages may be taken now. Set by whoever consumes, and knows."""
@@ -158,9 +165,15 @@ class Channel(stock.Channel):  # type: ignore[misc]
                 self._brpop_read()
         return canceled
 
+    @property
+    def active_queues(self) -> list[str]:
+        """What is consumed from, fanouts apart. kombu works it out anew at each turn of the hub."""
+        return self._active
+
     def _update_queue_cycle(self) -> None:
+        self._active = super().active_queues
         super()._update_queue_cycle()
-        self._swept = tuple(one for one in self.active_queues if one in self.expendable_queues)
+        self._swept = tuple(one for one in self._active if one in self.expendable_queues)
 
     def _brpop_start(self, timeout: float | None = None) -> None:
         """Ask for what there is, for all the room but one place, and wait for one message more.
@@ -175,7 +188,8 @@ class Channel(stock.Channel):  # type: ignore[misc]
         commands = [("BRPOP", *steps, timeout or self.brpop_timeout or 0)]
         swept = [queue for queue in queues if queue in self._swept]
         more = self.room() - 1
-        self._sweeping = bool(swept) and more > 0
+        self._sweeping = bool(swept) and more > 0 and self._rest == 0
+        self._rest = max(0, self._rest - 1)
         if self._sweeping:
             commands.insert(0, ("LMPOP", len(swept), *swept, "RIGHT", "COUNT", more))
         if self.global_keyprefix:
@@ -189,7 +203,10 @@ class Channel(stock.Channel):  # type: ignore[misc]
         connection = self.client.connection
         if self._sweeping:
             self._sweeping = False
-            if several := self._answer(connection, "LMPOP"):
+            several = self._answer(connection, "LMPOP")
+            self._in_vain = 0 if several else min(_LONGEST_REST, 2 * self._in_vain or 1)
+            self._rest = self._in_vain
+            if several:
                 self._take(*several)
             stopping = self._closing or not self._consumers
             if not stopping and not connection.can_read(timeout=0):
@@ -245,6 +262,20 @@ class Transport(stock.Transport):  # type: ignore[misc]
     """kombu's Redis transport with that channel."""
 
     Channel = Channel
+
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        """Have the hub read what comes; kombu tells it so of each socket anew at each turn."""
+        before = set(loop.on_tick)
+        super().register_with_event_loop(connection, loop)
+        loop.on_tick.intersection_update(before)
+
+        def on_poll_start() -> None:
+            self.cycle.on_poll_start()
+            for fd in self.cycle.fds:
+                if loop.readers.get(fd) != (self.on_readable, (fd,)):
+                    loop.add_reader(fd, self.on_readable, fd)
+
+        loop.on_tick.add(on_poll_start)
 
 
 class _Connection(Connection):  # type: ignore[misc]

@@ -323,6 +323,17 @@ def test_a_backlog_is_taken_several_wake_ups_at_a_time(tmp_path: Path) -> None:
         assert len(here.sandbox.requests.find(provider="skypostal")) == 100
 
 
+def test_jobs_that_come_one_by_one_are_not_looked_for_by_the_dozen(tmp_path: Path) -> None:
+    """The answer that there are no more would wake the worker once more for each of them."""
+    with ready(tmp_path, broker_url="", concurrency=20) as here:
+        here.ledger.redis.config_resetstat()
+        for _ in range(20):
+            here.run(skypostal())
+        stats: Any = here.ledger.redis.info("commandstats")
+        assert stats["cmdstat_brpop"]["calls"] >= 20
+        assert stats["cmdstat_lmpop"]["calls"] < 10
+
+
 def test_a_broker_that_knows_no_lmpop_gives_one_wake_up_at_a_time(
     tmp_path: Path, own_valkey: Any
 ) -> None:

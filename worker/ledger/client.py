@@ -140,7 +140,7 @@ class AsyncLedger:
                     raise LedgerUnavailable(_unavailable(error)) from None
                 if isinstance(error, ReadOnlyError):
                     # A replica now: new connections find the new primary.
-                    await self._line.drop()
+                    self._line.drop()
                     await self.redis.connection_pool.disconnect(inuse_connections=False)
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311
             pause = min(LAST_PAUSE, pause * 2)
