@@ -32,6 +32,10 @@ from worker.providers.base import Answer, Lost, NotSent, Request, Send
 #: A provider's longest documented answer has a few hundred bytes; a page of HTML some 10 KiB.
 MAX_ANSWER = 1024 * 1024
 
+#: Bytes read from a connection at a time. For asyncio's own 256 KiB, the C library maps and unmaps
+#: memory for each answer, which takes ten times as long as reading it.
+READ = 64 * 1024
+
 #: How long an unused connection is kept, in seconds. Less than the 5 s after which common servers
 #: (Apache, Node, uvicorn) close theirs: a request sent into a connection that is just being
 #: closed is a lost answer.
@@ -287,8 +291,10 @@ class _Connector(aiohttp.TCPConnector):
             connection.release()
             raise _LeaseLostError
         call.connected = True
-        if connection.transport is not None:
-            call.hold(connection.transport, self._holders)
+        if (transport := connection.transport) is not None:
+            call.hold(transport, self._holders)
+            if hasattr(transport, "max_size"):
+                transport.max_size = READ
         return connection
 
 
