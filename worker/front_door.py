@@ -17,8 +17,8 @@ from worker.event import EventType, moment
 from worker.intake import Intake, admitted
 from worker.job import Job, job_id
 from worker.ledger import SyncLedger
-from worker.ledger.commands import LOOKS, cancel, done_channel, look
-from worker.ledger.records import Record, Settled, Wake
+from worker.ledger.commands import LOOKS, Command, cancel, done_channel, look
+from worker.ledger.records import Accepted, Conflict, Record, Settled, Unconfigured, Wake
 from worker.lifecycle import State
 from worker.providers.registry import Registry
 from worker.receipt import Receipt, Refused, Status
@@ -114,15 +114,22 @@ class FrontDoor:
         self, batch: list[tuple[int, Job | Mapping[str, Any]]]
     ) -> Iterator[Receipt | Refused]:
         results: dict[int, Receipt | Refused] = {}
-        checked = []
-        for number, given in batch:
-            try:
-                checked.append((number, *self._intake.check(given)))
-            except InvalidJob as error:
-                results[number] = Refused(number, error)
-        commands = (self._intake.command(job, registration) for _, job, registration in checked)
+        checked: list[tuple[int, Job]] = []
+
+        def commands() -> Iterator[Command[Accepted | Conflict | Unconfigured]]:
+            # One by one, so that the server is at the first ones while the last are checked.
+            for number, given in batch:
+                try:
+                    job, registration = self._intake.check(given)
+                except InvalidJob as error:
+                    results[number] = Refused(number, error)
+                    continue
+                checked.append((number, job))
+                yield self._intake.command(job, registration)
+
         wakes = []
-        for (number, job, _), answer in zip(checked, self._ledger.many(commands), strict=True):
+        answers = self._ledger.many(commands())
+        for (number, job), answer in zip(checked, answers, strict=True):
             try:
                 accepted = admitted(job, answer)
             except (InvalidJob, IdempotencyConflict) as error:

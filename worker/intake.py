@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError, from_json
 
 from worker.errors import IdempotencyConflict, InvalidJob, Problem, SealingError, problems_of
-from worker.job import MAX_JOB_BYTES, Job, canonical
+from worker.job import MAX_JOB_BYTES, Job
 from worker.ledger.commands import Command, accept
 from worker.ledger.records import Accepted, Conflict, Unconfigured
 from worker.providers.registry import Registry
@@ -38,7 +38,7 @@ class Intake:
     def check(
         self, given: Job | Mapping[str, Any], *, sealed_only: bool = False
     ) -> tuple[Job, bytes]:
-        """The job and its registration as JSON; `InvalidJob` names all that is wrong, at once.
+        """The job, and its registration as canonical JSON; `InvalidJob` names all that is wrong.
 
         The registration may have been sealed by its sender, under a key of the keyring; with
         `sealed_only` it must have been.
@@ -60,10 +60,10 @@ class Intake:
                 registration = self._registry.validate(provider, dict(source))
             except InvalidJob as error:
                 problems.extend(error.problems)
-            except PydanticSerializationError:
+            except (PydanticSerializationError, UnicodeEncodeError):
                 problems.append(_UNWRITABLE)
         if job and not problems:
-            problems.extend(_size(job))
+            problems.extend(_size(job, registration))
         if job is None or problems:
             raise InvalidJob(problems)
         return job, registration
@@ -80,8 +80,8 @@ class Intake:
         return accept(job, payload, prints, self._deadline, entry, current())
 
     def fingerprints(self, job: Job, registration: bytes) -> list[str]:
-        """What tells a repeat from another job under the same key."""
-        return self._keyring.fingerprints(job.content(_canonical(registration)))
+        """What tells a repeat from another job under the same key. `registration`: canonical."""
+        return self._keyring.fingerprints(job.content(registration))
 
     def _opened(self, given: Mapping[str, Any], problems: list[Problem]) -> Mapping[str, Any]:
         """The job with its registration open, and empty if that is not to be had."""
@@ -137,16 +137,12 @@ def _mapping(given: Any) -> Mapping[str, Any]:
     return given if isinstance(given, Mapping) else {}
 
 
-def _size(job: Job) -> list[Problem]:
+def _size(job: Job, registration: bytes) -> list[Problem]:
     try:
-        size = len(job.model_dump_json().encode())
+        rest = job.model_dump_json(exclude={"registration"}).encode()
     except PydanticSerializationError:
         return [_UNWRITABLE]
+    size = len(rest) + len(',"registration":') + len(registration)
     if size <= MAX_JOB_BYTES:
         return []
     return [Problem("invalid", "", f"the job has {size} bytes; at most {MAX_JOB_BYTES} are taken")]
-
-
-def _canonical(registration: bytes) -> bytes:
-    # The order of fields is no difference in content.
-    return canonical(from_json(registration))

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import uuid
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
@@ -54,7 +53,8 @@ class Job(BaseModel):
     idempotency_key: Key = Field(
         description="The producer's own key: one customer each. Printable ASCII, no spaces."
     )
-    registration: dict[str, JsonValue] = Field(
+    # No `JsonValue`, which looks at each value in Python: the provider's model looks anyway.
+    registration: dict[str, Any] = Field(
         description="The provider's documented body, without credentials.", repr=False
     )
     reply_to: tuple[Name, ...] = Field(
@@ -81,16 +81,22 @@ class Job(BaseModel):
     def content(self, registration: bytes) -> bytes:
         """What makes two jobs of one key the same job, as canonical bytes; holds secrets.
 
+        `registration`: canonical JSON.
+
         How urgent a job is (`lane`, `deadline`) is not part of it: a producer that repeats a
         request an hour later asks for the same thing.
         """
-        rest = {
-            "id": self.id,
-            "if_exists": self.if_exists,
-            "metadata": self.metadata,
-            "reply_to": self.reply_to,
-        }
-        return canonical(rest) + b"\0" + registration
+        # Spelt out: a tenth of what `enqueue_many` takes for a job was to have it encoded. Names
+        # need no escaping, and most jobs have no metadata.
+        names = ",".join([f'"{name}"' for name in self.reply_to])
+        metadata = canonical(self.metadata) if self.metadata else b"{}"
+        begun = f'{{"id":"{self.id}","if_exists":"{self.if_exists}","metadata":'
+        return b'%b%b,"reply_to":[%b]}\0%b' % (
+            begun.encode(),
+            metadata,
+            names.encode(),
+            registration,
+        )
 
 
 class Cancel(BaseModel):
@@ -127,7 +133,8 @@ def job_id(provider: str, account: str, idempotency_key: str) -> str:
     digest = bytearray(hashlib.sha256(b"registration-worker/job\x1f" + scope.encode()).digest())
     digest[6] = digest[6] & 0x0F | 0x80
     digest[8] = digest[8] & 0x3F | 0x80
-    return str(uuid.UUID(bytes=bytes(digest[:16])))
+    text = digest[:16].hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 def canonical(value: Any) -> bytes:

@@ -12,9 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from pydantic_core import from_json
+
 from worker.errors import SealingError
 from worker.intake import Intake
-from worker.job import Job
+from worker.job import Job, canonical
 from worker.ledger import SyncLedger
 from worker.ledger.commands import JOBS, PREFIX, STREAMS
 from worker.ledger.operations import QUARANTINE, reseal
@@ -178,7 +180,7 @@ class Rotation:
             reply_to=json.loads(values["reply_to"]),
             metadata=json.loads(values["metadata"]),
         )
-        return self._intake.fingerprints(job, registration)
+        return self._intake.fingerprints(job, canonical(from_json(registration)))
 
     def _streams(self) -> list[tuple[str, str]]:
         """Streams that hold sealed texts: their keys, and the field that does."""

@@ -124,7 +124,12 @@ def _header(kid: str) -> str:
 
 
 def _text(value: bytes) -> str:
-    return base64.urlsafe_b64encode(value).decode().rstrip("=")
+    # `base64.urlsafe_b64encode` without its two layers: three of these are in each sealed text.
+    encoded = binascii.b2a_base64(value, newline=False)
+    return encoded.translate(_URLSAFE).rstrip(b"=").decode()
+
+
+_URLSAFE = bytes.maketrans(b"+/", b"-_")
 
 
 def _bytes(text: str) -> bytes:

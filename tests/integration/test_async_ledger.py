@@ -4,6 +4,7 @@ import asyncio
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -145,6 +146,17 @@ def test_a_producer_loads_scripts_too(url: str, ledger: SyncLedger) -> None:
     assert isinstance(ledger(ACCEPT), Accepted)
     ledger.redis.script_flush()
     assert len(ledger.many([ACCEPT, look(JOB.id)])) == 2  # type: ignore[list-item]
+
+
+def test_a_producer_needs_no_hiredis(
+    url: str, ledger: SyncLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes with a worker; without it, redis-py packs what is sent."""
+    monkeypatch.setitem(sys.modules, "hiredis", None)
+    assert isinstance(ledger(ACCEPT), Accepted)
+    found = ledger(look(JOB.id))
+    assert found is not None
+    assert found.payload == "sealed"
 
 
 def test_scripts_that_vanish_again_are_waited_for(

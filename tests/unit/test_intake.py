@@ -1,6 +1,7 @@
 """The one way in: everything that is wrong is said at once, and nothing is kept plain."""
 
 import json
+from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 import pytest
@@ -8,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from worker.errors import IdempotencyConflict, InvalidJob
 from worker.intake import Intake, admitted
-from worker.job import MAX_JOB_BYTES, Job
+from worker.job import MAX_JOB_BYTES, Job, canonical
 from worker.ledger.records import Accepted, Conflict, Unconfigured
 from worker.lifecycle import State
 from worker.providers.registry import Registry
@@ -25,7 +26,7 @@ class Plain:
     class Registration(BaseModel):
         """What it takes."""
 
-        model_config: ClassVar = ConfigDict(extra="forbid", hide_input_in_errors=True)
+        model_config: ClassVar = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
 
         email: str
         password: str
@@ -68,6 +69,23 @@ def test_a_good_job_is_taken_with_its_registration_as_it_was_given() -> None:
     job, registration = INTAKE.check(given())
     assert job.idempotency_key == "crm-1"
     assert json.loads(registration) == REGISTRATION
+
+
+def test_a_registration_is_canonical_json_whoever_wrote_it() -> None:
+    """What repeats are known by is made of it, and was so in earlier releases."""
+    plain = {"password": "ü", "email": "a@example.com", "note": None}
+    _, registration = INTAKE.check(given(registration=plain))
+    assert registration == canonical(plain)
+    assert registration == '{"email":"a@example.com","note":null,"password":"ü"}'.encode()
+
+
+@pytest.mark.parametrize(
+    "value", [datetime.now(UTC), object(), {"a"}, b"a", 1j], ids=lambda one: type(one).__name__
+)
+def test_what_is_no_json_is_named(value: object) -> None:
+    """A producer in Python can hand over anything."""
+    job = given(registration={**REGISTRATION, "note": value})
+    assert problems(job) == [("invalid", "registration.note")]
 
 
 def test_a_job_object_is_checked_like_any_other() -> None:

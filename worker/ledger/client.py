@@ -257,8 +257,8 @@ class SyncLedger:
         connection: Any = pool.get_connection()  # untyped at redis-py
         try:
             while some:
-                packed = connection.pack_commands([("EVALSHA", *evalsha(one)) for one in some])
-                connection.send_packed_command(packed)
+                asked = [("EVALSHA", *evalsha(one)) for one in some]
+                connection.send_packed_command(_packed(connection, asked))
                 sent += len(some)
                 some = list(islice(rest, SLICE))
             return [_reply(connection) for _ in range(sent)]
@@ -268,6 +268,16 @@ class SyncLedger:
             raise
         finally:
             pool.release(connection)
+
+
+def _packed(connection: Any, commands: list[tuple[Any, ...]]) -> Any:
+    try:
+        from hiredis import pack_command  # not in every producer's installation
+    except ImportError:
+        return connection.pack_commands(commands)
+    # redis-py packs by it, too, but turns each argument into bytes before.
+    pack: Any = pack_command
+    return [b"".join(map(pack, commands))]
 
 
 def _reply(connection: Any) -> Any:

@@ -82,6 +82,7 @@ class Body(BaseModel):
     model_config = ConfigDict(
         extra="forbid",
         strict=True,
+        allow_inf_nan=False,  # JSON has none
         hide_input_in_errors=True,
         json_schema_extra=_drop_defaults,
     )

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from worker.errors import InvalidJob, Problem, SettingsError, problems_of
+from worker.job import canonical
 from worker.providers.base import Account, Provider, Send
 from worker.settings import variable
 
@@ -32,13 +33,13 @@ class Registry:
         return iter(self._providers)
 
     def validate(self, provider: str, registration: Any) -> bytes:
-        """Check a registration with its provider's model; give it back as JSON, as it was given.
+        """Check a registration with its provider's model; give it back as canonical JSON.
 
-        What was left out stays left out. `InvalidJob` names every field at once, as the provider
-        spells it.
+        As it was given: what was left out stays left out. `InvalidJob` names every field at once,
+        as the provider spells it.
         """
         checked = self.read(provider, registration)
-        return checked.model_dump_json(exclude_unset=True, by_alias=True).encode()
+        return canonical(checked.model_dump(mode="json", exclude_unset=True, by_alias=True))
 
     def read_json(self, provider: str, text: bytes) -> BaseModel:
         """A registration from the JSON that `validate` gave; `InvalidJob` where it doesn't fit."""
