@@ -16,6 +16,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from worker.errors import SettingsError
+from worker.nonce import nonce
 from worker.settings import variable
 
 _SETTING = variable("sealing_keys")
@@ -85,7 +86,7 @@ class Keyring:
 
     def seal(self, plain: bytes) -> str:
         """Seal bytes under the first key."""
-        header, iv = self._first, secrets.token_bytes(_IV)
+        header, iv = self._first, nonce(_IV)
         return _compact(header, iv, self._ciphers[header].encrypt(iv, plain, header.encode()))
 
     def open(self, sealed: str) -> bytes:

@@ -6,7 +6,6 @@ answer was lost.
 """
 
 import json
-import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -32,6 +31,7 @@ from worker.ledger.records import (
     text,
 )
 from worker.lifecycle import State
+from worker.nonce import nonce
 
 PREFIX = "{reg}:"
 ALARMS = f"{PREFIX}alarms"
@@ -157,7 +157,7 @@ def accept(
         (job_key(job_id), ALARMS, CONFIGURED, JOBS),
         (
             job_id,
-            secrets.token_urlsafe(6),
+            nonce(4).hex(),
             0 if own else ms(deadline),
             ms(own.timestamp()) if own else 0,
             entry,
@@ -217,7 +217,7 @@ def claim(job_id: str, rules: ClaimRules, chance: float) -> Command[Claim | Spen
         (job_key(job_id), ALARMS),
         (
             job_id,
-            secrets.token_hex(8),
+            nonce(8).hex(),
             rules.worker,
             ms(rules.lease),
             ms(rules.settle_delay),
@@ -343,7 +343,7 @@ def deliver(member: str, lease: float) -> Command[Delivery | Idle]:
             return Idle(verdict, text(answer[2]))
         return Delivery.read(member, int(answer[1]), answer[2:])
 
-    arguments = (member, secrets.token_hex(8), ms(lease))
+    arguments = (member, nonce(8).hex(), ms(lease))
     return Command("deliver", (delivery_key(member), ALARMS), arguments, read)
 
 
