@@ -100,8 +100,11 @@ class Attempts:
         rules: Rules,
         chance: Callable[[], float] = random.random,
         meter: Meter | None = None,
+        claimed: Callable[[], None] = lambda: None,
     ) -> None:
+        """`claimed`: called when a claim is answered, whatever the answer is."""
         self._meter = meter or Meter()
+        self._claimed = claimed
         self._ledger = ledger
         self._leases = leases
         self._registry = registry
@@ -123,6 +126,7 @@ class Attempts:
     async def _once(self, job_id: str) -> Report:
         asked_at = self._leases.now()
         claimed = await self._ledger(claim(job_id, self._rules.claim, self._chance()))
+        self._claimed()
         match claimed:
             case Claim(record):
                 with _about(record), _transaction(record) as tell:

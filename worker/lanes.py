@@ -5,8 +5,13 @@ From Redis a process takes wake-ups only for free slots, of the first of the lan
 lane (`rank`; `worker.pool`). So a live job starts at the next slot that comes free, and results go
 out however many live jobs wait. When the worker stops, what still stands in line goes back to the
 broker at once, for others to start.
+
+Of bulk jobs, few at a time are on their way from the line to the provider (`Gate`): whoever starts
+beside them takes turns with them in the loop, and in a process with much to do a turn is long.
 """
 
+import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from kombu.utils.scheduling import priority_cycle
@@ -16,6 +21,12 @@ from worker.wakeups import DOOR, QUEUES
 #: Accepting a job is quick, and its producer is told when it is done. What came first goes first
 #: among live jobs and deliveries: a result that nobody hears of helps nobody.
 _RANK = {DOOR: 0, QUEUES["live"]: 1, QUEUES["delivery"]: 1, QUEUES["bulk"]: 2}
+BULK = _RANK[QUEUES["bulk"]]
+
+#: Bulk jobs that wait for their claims at a time. With more, a live job beside an import starts
+#: later; with fewer, the ledger is asked for less at a time, and the import takes longer:
+#: `python -m benchmarks.imports`.
+PLACES = 8
 
 #: The queues that take turns.
 _TURNS = frozenset({QUEUES["live"], QUEUES["delivery"]})
@@ -32,6 +43,41 @@ class Turns(priority_cycle):  # type: ignore[misc]
         turns = sorted((self.items[place] for place in places), key=last_used.__eq__)
         for place, item in zip(places, turns, strict=True):
             self.items[place] = item
+
+
+class Gate:
+    """What bulk jobs pass one by one: each is in it from its start until its claim is answered.
+
+    Used by one loop.
+    """
+
+    def __init__(self, places: int = PLACES) -> None:
+        self._places = places
+        self._inside: set[asyncio.Task[None]] = set()
+        self.told: Callable[[], None] = lambda: None
+        """Called when a place has come free."""
+
+    @property
+    def full(self) -> bool:
+        """Whether no job may go in now."""
+        return len(self._inside) >= self._places
+
+    def enter(self, task: asyncio.Task[None]) -> None:
+        """A job's task starts."""
+        self._inside.add(task)
+        # Should it end before it has passed.
+        task.add_done_callback(self._leave)
+
+    def passed(self) -> None:
+        """The current task's claim is answered."""
+        task = asyncio.current_task()
+        if task is not None:
+            self._leave(task)
+
+    def _leave(self, task: asyncio.Task[None]) -> None:
+        if task in self._inside:
+            self._inside.remove(task)
+            self.told()
 
 
 def rank(args: tuple[Any, ...]) -> int:

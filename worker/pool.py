@@ -16,7 +16,7 @@ from celery.concurrency.base import BasePool, apply_target
 from celery.worker import state
 
 from worker import bridge
-from worker.lanes import rank
+from worker.lanes import BULK, Gate, rank
 from worker.runtime import runtime
 
 log = structlog.get_logger(__name__)
@@ -43,6 +43,8 @@ class TaskPool(BasePool):  # type: ignore[misc]
     def on_start(self) -> None:
         """Called once the runtime has started."""
         self._loop = runtime(self.app).loop
+        self._gate: Gate = runtime(self.app).gate
+        self._gate.told = self._start
 
     def register_with_event_loop(self, hub: Any) -> None:
         """Called by Celery with each connection: the loop that takes messages."""
@@ -76,19 +78,27 @@ class TaskPool(BasePool):  # type: ignore[misc]
         super().on_stop()
 
     def _start(self) -> None:
-        with self._lock:
-            self._told = False
-            places = min(self.limit - len(self._running), len(self._line))
-            works = [heapq.heappop(self._line)[2] for _ in range(places)]
-        for work in works:
+        """Start what stands in line, as far as there is room."""
+        self._told = False
+        while (first := self._first()) is not None:
+            lane, _, work = first
             task = self._loop.create_task(bridge.carry(_apply, *work))
             self._running.add(task)
+            if lane >= BULK:
+                self._gate.enter(task)
             task.add_done_callback(self._done)
+
+    def _first(self) -> tuple[int, int, tuple[Any, ...]] | None:
+        with self._lock:
+            if not self._line or len(self._running) >= self.limit:
+                return None
+            if self._line[0][0] >= BULK and self._gate.full:
+                return None
+            return heapq.heappop(self._line)
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
-        if self._line:
-            self._start()
+        self._start()
         if self.full and self._hub is not None:
             # On Redis, the hub may take more now. Told by whoever comes first after it was full.
             self.full = False

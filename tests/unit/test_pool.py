@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 from celery.worker import state
 
+from worker import bridge
 from worker.consuming import Consumer
+from worker.lanes import Gate
 from worker.pool import TaskPool
+from worker.wakeups import QUEUES
 
 
 class Hub:
@@ -41,7 +44,8 @@ def test_a_slot_that_comes_free_wakes_the_hub_that_found_none(
 
     async def run() -> None:
         loop = asyncio.get_running_loop()
-        monkeypatch.setattr("worker.pool.runtime", lambda app: SimpleNamespace(loop=loop))
+        runtime = SimpleNamespace(loop=loop, gate=Gate())
+        monkeypatch.setattr("worker.pool.runtime", lambda app: runtime)
         pool.start()
         pool.register_with_event_loop(hub)
         assert consumer._room() == 1
@@ -54,3 +58,52 @@ def test_a_slot_that_comes_free_wakes_the_hub_that_found_none(
         assert hub.woken == 1
 
     asyncio.run(run())
+
+
+def test_a_live_job_waits_for_no_bulk_jobs_claim(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few of these are claimed at a time, however many slots are free; one that has none ends."""
+    pool, gate = TaskPool(limit=10), Gate(2)
+    begun: list[str] = []
+
+    async def run() -> None:
+        runtime = SimpleNamespace(loop=asyncio.get_running_loop(), gate=gate)
+        monkeypatch.setattr("worker.pool.runtime", lambda app: runtime)
+        pool.start()
+        claims = {name: asyncio.Event() for name in ("b1", "b2", "b3", "b4", "live")}
+        ends = asyncio.Event()
+
+        async def attempt(name: str) -> None:
+            begun.append(name)
+            await claims[name].wait()
+            if name == "b1":
+                return
+            gate.passed()
+            await ends.wait()
+
+        def start(name: str) -> None:
+            queue = QUEUES["live" if name == "live" else "bulk"]
+            target = lambda *_: bridge.wait(attempt(name))  # noqa: E731
+            request = {"delivery_info": {"routing_key": queue}}
+            pool.apply_async(target, (name, name, request), callback=lambda _: None)
+
+        async def begins(*names: str) -> None:
+            for _ in range(20):  # turns of the loop, in which one too many would begin, too
+                await asyncio.sleep(0)
+            assert begun == list(names)
+
+        for name in ("b1", "b2", "b3", "b4"):
+            start(name)
+        await begins("b1", "b2")
+        start("live")
+        await begins("b1", "b2", "live")
+        claims["b2"].set()
+        await begins("b1", "b2", "live", "b3")
+        claims["b1"].set()
+        await begins("b1", "b2", "live", "b3", "b4")
+        for claim in claims.values():
+            claim.set()
+        ends.set()
+        await begins("b1", "b2", "live", "b3", "b4")
+        assert pool.info["running"] == 0
+
+    asyncio.run(asyncio.wait_for(run(), 20))
