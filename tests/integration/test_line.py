@@ -3,7 +3,9 @@
 import asyncio
 import os
 import signal
+import ssl
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -158,6 +160,64 @@ def test_a_server_that_is_not_there_is_told(unused_port: int) -> None:
 
     found, _ = on_a_line(f"redis://127.0.0.1:{unused_port}/0", scenario)
     assert all(isinstance(one, redis.ConnectionError) for one in found)
+
+
+def test_nobody_is_called_who_was_not_asked(unused_port: int) -> None:
+    """A line whose server hangs up on it stays down until somebody has something to ask."""
+    calls: list[int] = []
+
+    async def scenario(line: Line) -> Any:
+        async def hang_up(_: Any, writer: asyncio.StreamWriter) -> None:
+            calls.append(1)
+            writer.close()
+
+        server = await asyncio.start_server(hang_up, "127.0.0.1", unused_port)
+        with pytest.raises(redis.ConnectionError):
+            await line.ask("PING")
+        for _ in range(1000):  # turns of the loop, in which it could call again
+            await asyncio.sleep(0)
+        server.close()
+
+    on_a_line(f"redis://127.0.0.1:{unused_port}/0", scenario)
+    assert len(calls) == 1
+
+
+def test_a_line_may_be_closed_while_it_connects(redis_url: str) -> None:
+    """Who asked is told; what was begun is not left behind."""
+
+    async def scenario(line: Line) -> Any:
+        asked = line.ask("PING")
+        await asyncio.sleep(0)
+        await line.aclose()
+        return await asyncio.gather(asked, return_exceptions=True)
+
+    found, _ = on_a_line(redis_url, scenario)
+    assert [type(one) for one in found] == [redis.ConnectionError]
+
+
+def test_a_line_may_be_encrypted(own_valkey: Start, certificate: Path, unused_port: int) -> None:
+    """As managed servers want it; what comes in pieces, or several at a time, is put together."""
+    behind = own_valkey().port
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+        writer.close()
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        answers, commands = await asyncio.open_connection("127.0.0.1", behind)
+        await asyncio.gather(carry(reader, commands), carry(answers, writer))
+
+    async def scenario(line: Line) -> Any:
+        async with await asyncio.start_server(pass_on, "127.0.0.1", unused_port, ssl=context):
+            sizes = (0, 9, 300_000)
+            return await asyncio.gather(*(line.ask("ECHO", "x" * size) for size in sizes))
+
+    url = f"rediss://localhost:{unused_port}/0?ssl_ca_certs={certificate}"
+    found, _ = on_a_line(url, scenario)
+    assert [len(one) for one in found] == [0, 9, 300_000]
 
 
 @pytest.mark.parametrize("given_up", [0, 1])

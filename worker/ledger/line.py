@@ -80,15 +80,17 @@ class Line:
         """Close the connection for good."""
         if self._connecting is not None:
             self._connecting.cancel()
+            await asyncio.wait([self._connecting])
         self.drop()
         self._fail(ConnectionError("the line is closed"))
         await asyncio.gather(*self._leaving)
 
     def _send(self) -> None:
+        if not self._unsent:
+            return
         if self._wire is not None:
             unsent, self._unsent = self._unsent, []
-            if unsent:
-                self._wire.send(unsent)
+            self._wire.send(unsent)
         elif self._connecting is None:
             self._connecting = asyncio.get_running_loop().create_task(self._connect())
 
@@ -99,6 +101,9 @@ class Line:
             async with asyncio.timeout(self._patience):
                 await connection.connect()
             self._wire = _Wire(connection, self._patience, self._timed, self._cut)
+        except asyncio.CancelledError:
+            self._hang_up(connection)
+            raise
         except Exception as error:  # noqa: BLE001 -- each who asked gets it
             self._hang_up(connection)
             silent = isinstance(error, builtins.TimeoutError)
