@@ -108,6 +108,7 @@ class FrontDoor:
     def close(self) -> None:
         """Close all connections."""
         self._ledger.close()
+        self._wake.close()
         self._app.close()
 
     def _batch(

@@ -169,6 +169,7 @@ class Operator:
     def close(self) -> None:
         """Close all connections."""
         self._ledger.close()
+        self._wake.close()
         self._app.close()
 
     def __enter__(self) -> Self:

@@ -253,6 +253,7 @@ class Runtime:
         for publisher in self._publishers.values():
             await publisher.aclose()
         self._quarantine.close()
+        self.wake.close()
         await self.ledger.aclose()
 
 

@@ -65,6 +65,10 @@ class Wakeups:
         self._told = told
         self._now = now
         self._not_before = 0.0
+        self._kept: tuple[Any, Any] | None = None
+        """A connection and its channel, on Redis."""
+        self._confirmed = False
+        """Whether the broker is known to be one that confirms each message."""
 
     def __call__(self, wakes: Iterable[Wake]) -> int:
         """Publish; the number published. Never raises for the broker's sake."""
@@ -75,11 +79,10 @@ class Wakeups:
             return 0
         sent = 0
         try:
-            # A producer of one's own out of a pool; one whose connection failed is replaced there.
-            with self._app.producer_or_acquire() as producer:
-                for taken in self._publish(wakes, producer):
-                    sent += taken
+            for taken in self._publish(wakes):
+                sent += taken
         except Exception as error:  # noqa: BLE001
+            self.close()
             # Any: a broker refuses in more ways (READONLY, OOM, a nack, a closed channel) than
             # kombu has a name for, and none of them is a reason to fail what is in the ledger.
             now = self._now()
@@ -114,13 +117,22 @@ class Wakeups:
         self._not_before = 0.0
         return True
 
-    def _publish(self, wakes: Iterable[Wake], producer: Any) -> Iterator[int]:
+    def close(self) -> None:
+        """Let go of the broker; the next wake-ups connect again."""
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            with suppress(Exception):
+                kept[0].close()
+
+    def _publish(self, wakes: Iterable[Wake]) -> Iterator[int]:
         """Publish, and say after each step how many more the broker has taken."""
-        put_many = getattr(producer.channel, "put_many", None)
+        put_many = self._put_many()
         if put_many is None:  # RabbitMQ: each is confirmed
-            for wake in wakes:
-                self._send(wake, producer)
-                yield 1
+            # A producer of one's own out of a pool; one whose connection failed is replaced there.
+            with self._app.producer_or_acquire() as producer:
+                for wake in wakes:
+                    self._send(wake, producer)
+                    yield 1
             return
         origin = anon_nodename()
         lanes = defaultdict(list)
@@ -129,6 +141,24 @@ class Wakeups:
         for lane, members in lanes.items():
             put_many(QUEUES[lane], envelopes(lane, members, origin))
             yield len(members)
+
+    def _put_many(self) -> Callable[[str, Iterable[str]], None] | None:
+        """What puts wake-ups into a Redis broker's lists, from any thread; None on another broker.
+
+        Kept: to borrow a producer out of Celery's pool for each job costs what the command does.
+        """
+        if self._confirmed:
+            return None
+        kept = self._kept
+        if kept is None:
+            connection = self._app.connection_for_write()
+            if not hasattr(getattr(connection.transport, "Channel", None), "put_many"):
+                self._confirmed = True
+                return None
+            # Two threads may come here at once: each has its own, and one of them is kept.
+            kept = self._kept = connection, connection.default_channel
+        put_many: Callable[[str, Iterable[str]], None] = kept[1].put_many
+        return put_many
 
     def _send(self, wake: Wake, producer: Any) -> None:
         self._app.send_task(
