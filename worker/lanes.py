@@ -6,8 +6,8 @@ lane (`rank`; `worker.pool`). So a live job starts at the next slot that comes f
 out however many live jobs wait. When the worker stops, what still stands in line goes back to the
 broker at once, for others to start.
 
-Of bulk jobs, few at a time are on their way from the line to the provider (`Gate`): whoever starts
-beside them takes turns with them in the loop, and in a process with much to do a turn is long.
+Of bulk jobs, few at a time are on their way from the line to the provider (`Turnstile`): whoever
+starts beside them takes turns with them in the loop, and where there is much to do a turn is long.
 """
 
 import asyncio
@@ -22,6 +22,7 @@ from worker.wakeups import DOOR, QUEUES
 #: among live jobs and deliveries: a result that nobody hears of helps nobody.
 _RANK = {DOOR: 0, QUEUES["live"]: 1, QUEUES["delivery"]: 1, QUEUES["bulk"]: 2}
 BULK = _RANK[QUEUES["bulk"]]
+"""The rank from which on work passes the turnstile."""
 
 #: Bulk jobs that wait for their claims at a time. With more, a live job beside an import starts
 #: later; with fewer, the ledger is asked for less at a time, and the import takes longer:
@@ -45,7 +46,7 @@ class Turns(priority_cycle):  # type: ignore[misc]
             self.items[place] = item
 
 
-class Gate:
+class Turnstile:
     """What bulk jobs pass one by one: each is in it from its start until its claim is answered.
 
     Used by one loop.

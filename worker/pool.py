@@ -16,7 +16,7 @@ from celery.concurrency.base import BasePool, apply_target
 from celery.worker import state
 
 from worker import bridge
-from worker.lanes import BULK, Gate, rank
+from worker.lanes import BULK, Turnstile, rank
 from worker.runtime import runtime
 
 log = structlog.get_logger(__name__)
@@ -43,8 +43,8 @@ class TaskPool(BasePool):  # type: ignore[misc]
     def on_start(self) -> None:
         """Called once the runtime has started."""
         self._loop = runtime(self.app).loop
-        self._gate: Gate = runtime(self.app).gate
-        self._gate.told = self._start
+        self._turnstile: Turnstile = runtime(self.app).turnstile
+        self._turnstile.told = self._start
 
     def register_with_event_loop(self, hub: Any) -> None:
         """Called by Celery with each connection: the loop that takes messages."""
@@ -85,14 +85,14 @@ class TaskPool(BasePool):  # type: ignore[misc]
             task = self._loop.create_task(bridge.carry(_apply, *work))
             self._running.add(task)
             if lane >= BULK:
-                self._gate.enter(task)
+                self._turnstile.enter(task)
             task.add_done_callback(self._done)
 
     def _first(self) -> tuple[int, int, tuple[Any, ...]] | None:
         with self._lock:
             if not self._line or len(self._running) >= self.limit:
                 return None
-            if self._line[0][0] >= BULK and self._gate.full:
+            if self._line[0][0] >= BULK and self._turnstile.full:
                 return None
             return heapq.heappop(self._line)
 

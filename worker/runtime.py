@@ -27,7 +27,7 @@ from worker.entry import Origin, Request, read
 from worker.errors import LedgerUnavailable, SettingsError
 from worker.inbox import Inbox
 from worker.intake import Intake
-from worker.lanes import Gate
+from worker.lanes import Turnstile
 from worker.leases import Leases
 from worker.ledger import AsyncLedger
 from worker.ledger.commands import ClaimRules, SettleRules
@@ -75,7 +75,7 @@ class Runtime:
         self._leases = Leases(self.ledger, settings.lease)
         announcer = Announcer(settings, self._keyring)
         rules = _rules(settings)
-        self.gate = Gate()
+        self.turnstile = Turnstile()
         self._attempts = Attempts(
             self.ledger,
             self._leases,
@@ -86,7 +86,7 @@ class Runtime:
             self._transport,
             rules,
             meter=self._meter,
-            claimed=self.gate.passed,
+            claimed=self.turnstile.passed,
         )
         self._doors = Doors(
             self.ledger,

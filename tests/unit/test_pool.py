@@ -9,7 +9,7 @@ from celery.worker import state
 
 from worker import bridge
 from worker.consuming import Consumer
-from worker.lanes import Gate
+from worker.lanes import Turnstile
 from worker.pool import TaskPool
 from worker.wakeups import QUEUES
 
@@ -44,7 +44,7 @@ def test_a_slot_that_comes_free_wakes_the_hub_that_found_none(
 
     async def run() -> None:
         loop = asyncio.get_running_loop()
-        runtime = SimpleNamespace(loop=loop, gate=Gate())
+        runtime = SimpleNamespace(loop=loop, turnstile=Turnstile())
         monkeypatch.setattr("worker.pool.runtime", lambda app: runtime)
         pool.start()
         pool.register_with_event_loop(hub)
@@ -62,11 +62,11 @@ def test_a_slot_that_comes_free_wakes_the_hub_that_found_none(
 
 def test_a_live_job_waits_for_no_bulk_jobs_claim(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few of these are claimed at a time, however many slots are free; one that has none ends."""
-    pool, gate = TaskPool(limit=10), Gate(2)
+    pool, turnstile = TaskPool(limit=10), Turnstile(2)
     begun: list[str] = []
 
     async def run() -> None:
-        runtime = SimpleNamespace(loop=asyncio.get_running_loop(), gate=gate)
+        runtime = SimpleNamespace(loop=asyncio.get_running_loop(), turnstile=turnstile)
         monkeypatch.setattr("worker.pool.runtime", lambda app: runtime)
         pool.start()
         claims = {name: asyncio.Event() for name in ("b1", "b2", "b3", "b4", "live")}
@@ -77,7 +77,7 @@ def test_a_live_job_waits_for_no_bulk_jobs_claim(monkeypatch: pytest.MonkeyPatch
             await claims[name].wait()
             if name == "b1":
                 return
-            gate.passed()
+            turnstile.passed()
             await ends.wait()
 
         def start(name: str) -> None:
