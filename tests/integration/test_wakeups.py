@@ -191,3 +191,23 @@ def test_a_broker_that_refuses_fails_nobody(own_valkey: Callable[..., ValkeyServ
     assert told == [(3, 1), (1, 1)]
     client.close()
     app.close()
+
+
+def test_a_broker_that_came_back_is_connected_to_anew(
+    own_valkey: Callable[..., ValkeyServer],
+) -> None:
+    """A publisher is kept, but not beyond the first failure."""
+    broker = own_valkey()
+    settings = Settings.load(broker_url=broker.connection_url, sealing_keys=Keyring.new("test"))
+    app = new_app(settings)
+    wake = Wakeups(app, now=lambda: 0.0)
+    assert wake([Wake("a", "live")]) == 1
+    broker.terminate()
+    assert wake([Wake("b", "live")]) == 0
+    broker.start()
+    assert wake([Wake("c", "live")]) == 1
+    with redis.Redis.from_url(broker.connection_url) as client:
+        found: Any = client.lrange(QUEUES["live"], 0, -1)
+    assert json.loads(found[0])["headers"]["id"] == "c"
+    wake.close()
+    app.close()
