@@ -13,12 +13,13 @@ import sys
 import threading
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
 
 import httpx
 import pytest
 
 from worker.providers.base import Answer, Lost, NotSent, Request
-from worker.providers.transport import MAX_ANSWER, Transport, classify
+from worker.providers.transport import MAX_ANSWER, Transport, _Call, classify
 
 Sent = Answer | NotSent | Lost
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -154,6 +155,25 @@ def test_a_whole_answer_comes_back_with_status_headers_and_body() -> None:
     sent = outcome(answering(reply))
     assert isinstance(sent, Answer)
     assert (sent.status, sent.headers["x-customer-key"], sent.body) == (500, "k", b"abc")
+
+
+def test_an_answer_is_read_in_pieces_for_which_no_memory_is_mapped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The C library maps what is larger than 128 KiB, and unmaps it, each time."""
+    sizes: list[Any] = []
+    hold = _Call.hold
+
+    def noting(call: _Call, connection: Any, holders: Any) -> None:
+        sizes.append(connection.max_size)
+        hold(call, connection, holders)
+
+    monkeypatch.setattr(_Call, "hold", noting)
+    reply = b"HTTP/1.1 200 OK\r\nContent-Length: 500000\r\n\r\n" + b"x" * 500_000
+    sent = outcome(answering(reply))
+    assert isinstance(sent, Answer)
+    assert len(sent.body) == 500_000
+    assert sizes == [64 * 1024]
 
 
 def test_the_body_is_sent_as_json_by_post_with_the_given_headers() -> None:

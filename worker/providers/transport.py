@@ -292,9 +292,9 @@ class _Connector(aiohttp.TCPConnector):
             raise _LeaseLostError
         call.connected = True
         if (transport := connection.transport) is not None:
-            call.hold(transport, self._holders)
             if hasattr(transport, "max_size"):
                 transport.max_size = READ
+            call.hold(transport, self._holders)
         return connection
 
 
