@@ -182,6 +182,16 @@ def test_nobody_is_called_who_was_not_asked(unused_port: int) -> None:
     assert len(calls) == 1
 
 
+def test_nothing_comes_that_was_not_asked_for(redis_url: str) -> None:
+    """It would be taken for another's answer: a line speaks RESP 2, whatever its URL says."""
+
+    async def scenario(line: Line) -> Any:
+        return await line.ask("CLIENT", "INFO")
+
+    told, _ = on_a_line(f"{redis_url}?protocol=3", scenario)
+    assert b" resp=2 " in told
+
+
 def test_a_line_may_be_closed_while_it_connects(redis_url: str) -> None:
     """Who asked is told; what was begun is not left behind."""
 

@@ -50,6 +50,8 @@ class Line:
         from hiredis import pack_command
 
         self._pack: Any = pack_command
+        # By RESP 3, whatever the URL says, a server may also say what nobody has asked for.
+        pool.connection_kwargs["protocol"] = 2
         self._pool = pool
         self._patience = patience
         self._timed = timed
