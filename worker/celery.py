@@ -137,7 +137,12 @@ def _from_environment() -> dict[str, Any]:
         raise SystemExit(1) from None
 
 
-app = Celery("registrations", amqp=_MESSAGING, task_cls="worker.consuming:Task")
+app = Celery(
+    "registrations",
+    amqp=_MESSAGING,
+    events="worker.dispatching:Events",
+    task_cls="worker.consuming:Task",
+)
 app.user_options["worker"].add(
     click.Option(
         ["--allow-unsafe"],
