@@ -1,10 +1,10 @@
 """Celery's events: tried again a little, and not without an end.
 
 A worker's sign of life that its connection breaks under, Celery sends until it is sent, in the
-thread that takes messages; that is also how the connection of its events comes back. Where it does
-not come to an end (a chaos run saw a worker connect to RabbitMQ 160 times a second until it was
-killed), the worker takes no message any more, and does not stop when it is told to. Here the next
-sign of life, two seconds later, is the next try.
+thread that takes messages; that is also how the connection of its events comes back. Where that
+does not come to an end, the worker takes no message any more, and does not stop when it is told to.
+A chaos run saw one connect to RabbitMQ 160 times a second until it was killed; no other call in
+that thread is tried for ever. Here the next sign of life, two seconds later, is the next try.
 """
 
 from typing import Any

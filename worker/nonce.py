@@ -7,8 +7,6 @@ seeded by the system, and seeded again in a process that was forked off.
 
 from ssl import RAND_bytes
 
-__all__ = ["nonce"]
-
 
 def nonce(size: int) -> bytes:
     """So many random bytes."""

@@ -82,9 +82,9 @@ class Wakeups:
             for taken in self._publish(wakes):
                 sent += taken
         except Exception as error:  # noqa: BLE001
-            self.close()
             # Any: a broker refuses in more ways (READONLY, OOM, a nack, a closed channel) than
             # kombu has a name for, and none of them is a reason to fail what is in the ledger.
+            self.close()
             now = self._now()
             self._not_before = now + min(PATIENCE_RATIO * (now - started), LONGEST_PAUSE)
             logger.warning(

@@ -192,6 +192,34 @@ def test_nothing_comes_that_was_not_asked_for(redis_url: str) -> None:
     assert b" resp=2 " in told
 
 
+def test_a_server_that_hangs_up_after_its_greeting_is_told_at_once(unused_port: int) -> None:
+    """And not only when its silence has lasted long enough."""
+
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        greeted = 0
+        while greeted < 2:  # redis-py's name, and its version
+            greeted += (await reader.read(4096)).count(b"SETINFO")
+        writer.write(b"+OK\r\n" * greeted)
+        writer.close()
+
+    class Slow(redis.asyncio.Connection):
+        """One that is handed over only when the server has gone."""
+
+        async def connect(self) -> None:
+            await super().connect()
+            assert self._reader is not None
+            while not self._reader.at_eof():  # noqa: ASYNC110 -- nobody tells
+                await asyncio.sleep(0)
+
+    async def scenario(line: Line) -> Any:
+        line._pool.connection_class = Slow
+        async with await asyncio.start_server(greet, "127.0.0.1", unused_port):
+            return await asyncio.gather(line.ask("PING"), return_exceptions=True)
+
+    found, _ = on_a_line(f"redis://127.0.0.1:{unused_port}/0", scenario, patience=5.0)
+    assert [type(one) for one in found] == [redis.ConnectionError]
+
+
 def test_a_line_may_be_closed_while_it_connects(redis_url: str) -> None:
     """Who asked is told; what was begun is not left behind."""
 

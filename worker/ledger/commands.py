@@ -157,7 +157,7 @@ def accept(
         (job_key(job_id), ALARMS, CONFIGURED, JOBS),
         (
             job_id,
-            nonce(4).hex(),
+            nonce(6).hex(),
             0 if own else ms(deadline),
             ms(own.timestamp()) if own else 0,
             entry,

@@ -164,6 +164,9 @@ class _Wire(asyncio.BufferedProtocol):
             notEnoughData=_INCOMPLETE,
         )
         self._transport = connection._writer.transport
+        if connection._reader.at_eof() or self._transport.is_closing():
+            # The loop has told redis-py already, and tells nobody again.
+            raise ConnectionError("the server closed the connection")
         self._transport.set_protocol(self)
 
     def send(self, batch: Sequence[Asked]) -> None:
