@@ -14,7 +14,7 @@
 Messages name the field or the setting, say what to do, and never hold a secret.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,3 +122,10 @@ def problems_of(error: Any, *, prefix: str = "") -> tuple[Problem, ...]:
 
 def _join(prefix: str, path: str) -> str:
     return f"{prefix}.{path}" if prefix and path else prefix or path
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The exception's causes and itself, the innermost first."""
+    if error.__cause__ is not None:
+        yield from causes(error.__cause__)
+    yield error

@@ -8,14 +8,22 @@ from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress
 from rich.table import Table
 from rich.text import Text
 
 from worker.cli import moments
 from worker.cli.connection import open_ledger
 from worker.cli.lazy import new_app, texts
-from worker.cli.output import AsJson, err, note, out, plain, print_json, print_line, time_text
+from worker.cli.output import (
+    AsJson,
+    note,
+    out,
+    plain,
+    print_json,
+    print_line,
+    progress,
+    time_text,
+)
 
 if TYPE_CHECKING:
     from worker.ledger.endpoints import EndpointState, Waiting
@@ -219,15 +227,8 @@ def _replay(outbox: "Outbox", ids: list[str]) -> tuple[int, dict[str, list[str]]
 
 
 def _watched(done: Iterable[tuple[str, str]], total: int) -> Iterator[tuple[str, str]]:
-    console = err()
-    with Progress(
-        BarColumn(),
-        MofNCompleteColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as progress:
-        yield from progress.track(done, total=total)
+    with progress() as shown:
+        yield from shown.track(done, total=total)
 
 
 def _print(found: list["Waiting"]) -> None:

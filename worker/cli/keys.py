@@ -8,13 +8,21 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress
 from rich.table import Table
 from rich.text import Text
 
 from worker.cli.connection import open_rotation
 from worker.cli.lazy import new_app, texts
-from worker.cli.output import AsJson, err, note, out, plain, print_json, print_line, time_text
+from worker.cli.output import (
+    AsJson,
+    note,
+    out,
+    plain,
+    print_json,
+    print_line,
+    progress,
+    time_text,
+)
 
 if TYPE_CHECKING:
     from worker.rotation import Rotation, Tally
@@ -175,17 +183,10 @@ def _advice(use: str, found: dict[str, int], until: float, *, removable: bool) -
 
 def _watched(rotation: "Rotation", *, writing: bool) -> "Tally":
     """Look at everything, with a bar on stderr where that is a terminal."""
-    console = err()
-    with Progress(
-        BarColumn(),
-        MofNCompleteColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as progress:
-        task = progress.add_task("records", total=rotation.size())
+    with progress() as shown:
+        task = shown.add_task("records", total=rotation.size())
         for tally in rotation.turns(writing=writing):
-            progress.update(task, completed=tally.done)
+            shown.update(task, completed=tally.done)
     return tally
 
 

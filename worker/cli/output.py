@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from worker.producer import Status
 
 SECRET = "[secret]"  # noqa: S105 -- what stands in a secret's place
@@ -48,6 +50,20 @@ def out() -> Console:
 def err() -> Console:
     """For people, on stderr: progress and notes."""
     return Console(stderr=True, highlight=False)
+
+
+def progress() -> "Progress":
+    """A bar, and how many of how many, on stderr where that is a terminal; gone when it is done."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress
+
+    console = err()
+    return Progress(
+        BarColumn(),
+        MofNCompleteColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
 
 
 def note(text: str) -> None:

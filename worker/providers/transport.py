@@ -14,7 +14,7 @@ import asyncio
 import socket
 import ssl
 import struct
-from collections.abc import AsyncIterable, Callable, Iterator
+from collections.abc import AsyncIterable, Callable
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import lru_cache
@@ -27,6 +27,7 @@ from aiohttp.tracing import Trace
 from httpx_aiohttp import AiohttpTransport
 from pydantic_core import to_json
 
+from worker.errors import causes
 from worker.providers.base import Answer, Lost, NotSent, Request, Send
 
 #: A provider's longest documented answer has a few hundred bytes; a page of HTML some 10 KiB.
@@ -194,18 +195,11 @@ def classify(error: BaseException, *, connected: bool) -> NotSent | Lost:
 
 
 def _reason(error: BaseException) -> str:
-    for cause in _causes(error):
+    for cause in causes(error):
         for kind, words in WORDS:
             if isinstance(cause, kind):
                 return words
     return type(error).__name__
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The exception's causes and itself, the innermost first."""
-    if error.__cause__ is not None:
-        yield from _causes(error.__cause__)
-    yield error
 
 
 @lru_cache(maxsize=256)

@@ -3,7 +3,6 @@
 import asyncio
 import socket
 import ssl
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.connector import AddrInfoType
 from standardwebhooks import Webhook
 
+from worker.errors import causes
 from worker.publishers.addresses import inside
 from worker.publishers.base import Arrived, Delivered, Gone, Later
 from worker.retry import parse_retry_after
@@ -233,19 +233,12 @@ _WORDS: tuple[tuple[type[BaseException], str], ...] = (
 
 
 def _reason(error: BaseException) -> str:
-    causes = list(_causes(error))
-    for cause in causes:
+    found = list(causes(error))
+    for cause in found:
         if isinstance(cause, Refused):
             return str(cause)
-    for cause in causes:
+    for cause in found:
         for kind, words in _WORDS:
             if isinstance(cause, kind):
                 return words
     return type(error).__name__
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The exception's causes and itself, the innermost first."""
-    if error.__cause__ is not None:
-        yield from _causes(error.__cause__)
-    yield error
