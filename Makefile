@@ -1,12 +1,12 @@
 # The daily things. `make demo` and `make test` need Python >= 3.11 and make, and nothing else.
 
-.PHONY: help demo test test-rabbitmq check chaos bench format clean
+.PHONY: help demo test test-rabbitmq test-oldest check chaos bench format clean
 .DEFAULT_GOAL := help
 
 BIN := .venv/bin
 
 help:  ## say what there is
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 demo: .venv/ready  ## see it work, in half a minute
 	@$(BIN)/regworker demo
@@ -21,6 +21,11 @@ ONCE := ledger ledger_stateful async_ledger deliveries deliveries_stateful gauge
 test-rabbitmq: .venv/ready  ## what needs a broker once more, on RabbitMQ (REGWORKER_TEST_AMQP_URL)
 	@REGWORKER_TEST_BROKER=rabbitmq $(BIN)/pytest -q -n 3 --dist loadfile tests/integration tests/upgrade \
 	  $(ONCE:%=--ignore=tests/integration/test_%.py)
+
+test-oldest:  ## run all tests on the oldest dependencies that pyproject.toml allows (needs uv and Python 3.11)
+	uv venv --quiet --clear --python 3.11 .venv/oldest
+	uv pip install --quiet --python .venv/oldest/bin/python --resolution lowest-direct -e '.[dev]'
+	.venv/oldest/bin/pytest -q -n 3 --dist loadfile
 
 check: .venv/ready  ## lint, format, types, layers
 	$(BIN)/ruff check .

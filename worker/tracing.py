@@ -54,8 +54,8 @@ def own() -> Iterator[None]:
     if sentry is None or sentry.get_current_span() is not None:
         yield
         return
-    with sentry.isolation_scope():
-        sentry.continue_trace({})
+    with sentry.isolation_scope() as scope:
+        scope.set_new_propagation_context()
         yield
 
 

@@ -63,6 +63,10 @@ SHUTDOWN_TIMEOUT = 2.0
 QUEUE_SIZE = 100
 
 
+#: The category of our breadcrumbs.
+_CRUMB = "step"
+
+
 def configure_sentry(settings: Settings) -> None:
     """Report faults to Sentry where a DSN is set."""
     if settings.sentry_dsn is None:
@@ -129,7 +133,7 @@ def to_sentry(_logger: Any, _method: str, line: MutableMapping[str, Any]) -> Map
                 sentry.capture_message(title, level=level)
     data = {name: value for name, value in line.items() if name not in _NO_DATA}
     sentry.add_breadcrumb(
-        category="step", message=str(line.get("event", "")), level=level, data=data
+        category=_CRUMB, message=str(line.get("event", "")), level=level, data=data
     )
     return line
 
@@ -219,7 +223,8 @@ def _may_speak(value: Mapping[str, Any], hint: Mapping[str, Any]) -> bool:
 
 
 def _before_breadcrumb(crumb: Any, _hint: Any) -> Any:
-    return scrub(crumb)
+    # The SDK makes some of what is traced, too.
+    return scrub(crumb) if crumb.get("category") == _CRUMB else None
 
 
 def _quietly(_pending: int, _timeout: float) -> None:
