@@ -62,7 +62,6 @@ SHUTDOWN_TIMEOUT = 2.0
 #: Events that wait for Sentry. While it is away, more are dropped, and nobody waits.
 QUEUE_SIZE = 100
 
-
 #: The category of our breadcrumbs.
 _CRUMB = "step"
 
