@@ -55,6 +55,7 @@ def own() -> Iterator[None]:
         yield
         return
     with sentry.isolation_scope() as scope:
+        # Older versions' `continue_trace({})` stays in the trace that there is.
         scope.set_new_propagation_context()
         yield
 
