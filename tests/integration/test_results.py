@@ -564,12 +564,12 @@ def consumer_of(here: Installation, stream: str, group: str) -> ResultConsumer:
 
 def test_workers_trim_what_is_old(here: Installation) -> None:
     """Beginning when they start."""
-    oldest = lambda: here.ledger.redis.xrange("{reg}:vault", count=1)  # noqa: E731
-    stack.until(
-        lambda: not oldest() or oldest()[0][0] != b"1-0",  # type: ignore[index]
-        "the old entries are gone",
-        PATIENCE,
-    )
+
+    def gone() -> bool:
+        oldest = here.ledger.redis.xrange("{reg}:vault", count=1)
+        return not oldest or oldest[0][0] != b"1-0"  # type: ignore[index]
+
+    stack.until(gone, "the old entries are gone", PATIENCE)
 
 
 def test_a_sealed_stream_holds_nothing_plain(here: Installation) -> None:
