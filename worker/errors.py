@@ -120,12 +120,12 @@ def problems_of(error: Any, *, prefix: str = "") -> tuple[Problem, ...]:
     return tuple(found)
 
 
-def _join(prefix: str, path: str) -> str:
-    return f"{prefix}.{path}" if prefix and path else prefix or path
-
-
 def causes(error: BaseException) -> Iterator[BaseException]:
     """The exception's causes and itself, the innermost first."""
     if error.__cause__ is not None:
         yield from causes(error.__cause__)
     yield error
+
+
+def _join(prefix: str, path: str) -> str:
+    return f"{prefix}.{path}" if prefix and path else prefix or path

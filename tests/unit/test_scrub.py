@@ -12,7 +12,7 @@ from redis.exceptions import ConnectionError, ResponseError  # noqa: A004
 
 from worker.errors import InvalidJob, LedgerUnavailable, Problem
 from worker.sealing import Keyring
-from worker.telemetry.faults import title_of
+from worker.telemetry.faults import _before_breadcrumb, title_of
 from worker.telemetry.others import heard
 from worker.telemetry.scrub import (
     is_secret,
@@ -208,3 +208,10 @@ def test_faults_of_a_kind_have_one_title() -> None:
     assert title_of(other) != title_of(lines[0])
     assert title_of({"event": "a loop's turn failed", "loop": "ring"}).endswith("loop ring")
     assert title_of({"alert": "review"}) == "? cannot tell what became of a job"
+
+
+def test_a_breadcrumb_is_one_of_our_steps() -> None:
+    """Versions of Sentry's SDK differ in what they put beside them."""
+    step = {"category": "step", "message": "called"}
+    assert _before_breadcrumb(step, None) == step
+    assert _before_breadcrumb({"category": "httplib", "data": {}}, None) is None
