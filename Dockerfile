@@ -1,23 +1,25 @@
 # One image for all that runs: worker (the default command), Flower, exporter, sandbox, `regworker`.
 
-FROM python:3.12-slim AS build
+FROM python:3.12-slim@sha256:78387bc3881b8273120a12ebe6c1ab22b018ccc2c9adf565ae1ac9b536e184ea AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 RUN python -m venv --without-pip /venv
 WORKDIR /build
-# What it depends on, in a layer that an upgrade of ours leaves as it is: an empty package in the
-# place of ours brings it in, and goes again.
-COPY pyproject.toml constraints.txt README.md LICENSE ./
+# What it depends on, in a layer that an upgrade of ours leaves as it is. Each file is checked
+# against its hash; what builds our package stays out of /venv.
+COPY requirements/build.txt requirements/image.txt requirements/
+RUN pip --python /venv/bin/python install --require-hashes -r requirements/image.txt \
+ && pip install --root-user-action=ignore --require-hashes -r requirements/build.txt
+COPY pyproject.toml README.md LICENSE ./
+COPY docs/operations.md docs/
 COPY examples/registrations.ndjson examples/
-RUN mkdir worker sandbox \
- && touch worker/__init__.py sandbox/__init__.py \
- && pip --python /venv/bin/python install -c constraints.txt '.[cli,flower,sandbox]' \
- && pip --python /venv/bin/python uninstall -y registration-worker
+COPY client client
 COPY sandbox sandbox
 COPY worker worker
-RUN pip --python /venv/bin/python install --no-deps --root /package .
+RUN pip wheel --no-deps --no-build-isolation --wheel-dir /wheel ./client . \
+ && pip --python /venv/bin/python install --no-index --no-deps --root /package /wheel/*.whl
 
-FROM python:3.12-slim
-# tini reaps what prefork leaves behind and hands signals on, also where nobody says `init: true`.
+FROM python:3.12-slim@sha256:78387bc3881b8273120a12ebe6c1ab22b018ccc2c9adf565ae1ac9b536e184ea
+# tini hands signals on and reaps orphans, also where nobody says `init: true`.
 # pip is what a build needs; nothing is installed in a container that runs.
 RUN apt-get update \
  && apt-get install -y --no-install-recommends tini \

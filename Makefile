@@ -1,57 +1,99 @@
-# The daily things. `make demo` and `make test` need Python >= 3.11 and make, and nothing else.
+# The daily commands. `make demo` and `make test` need only Python >= 3.11 and make.
 
-.PHONY: help demo test test-rabbitmq test-oldest check chaos bench format clean
+.PHONY: decisions help demo test test-fast test-rabbitmq test-oldest check chaos bench docs diagrams release format lock clean
 .DEFAULT_GOAL := help
 
 BIN := .venv/bin
 
-help:  ## say what there is
+help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-demo: .venv/ready  ## see it work, in half a minute
+demo: .venv/ready  ## run a demonstration, half a minute
 	@$(BIN)/regworker demo
 
-test: .venv/ready  ## run all tests
-	@$(BIN)/pytest -q -n 3 --dist loadfile
+# Tests at a time: more than there are cores, because a test mostly waits for the processes that it started.
+TESTS ?= 6
 
-# Not again: what runs without a broker, and what runs on both by itself.
-ONCE := ledger ledger_stateful async_ledger deliveries deliveries_stateful gauges alarm_clock cli demo \
-  guide readme benchmarks results keys broker_faults broker_outages door_celery queues
+test: .venv/ready  ## run all tests: TESTS= (at a time)
+	@$(BIN)/pytest -q -n $(TESTS) --dist loadfile --no-loadscope-reorder
 
-test-rabbitmq: .venv/ready  ## what needs a broker once more, on RabbitMQ (REGWORKER_TEST_AMQP_URL)
-	@REGWORKER_TEST_BROKER=rabbitmq $(BIN)/pytest -q -n 3 --dist loadfile tests/integration tests/upgrade \
+# The unit tests, with few examples each, without those that start programs (type checkers, promtool, npm, pytest, the sandbox).
+FAST := tests/unit $(addprefix --ignore=tests/unit/,test_alert_rules.py test_limits.py \
+  client/forms/test_types.py client/ledger/test_sync_connections.py contract sandbox)
+
+test-fast: .venv/ready  ## run the unit tests that start no programs, under a minute
+	@$(BIN)/pytest -q -n auto --dist loadfile --hypothesis-profile=fast $(FAST)
+	@echo 'left out: the model, and all tests that start programs and servers (make test)'
+
+# Tests that run once: they need no broker, or run on both brokers themselves.
+ONCE := acts alarm_clock amqp_roles async_ledger async_producer audit bulk lists async_results bad_records benchmarks broker_bombs \
+  broker_faults broker_junk broker_outages callers celery_requests cli cluster connection \
+  consuming cookbook deliveries deliveries_stateful demo guide host_sentry hosts interrupted keys ledger \
+  ledger_stateful managed_service memory_alarm producer queues rabbitmq_cluster rabbitmq_queues readme remote_control replicas \
+  requeue results rights roles script_globals sentinel sentinel_everywhere haproxy settings_files snapshot testing tls typed_jobs urls \
+  wake_relay wakeups way_out webhooks
+
+test-rabbitmq: .venv/ready  ## run the tests that need a broker again, on RabbitMQ
+	@REGWORKER_TEST_BROKER=rabbitmq $(BIN)/pytest -q -n $(TESTS) --dist loadfile --no-loadscope-reorder tests/integration tests/upgrade \
 	  $(ONCE:%=--ignore=tests/integration/test_%.py)
 
 test-oldest:  ## run all tests on the oldest dependencies that pyproject.toml allows (needs uv and Python 3.11)
 	uv venv --quiet --clear --python 3.11 .venv/oldest
-	uv pip install --quiet --python .venv/oldest/bin/python --resolution lowest-direct -e '.[dev]'
-	.venv/oldest/bin/pytest -q -n 3 --dist loadfile
+	uv pip install --quiet --python .venv/oldest/bin/python --resolution lowest-direct -e ./client -e '.[dev]'
+	.venv/oldest/bin/pytest -q -n $(TESTS) --dist loadfile
 
-check: .venv/ready  ## lint, format, types, layers
+# What `make check` reads for plain English.
+ENGLISH := README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md docs examples .github \
+  client worker sandbox release benchmarks monitoring deploy tests
+
+check: .venv/ready  ## lint, format, types, layers, plain English
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell $(ENGLISH)
 
 DURATION ?= 60
 BROKER ?= redis
 
-chaos: .venv/ready  ## break everything, and count: DURATION= (seconds), RATE= (jobs a second), SEED=, BROKER=redis|rabbitmq
+chaos: .venv/ready  ## break everything, and count: DURATION= (seconds), RATE= (jobs a second), SEED=, BROKER=redis|rabbitmq, HA=1 (fail over; LEVEL=replicas|replica|always|everysec|restored)
 	@$(BIN)/python -m tests.chaos --duration $(DURATION) --broker $(BROKER) \
-	  $(if $(SEED),--seed $(SEED)) $(if $(RATE),--rate $(RATE))
+	  $(if $(SEED),--seed $(SEED)) $(if $(RATE),--rate $(RATE)) \
+	  $(if $(HA)$(LEVEL),--level $(or $(LEVEL),replicas))
 
-bench: .venv/bench/ready  ## measure ours beside other task queues: QUICK=1 (a minute, else half an hour)
+bench: .venv/bench/ready  ## compare with other task queues: QUICK=1 (a minute instead of half an hour)
 	@.venv/bench/bin/python -m benchmarks $(if $(QUICK),--quick,--write)
 
-format: .venv/ready  ## put the code into shape
+docs: diagrams  ## build the documentation's site into site/; links and anchors are checked
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+diagrams: .venv/ready  ## draw docs/images/*.svg from docs/diagrams/*.toml and the table of states
+	@$(BIN)/python docs/diagrams/draw.py
+
+decisions: .venv/ready  ## number the records of docs/decisions.md and write its contents
+	@$(BIN)/python docs/site/decisions.py
+
+format: .venv/ready  ## format the code
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
-clean:  ## remove what was made here
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+  --no-emit-index-url --no-emit-package regworker --no-annotate --no-header -c constraints.txt
 
-.venv/ready: pyproject.toml constraints.txt setup.sh
+lock:  ## write requirements/ from pyproject.toml and constraints.txt (needs uv)
+	$(COMPILE) --group build -o requirements/build.txt
+	$(COMPILE) pyproject.toml --extra cli --extra flower --extra otel --extra sandbox --extra serve -o requirements/image.txt
+	$(COMPILE) pyproject.toml --extra dev -o requirements/dev.txt
+	$(COMPILE) pyproject.toml --extra bench -o requirements/bench.txt
+
+release: .venv/ready  ## build what is published into dist/, twice, and check it: DRAFT=1 (a changelog or commit may be missing)
+	@$(BIN)/python -m release $(if $(DRAFT),--draft)
+
+clean:  ## remove everything that make created here
+	rm -rf .venv site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
+
+.venv/ready: pyproject.toml client/pyproject.toml requirements/build.txt requirements/dev.txt setup.sh
 	@./setup.sh
 
-.venv/bench/ready: .venv/ready benchmarks/setup.sh benchmarks/arq.txt
+.venv/bench/ready: .venv/ready benchmarks/setup.sh benchmarks/arq.txt requirements/bench.txt
 	@benchmarks/setup.sh

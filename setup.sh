@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes .venv with the pinned dependencies: by uv where it is there, else by venv and pip.
+# Makes .venv with the pinned dependencies, each checked against its hash: by uv where it is there, else by venv and pip.
 set -eu
 cd "$(dirname "$0")"
 
@@ -16,19 +16,26 @@ if [ -z "$python" ]; then
   exit 1
 fi
 
-echo "Setting up .venv with $("$python" --version) (once; a minute or so)" >&2
+echo "Setting up .venv with $("$python" --version) (once; a minute with uv, some minutes with pip)" >&2
 rm -f .venv/ready
 if command -v uv >/dev/null; then
   [ -x .venv/bin/python ] && fits .venv/bin/python || uv venv --quiet --python "$python" .venv
-  uv pip install --quiet --python .venv/bin/python -c constraints.txt -e '.[dev]'
+  uv pip install --quiet --compile-bytecode --python .venv/bin/python --require-hashes \
+    -r requirements/build.txt -r requirements/dev.txt
+  uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation -e ./client -e .
 else
-  if ! { [ -x .venv/bin/python ] && fits .venv/bin/python; }; then
+  # One that uv made has no pip.
+  if ! { [ -x .venv/bin/pip ] && fits .venv/bin/python; }; then
     rm -rf .venv
     "$python" -m venv .venv || {
       echo "This Python has no venv module (on Debian: apt install python3-venv)." >&2
       exit 1
     }
   fi
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+  pip=".venv/bin/python -m pip install --quiet --disable-pip-version-check"
+  $pip --require-hashes -r requirements/build.txt -r requirements/dev.txt
+  $pip --no-deps --no-build-isolation -e ./client -e .
 fi
+# Compiled once: a test starts many processes, and some environments forbid them to write what they compile.
+.venv/bin/python -m compileall -q client sandbox worker
 touch .venv/ready

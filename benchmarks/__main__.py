@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: everybody side by side, in interleaved rounds.
+"""`python -m benchmarks`: all task queues side by side, in interleaved rounds.
 
 make bench              all of them, half an hour; writes docs/benchmarks.{json,md,svg}
 make bench QUICK=1      ours, the two best and the floor, in less than a minute
@@ -18,19 +18,19 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks import contest, plot, report, stage
 from benchmarks.contestants import CONTESTANTS, Contestant
-from worker.cli import stack
+from worker.cli.local import stack
 
 DOCS = stage.ROOT / "docs"
 
-#: Where nothing was measured yet: whom to be quick with.
+#: The quick contestants if nothing was measured yet.
 BEST = ("dramatiq (tuned)", "taskiq (tuned)")
 
-#: Seconds after which no further round is begun: with the longest one, less than a minute.
+#: Seconds after which no further round begins: together with the longest round, less than a minute.
 QUICK_SECONDS = 45.0
 
 
 def main() -> int:
-    """Measure, and say what came out."""
+    """Measure, and print the results."""
     options = _options()
     everybody = list(_chosen(options))
     missing = [one for one in everybody if not _installed(one)]
@@ -76,7 +76,7 @@ def _measure(
                 begun = time.monotonic()
                 if options.quick and begun - started + longest > QUICK_SECONDS:
                     break
-                # The latencies take longer than all the rest, and vary less.
+                # The latencies take longer than everything else, and vary less.
                 plan = contest.Plan(options.jobs, latency=options.latency and number == 0)
                 for one in chosen:
                     progress.update(bar, description=f"round {number + 1}: {one.title}")
@@ -86,7 +86,7 @@ def _measure(
                     except RuntimeError as error:
                         if one.kind == "ours":
                             raise
-                        # Half an hour of everybody else's is not to be lost by it.
+                        # Its failure must not lose half an hour of the others' results.
                         console.print(f"left out of round {number + 1}: {error}")
                     progress.advance(bar)
                 longest = max(longest, time.monotonic() - begun)
@@ -105,7 +105,7 @@ def _chosen(options: argparse.Namespace) -> Iterator[Contestant]:
 
 
 def _best() -> Sequence[str]:
-    """The two tuned peers that were cheapest when all were measured."""
+    """The two tuned peers that were cheapest in the last complete measurement."""
     page = DOCS / "benchmarks.json"
     if not page.is_file():
         return BEST

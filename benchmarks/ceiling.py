@@ -1,8 +1,8 @@
-"""`python -m benchmarks.ceiling`: what one Valkey has to do for a job, and how many it can carry.
+"""`python -m benchmarks.ceiling`: what a job costs one Valkey, and how many it can handle.
 
-Computed from a burst through a worker, and measured: a few clients that accept, claim and settle as
-fast as it goes, and call nobody. And how many calls the provider's stub carries, so that one sees
-that it holds nobody up.
+Computed from a burst through a worker, and measured: a few clients accept, claim and settle as fast
+as possible, and call no provider. It also prints how many calls the provider's stub can handle, to
+show that the stub is not the limit.
 """
 
 import argparse
@@ -22,46 +22,47 @@ from benchmarks import jobs, meter, stage
 from benchmarks.allocator import jemalloc
 from benchmarks.single import ours
 from benchmarks.watch import STREAM
-from worker.announcer import Announcer
-from worker.cli import stack
-from worker.intake import Intake
-from worker.job import Job
-from worker.ledger import SyncLedger
-from worker.ledger.client import evalsha
-from worker.ledger.commands import (
+from regworker.acceptance import Intake
+from regworker.domain.job import Job
+from regworker.domain.outcome import Registered
+from regworker.event_builder import EventBuilder
+from regworker.ledger import SyncLedger
+from regworker.ledger.admin import Limits, announce
+from regworker.ledger.client import evalsha
+from regworker.ledger.records import Claim, Settled
+from regworker.ledger.transitions import (
     ClaimRules,
     Command,
+    Decision,
     Publication,
     SettleRules,
-    Verdict,
     accept,
     claim,
     settle,
 )
-from worker.ledger.operations import Limits, announce
-from worker.ledger.records import Claim, Settled
-from worker.outcome import Registered
+from regworker.sealing import seals
+from regworker.sealing.keyring import Keyring
+from regworker.settings import Settings
+from worker.cli.local import stack
 from worker.providers.registry import Registry
-from worker.sealing import Keyring
-from worker.settings import Settings
 
-#: Commands that a client sends together, as a busy worker's do.
+#: Commands that a client sends together, like a busy worker.
 TOGETHER = 50
 
 CLAIM = ClaimRules("ceiling:1", lease=12, settle_delay=60, max_attempts=12, probe=20)
 SETTLE = SettleRules(settle_delay=60, breaker_threshold=5, breaker_pause=30, retention=604800)
-DONE = Verdict("registered", health="ok")
+DONE = Decision("registered", health="ok")
 
-#: By these keys the clients wait for each other; seconds.
+#: The keys with which the clients wait for each other; seconds.
 READY, GO, PATIENCE = "ready", "go", 60
 
-#: Of the server's one core: from here on it is the server that sets the pace.
+#: The share of the server's one core from which the server is the limit.
 SATURATED = 0.9
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a server has done by now: seconds of CPU of its main thread, and so on."""
+    """What a server has used so far: seconds of CPU of its main thread, and so on."""
 
     cpu: float
     commands: int
@@ -71,7 +72,7 @@ class Usage:
 
     @classmethod
     def of(cls, server: redis.Redis) -> "Usage":
-        """Look."""
+        """Read the present usage."""
         seen: dict[str, Any] = server.info("all")
         return cls(
             seen["used_cpu_user_main_thread"] + seen["used_cpu_sys_main_thread"],
@@ -81,8 +82,8 @@ class Usage:
             seen["total_net_output_bytes"],
         )
 
-    def told(self, before: "Usage", count: int) -> str:
-        """What a job took, of so many since."""
+    def since(self, before: "Usage", count: int) -> str:
+        """What each of `count` jobs has used since then."""
         return (
             f"{(self.commands - before.commands) / count:.1f} commands, most of them within "
             f"{(self.scripts - before.scripts) / count:.1f} scripts; "
@@ -94,27 +95,27 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A job as it is done in production: what all that are driven through are copies of."""
+    """A job as in production: the copies of it are what the clients run."""
 
     payload: str
     held: Claim
-    told: Publication
+    publication: Publication
 
     def copies(self, client: int, count: int) -> Iterator[tuple[Command[Any], ...]]:
-        """Jobs under other keys: what accepts, claims and settles each."""
+        """Copies of jobs under other keys: their commands to accept, claim and settle."""
         for number in range(count):
             job = Job(provider="skypostal", idempotency_key=f"{client}-{number}", registration={})
             held = replace(self.held, record=replace(self.held.record, id=job.id))
-            told = replace(self.told, event_id=f"{job.id}.1.registered")
+            publication = replace(self.publication, event_id=f"{job.id}.registered")
             yield (
                 accept(job, self.payload, ["bench:" + "0" * 64], 86400),
                 claim(job.id, CLAIM, 0),
-                settle(held, DONE, SETTLE, told),
+                settle(held, DONE, SETTLE, publication),
             )
 
 
 def sample(ledger: SyncLedger) -> Sample:
-    """Do a job."""
+    """Run a job."""
     keys = Keyring.parse(stage.KEYS)
     settings = Settings.load(sealing_keys=stage.KEYS)
     intake = Intake(Registry(settings.providers), keys, settings.deadline)
@@ -123,16 +124,16 @@ def sample(ledger: SyncLedger) -> Sample:
     held = ledger(claim(job.id, CLAIM, 0))
     assert isinstance(held, Claim)
     outcome = Registered({"customer_box_id": 811111, "customer_key": "0" * 36})
-    told = Announcer(settings, keys).registered(held.record, held.at, outcome)
-    assert isinstance(ledger(settle(held, DONE, SETTLE, told)), Settled)
-    return Sample(keys.seal(registration), held, told)
+    publication = EventBuilder(settings, keys).registered(held.record, held.at, outcome)
+    assert isinstance(ledger(settle(held, DONE, SETTLE, publication)), Settled)
+    return Sample(keys.seal(registration, seals.payload(job)), held, publication)
 
 
 def drive(url: str, client: int, one: Sample, count: int) -> tuple[float, float]:
-    """Do so many jobs, in a process of its own; from when until when.
+    """Run so many jobs in a process of its own; return start and end.
 
-    All is written down before, and no answer is read into anything: clients in Python would be
-    what sets the pace.
+    All commands are prepared before, and no answer is parsed: otherwise the Python clients would be
+    the limit.
     """
     server: Any = redis.Redis.from_url(url)
     wire = server.connection_pool.get_connection()
@@ -155,7 +156,7 @@ def drive(url: str, client: int, one: Sample, count: int) -> tuple[float, float]
 
 
 def saturated(clients: int, count: int) -> str:
-    """Drive a Valkey of its own as fast as the clients can; what it carried."""
+    """Drive a separate Valkey as fast as the clients can; return what it handled."""
     spawn = multiprocessing.get_context("spawn")
     with (
         tempfile.TemporaryDirectory(prefix="bench-") as folder,
@@ -205,7 +206,7 @@ def main() -> None:
         after = Usage.of(bench.server)
         stub = (meter.cpu(provider.pid) - stub) / options.jobs * 1000
     cost = (after.cpu - before.cpu) / options.jobs * 1000
-    print(f"Valkey, a job from enqueue to result: {after.told(before, options.jobs)}")
+    print(f"Valkey, a job from enqueue to result: {after.since(before, options.jobs)}")
     print(f"one Valkey carries at most {1000 / cost:.0f} jobs/s (computed: its CPU a job)")
     with stack.ending_by_signal(), jemalloc() as allocator:
         print(f"{saturated(options.clients, options.each)}; it uses {allocator}")

@@ -1,4 +1,4 @@
-"""One contestant's round: a fresh Valkey, a worker, its client; fill, let go, measure."""
+"""One contestant's round: a new Valkey, a worker, its client; fill the queue, release, measure."""
 
 import subprocess
 import threading
@@ -13,34 +13,34 @@ import redis
 from benchmarks import meter, stage
 from benchmarks.contestants import SLOTS, Contestant
 from benchmarks.watch import LOOK, Alive, Keys, Stream, Watch
-from worker.cli import stack
-from worker.ledger import SyncLedger
-from worker.ledger.gauges import gauges
+from regworker.ledger import SyncLedger
+from regworker.ledger.snapshot import snapshot
+from worker.cli.local import stack
 
-#: Jobs before anything is measured: connections are opened by them, and modules imported.
+#: Unmeasured jobs at the start: they open connections and import modules.
 WARM_UP = 3 * SLOTS
 
-#: Jobs a second when idle: everything has come to rest in between.
+#: Jobs per second when idle: everything comes to rest in between.
 IDLE_RATE = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much is measured."""
+    """How much to measure."""
 
     jobs: int
     latency: bool = False
     singles: int = 60
     """Jobs one after another, for the latency when idle."""
     load: float = 0.7
-    """Of the jobs a second that it carried, for the latency under load."""
+    """The share of its maximum rate, for the latency under load."""
     seconds: float = 5.0
-    """Of that load."""
+    """Jobs under that load."""
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What was measured; `idle` and `busy` in milliseconds, from enqueue to the result in place."""
+    """The results; `idle` and `busy` in milliseconds, from enqueue to the stored result."""
 
     name: str
     kind: str
@@ -50,18 +50,18 @@ class Round:
     enqueue_seconds: float = 0.0
     megabytes: float = 0.0
     again: int = 0
-    """Calls beyond one a job: whoever tries again without asking makes some."""
+    """Calls beyond one per job: a queue that retries without a lookup makes some."""
     idle: list[float] = field(default_factory=list)
     busy: list[float] = field(default_factory=list)
 
     @property
     def rate(self) -> float:
-        """Jobs a second."""
+        """Jobs per second."""
         return self.jobs / self.seconds
 
     @property
     def cpu_ms(self) -> float:
-        """Milliseconds of CPU a job."""
+        """Milliseconds of CPU per job."""
         return self.cpu / self.jobs * 1000
 
 
@@ -93,7 +93,7 @@ def set_up(
     workers: int = 1,
     **settings: object,
 ) -> Iterator["Bench"]:
-    """Start a Valkey, workers and their client; for ours, with more settings."""
+    """Start a Valkey, workers and their client; ours with additional settings."""
     with ExitStack() as running:
         url = running.enter_context(stack.valkey(folder / "valkey")).connection_url
         started = []
@@ -109,8 +109,8 @@ def set_up(
             ledger = SyncLedger(url)
             running.callback(ledger.close)
             stack.wait_for_worker(ledger, started[0])
-            # Each gives its first sign of life when it takes jobs.
-            looked = gauges()
+            # Each sends its first heartbeat when it takes jobs.
+            looked = snapshot()
             stack.until(
                 lambda: len(ledger(looked).workers) == workers, f"{workers} workers that work"
             )
@@ -122,7 +122,7 @@ def set_up(
 
 
 class Bench:
-    """Workers that run, and their client."""
+    """Running workers and their client."""
 
     def __init__(
         self,
@@ -140,14 +140,14 @@ class Bench:
         self.server = server
 
     def warm_up(self) -> None:
-        """Do some jobs, unmeasured."""
+        """Run some jobs, unmeasured."""
         sent, _, _ = self.client.enqueue(WARM_UP if self.contestant.share == 1 else SLOTS)
         self._wait(sent)
 
     def burst(self, count: int) -> Round:
         """Fill the queue while the workers are stopped, then let them work it off.
 
-        `megabytes` are the first worker's.
+        `megabytes` is the memory of the first worker.
         """
         with stage.frozen(*self.pids):
             sent, enqueue_seconds, _ = self.client.enqueue(count)
@@ -161,18 +161,19 @@ class Bench:
         return Round(name, kind, count, seconds, cpu, enqueue_seconds, peak.megabytes)
 
     def latencies(self, count: int, rate: float) -> list[float]:
-        """Enqueue at a rate; how long each job's result took, in milliseconds."""
+        """Enqueue at a rate; return milliseconds until each job's result."""
         return [(there - due) * 1000 for due, there in self.arrivals(count, rate)]
 
     def arrivals(self, count: int, rate: float) -> list[tuple[float, float]]:
-        """Enqueue at a rate; of each job when it was due to be sent, and when its result came."""
+        """Enqueue at a rate; return for each job when it was due to be sent, and when its result
+        came."""
         seen: dict[str, float] = {}
         over = threading.Event()
         watcher = threading.Thread(target=self.watch.arrivals, args=(over, seen))
         watcher.start()
         try:
             while not seen:
-                # What comes before the watcher listens, it never sees.
+                # The watcher misses what comes before it listens.
                 sent, _, _ = self.client.enqueue(1)
                 self._wait(sent)
             sent, _, _ = self.client.enqueue(count, rate)
@@ -195,7 +196,7 @@ class Bench:
         self.watch.wait([key for key, _ in sent], self.alive())
 
     def alive(self) -> Alive:
-        """For a wait of its own."""
+        """Checks the contestant during a wait."""
         return Alive(self.worker, self.contestant.title)
 
 

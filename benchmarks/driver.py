@@ -19,15 +19,15 @@ from benchmarks.jobs import body
 
 
 class Client(Protocol):
-    """What each module in `contestants` has one of."""
+    """The client of each module in `contestants`."""
 
     def enqueue(self, bodies: Sequence[dict[str, Any]]) -> list[str]:
-        """Enqueue in the way that the library's documentation teaches; the results' keys."""
+        """Enqueue as in the library's documentation; return the results' keys."""
         ...
 
 
 def burst(client: Client, bodies: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Enqueue all, as fast as it goes."""
+    """Enqueue all jobs as fast as possible."""
     started = time.time()
     before, cpu = time.perf_counter(), time.process_time()
     keys = client.enqueue(bodies)
@@ -36,7 +36,7 @@ def burst(client: Client, bodies: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def paced(client: Client, bodies: Sequence[dict[str, Any]], rate: float) -> dict[str, Any]:
-    """Enqueue one after another at a rate. When each was to be sent is when its time starts."""
+    """Enqueue one after another at a rate. A job's time starts when it was due to be sent."""
     sent = []
     before, cpu = time.time(), time.process_time()
     for number, one in enumerate(bodies):
@@ -48,7 +48,7 @@ def paced(client: Client, bodies: Sequence[dict[str, Any]], rate: float) -> dict
 
 
 def main() -> None:
-    """Serve until stdin ends."""
+    """Serve until the end of input."""
     client = importlib.import_module(f"benchmarks.contestants.{sys.argv[1]}").client()
     for line in sys.stdin:
         asked = json.loads(line)

@@ -1,6 +1,6 @@
-"""`python -m benchmarks.enqueue`: jobs a second of `Producer.enqueue_many`, sealing and all.
+"""`python -m benchmarks.enqueue`: jobs per second of `Producer.enqueue_many`, including sealing.
 
-One producer's process, into a fresh ledger, while the worker is stopped.
+One producer process, into a new ledger, while the worker is stopped.
 """
 
 import argparse

@@ -1,9 +1,8 @@
-"""`python -m benchmarks.growth`: whether a job costs the same in a ledger that is full.
+"""`python -m benchmarks.growth`: whether a job costs the same in a full ledger.
 
-Two installations side by side, one of them full, are measured in turns. What fills it are real
-records, copied within the server: finished ones with their events on the stream, queued ones, and
-ones that are put off, with their alarms, which come due tomorrow. Says what a record of each kind
-takes.
+Two installations, one of them full, are measured in turns. The full one has real records, copied
+within the server: finished jobs with their events on the stream, queued jobs, and jobs with a retry
+and its alarm, due tomorrow. It also prints the size of each kind of record.
 """
 
 import argparse
@@ -23,33 +22,34 @@ from benchmarks import stage
 from benchmarks.allocator import CONTESTANT, jemalloc
 from benchmarks.contest import Bench, set_up
 from benchmarks.watch import STREAM, Stream
-from worker.cli import stack
-from worker.ledger import SyncLedger
-from worker.ledger.commands import (
+from regworker.ledger import SyncLedger
+from regworker.ledger.records import Claim
+from regworker.ledger.transitions import (
     ALARMS,
     ClaimRules,
+    Decision,
     SettleRules,
-    Verdict,
     claim,
     job_key,
     settle,
 )
-from worker.ledger.records import Claim
+from worker.cli.local import stack
 
-#: Copies a script makes at a time: some milliseconds.
+#: Copies made by one script: some milliseconds.
 BATCH = 5000
 
-#: Seconds from now until the alarms of what is copied come due.
+#: Seconds from now until the alarms of the copies are due.
 TOMORROW = 86400.0
 
-#: Seconds for the append-only file to be written once all is there.
+#: Seconds for the append-only file to be written at the end.
 PATIENCE = 300.0
 
-#: Whoever puts off the job that is copied.
+#: The rules of the worker that postpones the copied job.
 CLAIM = ClaimRules("growth:1", lease=60, settle_delay=60, max_attempts=12, probe=20)
 SETTLE = SettleRules(settle_delay=60, breaker_threshold=5, breaker_pause=30, retention=7 * TOMORROW)
 
-#: Copies a record under ids of the same length, with its places in sorted sets a millisecond apart.
+#: Copies a record under ids of the same length, with its entries in sorted sets a millisecond
+#: apart.
 #: KEYS: record; ARGV: first, last, then sorted set, score, ...
 COPY = """
 local prefix = KEYS[1]:sub(1, #KEYS[1] - 36)
@@ -60,7 +60,7 @@ for number = tonumber(ARGV[1]), tonumber(ARGV[2]) do
 end
 """
 
-#: Tells an event again and again. KEYS: stream; ARGV: first, last, event
+#: Adds an event repeatedly. KEYS: stream; ARGV: first, last, event
 TELL = """
 for number = tonumber(ARGV[1]), tonumber(ARGV[2]) do
   redis.call('XADD', KEYS[1], '*', 'event', ARGV[3])
@@ -70,7 +70,7 @@ end
 
 @contextmanager
 def installation() -> Iterator[Bench]:
-    """A Valkey, the provider, a worker of ours and its client."""
+    """A Valkey, the provider, our worker and its client."""
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
         with (
@@ -81,7 +81,7 @@ def installation() -> Iterator[Bench]:
 
 
 def places(server: redis.Redis, job_id: str) -> list[str | float]:
-    """The sorted sets that hold a job, and its score in each; its alarm is tomorrow's."""
+    """The sorted sets that contain a job, and its score in each; its alarm is due tomorrow."""
     found: list[str | float] = []
     for key in server.scan_iter("{reg}:*", count=1000, _type="zset"):
         score = server.zscore(key, job_id)
@@ -92,19 +92,19 @@ def places(server: redis.Redis, job_id: str) -> list[str | float]:
 
 
 class Filling:
-    """Copies records into a ledger, each under a number of its own."""
+    """Copies records within a ledger, each under a new number."""
 
     def __init__(self, server: redis.Redis) -> None:
         self._server = server
         self._next = 0
 
     def __call__(self, what: str, job_id: str, count: int) -> float:
-        """Copy a job's record so many times; how many bytes each copy takes."""
+        """Copy a job's record so many times; return the bytes of each copy."""
         at = places(self._server, job_id)
         return self._repeat(f"{count} {what}", COPY, job_key(job_id), count, at)
 
     def tell(self, count: int) -> float:
-        """Tell the stream's last event so many times more; how many bytes each takes."""
+        """Add the stream's last event so many times; return the bytes of each."""
         last: Any = self._server.xrevrange(STREAM, count=1)
         return self._repeat(f"{count} events", TELL, STREAM, count, [last[0][1][b"event"]])
 
@@ -120,20 +120,20 @@ class Filling:
 
 
 def put_off(bench: Bench, ledger: SyncLedger) -> str:
-    """A job that was tried and is to be tried again tomorrow; its id."""
+    """A job that was tried and will be retried tomorrow; returns its id."""
     [(job_id, _)], _, _ = bench.client.enqueue(1)
     held = ledger(claim(job_id, CLAIM, 0))
     assert isinstance(held, Claim)
-    ledger(settle(held, Verdict("retry", "told to wait", delay=TOMORROW), SETTLE, None))
+    ledger(settle(held, Decision("retry", "asked to wait", delay=TOMORROW), SETTLE, None))
     return job_id
 
 
 def fill(bench: Bench, finished: int, queued: int, later: int) -> list[str]:
-    """Fill a ledger; what records of each kind take."""
+    """Fill a ledger; print the size of each kind of record."""
     server = bench.server
     filling = Filling(server)
     url = f"redis://127.0.0.1:{server.connection_pool.connection_kwargs['port']}/0"
-    # Written once, when all is there.
+    # Written once, at the end.
     server.config_set("appendonly", "no")
     sent, _, _ = bench.client.enqueue(1)
     bench.watch.wait([key for key, _ in sent], bench.alive())
@@ -145,7 +145,7 @@ def fill(bench: Bench, finished: int, queued: int, later: int) -> list[str]:
         f"its event on the stream {filling.tell(finished):.0f}"
     ]
     with stage.frozen(bench.worker.pid):
-        # Copies are made of it while it is queued.
+        # It is copied while it is queued.
         waiting, _, _ = bench.client.enqueue(1)
         each = filling("queued", waiting[0][0], queued)
         lines.append(f"a queued job: {each:.0f} bytes, with its places in the indices")
@@ -161,7 +161,7 @@ def fill(bench: Bench, finished: int, queued: int, later: int) -> list[str]:
 
 
 def _written(server: redis.Redis) -> None:
-    """Wait until the append-only file is on, and nothing of it is written in the background."""
+    """Wait until the append-only file is on, and no background write runs."""
     server.config_set("auto-aof-rewrite-percentage", 0)
     server.config_set("appendonly", "yes")
     end = time.monotonic() + PATIENCE
@@ -175,7 +175,7 @@ def _written(server: redis.Redis) -> None:
 
 
 def measured(bench: Bench, jobs: int) -> tuple[float, float]:
-    """A burst: milliseconds of CPU a job, of the worker and of the server."""
+    """A burst: milliseconds of CPU per job, of the worker and of the server."""
     before = bench.server.info("cpu")
     found = bench.burst(jobs)
     after = bench.server.info("cpu")
@@ -214,7 +214,7 @@ def main() -> None:
         lines = fill(full, options.finished, options.queued, options.later)
         costs: list[list[tuple[float, float]]] = [[], []]
         for number in range(options.rounds):
-            # Each goes first as often as the other.
+            # Each is first equally often.
             for which in (0, 1) if number % 2 else (1, 0):
                 costs[which].append(measured(benches[which], options.jobs))
         alarms = full.server.zcard(ALARMS)

@@ -1,7 +1,7 @@
 """`python -m benchmarks.imports`: an import of 100,000 jobs, with live jobs beside it.
 
-`regworker submit --lane bulk` of a file, two worker processes, and somebody who signs up five times
-a second meanwhile: how long until the provider hears of them.
+`regworker submit --lane bulk` of a file, two worker processes, and five live jobs a second
+meanwhile: how long until the provider receives the live jobs.
 """
 
 import argparse
@@ -22,15 +22,15 @@ from benchmarks.contest import Bench
 from benchmarks.jobs import registration
 from benchmarks.single import OURS, ours
 from benchmarks.watch import STREAM
-from worker.producer import Producer
-from worker.settings import Settings
+from regworker.producer import Producer
+from regworker.settings import Settings
 
-#: Live jobs a second.
+#: Live jobs per second.
 RATE = 5.0
 
 
 def job(word: str, number: int) -> dict[str, object]:
-    """A job whose call can be told by its word and number."""
+    """A job whose call is recognized by its word and number."""
     email = f"{word}{number}@example.com"
     return {
         "provider": "skypostal",
@@ -48,11 +48,11 @@ def submit(bench: Bench, provider: stage.Stub, file: Path) -> subprocess.Popen[b
 
 
 def alongside(producer: Producer, bench: Bench, count: int, bar: Progress) -> dict[str, float]:
-    """Enqueue live jobs, one after another, until the import is over; when each was due."""
+    """Enqueue live jobs, one after another, until the import is over; return when each was due."""
     task = bar.add_task("import", total=count)
     sent: dict[str, float] = {}
     begun = time.time()
-    # The last of the live jobs may still be on its way.
+    # The last of the live jobs may still be under way.
     while (done := bench.server.xlen(STREAM) - len(sent)) < count - 1:
         bar.update(task, completed=done)
         number = len(sent)
@@ -92,7 +92,7 @@ def main() -> None:
             importing.wait()
         calls = provider.calls("live")
         called = provider.count("registrations")
-    # The last few may still be on their way.
+    # The last few may still be under way.
     delays = [(calls[name][0] - due) * 1000 for name, due in sent.items() if name in calls]
     cuts = quantiles(delays, n=100, method="inclusive")
     print(

@@ -1,7 +1,8 @@
-"""`python -m benchmarks.layers`: where the CPU of a job goes, layer by layer.
+"""`python -m benchmarks.layers`: the CPU time of a job by layer.
 
-py-spy looks 250 times a second at whoever holds the interpreter; each look counts for the innermost
-frame that belongs to a layer. Shares are of the CPU that the burst took, as measured by the system.
+py-spy samples 250 times a second which code holds the interpreter; each sample counts for the
+innermost frame that belongs to a layer. Shares refer to the CPU time of the burst, as measured by
+the system.
 """
 
 import argparse
@@ -18,33 +19,33 @@ from pathlib import Path
 from benchmarks import meter, stage
 from benchmarks.single import ours
 
-#: Looks a second: not a divisor of the loop's own periods.
+#: Samples per second: not a divisor of the loop's own periods.
 LOOKS = 251
 
-#: Layers, and what files belong to each; the first that fits counts.
+#: The layers, and the files of each; the first match counts.
 LAYERS = tuple(
     (name, re.compile(pattern))
     for name, pattern in (
-        ("sealing (JWE)", r"joserfc|cryptography|worker/(sealing|jose)"),
-        ("models and JSON (pydantic)", r"pydantic|worker/(job|event|announcer)\.py"),
+        ("sealing (JWE)", r"cryptography|regworker/sealing"),
+        ("models and JSON (pydantic)", r"pydantic|regworker/(domain|forms|event_builder)"),
         ("log lines", r"structlog|logging/__init__|worker/telemetry"),
-        ("metrics, tracing", r"worker/(metrics|vitals|tracing|presence|scrape)|prometheus"),
-        ("Celery: events", r"celery/events"),
-        ("kombu: Redis transport", r"kombu/(transport|asynchronous)|worker/redis_broker"),
-        ("kombu: messages", r"kombu/|worker/wakeups"),
+        ("metrics, tracing", r"worker/monitoring|regworker/tracing|prometheus"),
+        ("Celery: events", r"celery/events|worker/broker/event_dispatcher"),
+        ("kombu: Redis transport", r"kombu/(transport|asynchronous)|worker/broker/redis"),
+        ("kombu: messages", r"kombu/|worker/broker"),
         ("HTTP: httpx", r"httpx/|httpcore/"),
         ("HTTP: aiohttp", r"httpx_aiohttp|aiohttp|yarl/|multidict"),
-        ("HTTP: ours", r"worker/providers|worker/publishers|standardwebhooks"),
-        ("ledger client", r"worker/(ledger|leases|alarms)"),
-        ("Celery: tracing a task", r"celery/app/trace|worker/tasks"),
-        ("Celery: consumer, requests", r"celery/|vine/|worker/(consuming|messages)"),
-        ("pool", r"worker/(pool|bridge|lanes)|concurrent/futures"),
-        ("attempt, verdict, delivery", r"worker/"),
+        ("HTTP: ours", r"worker/(providers|publishers|http_connections)|standardwebhooks"),
+        ("ledger client", r"regworker/ledger|worker/execution/(leases|alarms)"),
+        ("Celery: tracing a task", r"celery/app/trace|worker/process/tasks"),
+        ("Celery: consumer, requests", r"celery/|vine/|worker/process/(consumer|message_check)"),
+        ("pool", r"worker/process/(pool|greenlets|priorities)|concurrent/futures"),
+        ("attempt, decision, delivery", r"worker/|regworker/"),
         ("asyncio", r"asyncio/|selectors"),
     )
 )
 
-#: redis-py serves two: which, its caller tells.
+#: Two layers use redis-py: the caller decides which.
 REDIS = re.compile(r"\(redis/")
 BROKER = {"kombu: Redis transport", "kombu: messages", "Celery: events"}
 
@@ -65,7 +66,7 @@ def layer(frames: Iterable[str]) -> str:
 
 
 def shares(stacks: str) -> Counter[str]:
-    """How many looks each layer got, of py-spy's collapsed stacks."""
+    """The samples of each layer, from py-spy's collapsed stacks."""
     found: Counter[str] = Counter()
     for line in stacks.splitlines():
         stack, _, count = line.rpartition(" ")
@@ -91,7 +92,7 @@ def main() -> None:
             with stage.frozen(pid):
                 sent, _, _ = bench.client.enqueue(options.jobs)
                 before = meter.cpu(pid)
-            # Without stopping it for each look: a look that is wrong now and then costs less.
+            # Without stopping the process for each sample: a wrong sample now and then costs less.
             watcher = subprocess.Popen(
                 [*command, "--gil", "--nonblocking", "-o", str(out)],
                 stdout=subprocess.DEVNULL,

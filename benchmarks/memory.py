@@ -1,4 +1,5 @@
-"""`python -m benchmarks.memory`: the most that one worker process takes, with 500 in flight."""
+"""`python -m benchmarks.memory`: the most memory of one worker process, with 500 calls in
+flight."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""What a process and all its children have used: CPU time, and memory."""
+"""The CPU time and memory of a process with all its children."""
 
 import threading
 from contextlib import suppress
@@ -7,20 +7,20 @@ from typing import Self
 
 import psutil
 
-#: Seconds between two looks at the memory: a peak lasts longer.
+#: Seconds between two reads of the memory: a peak lasts longer.
 PERIOD = 0.25
 
 
 def tree(pid: int) -> list[psutil.Process]:
-    """A process and its descendants that are alive."""
+    """A process and its live descendants."""
     root = psutil.Process(pid)
     return [root, *root.children(recursive=True)]
 
 
 def cpu(pid: int) -> float:
-    """Seconds of CPU, user and system, of a process and of all its children, also the ended ones.
+    """Seconds of CPU, user and system, of a process and all its children, including ended ones.
 
-    What an ended child used counts with its parent, once it has been waited for.
+    An ended child's time counts with its parent, once the parent has waited for it.
     """
     total = 0.0
     for process in tree(pid):
@@ -31,7 +31,7 @@ def cpu(pid: int) -> float:
 
 
 def memory(pid: int) -> float:
-    """MB in use. Pages that forks share count once, by the share of each (PSS)."""
+    """MB in use. Pages that forks share count by the share of each (PSS)."""
     total = 0
     for process in tree(pid):
         with suppress(psutil.NoSuchProcess):
@@ -40,7 +40,8 @@ def memory(pid: int) -> float:
 
 
 class PeakMemory:
-    """The most memory in use meanwhile: `with PeakMemory(pid) as peak: ...; peak.megabytes`."""
+    """The most memory in use inside the block: `with PeakMemory(pid) as peak: ...;
+    peak.megabytes`."""
 
     def __init__(self, pid: int) -> None:
         self.megabytes = 0.0

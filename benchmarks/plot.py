@@ -1,4 +1,4 @@
-"""The plot: CPU a job of each contestant, as bars in an SVG that needs no library."""
+"""The plot: CPU time per job of each contestant, as bars in an SVG, made without a library."""
 
 from collections.abc import Sequence
 from html import escape
@@ -8,7 +8,8 @@ from benchmarks.report import Summary
 #: Pixels.
 WIDTH, LABELS, BAR, GAP, TOP = 820, 230, 18, 8, 64
 
-#: Bars end here, or the slowest would leave the others no room; their number says how far.
+#: The longest bar: with a longer scale, the slowest would leave the others no room; numbers show
+#: the value.
 MOST_MS = 8.0
 
 COLOURS = {"ours": "#2a9d5c", "tuned": "#5b8dbf", "peer": "#b3c7dc", "floor": "#9a9a9a"}

@@ -1,4 +1,4 @@
-"""What came out: medians over the rounds, as a table, as a plot, as JSON, and as a last line."""
+"""The results: medians over the rounds, as a table, a plot, JSON, and a last line."""
 
 import json
 import platform
@@ -15,12 +15,12 @@ from rich.table import Table
 
 from benchmarks.contest import Round
 
-#: The same client as ours has, and nothing around it.
+#: The same HTTP client as ours, with nothing around it.
 FLOOR = "bare loop, httpx-aiohttp"
 
 OURS = "ours"
 
-#: Between these lines, a page holds the table.
+#: A page contains the table between these lines.
 OPENS, CLOSES = "<!-- results -->", "<!-- /results -->"
 
 COLUMNS = (
@@ -38,7 +38,7 @@ COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """A contestant over all rounds: medians; latencies in milliseconds, None where not measured."""
+    """A contestant over all rounds: medians; latencies in milliseconds, None if not measured."""
 
     name: str
     kind: str
@@ -53,10 +53,10 @@ class Summary:
     busy_p50: float | None = None
     busy_p99: float | None = None
     again: int = 0
-    """Calls beyond one a job, in all rounds."""
+    """Calls beyond one per job, in all rounds."""
 
     def cells(self) -> list[str]:
-        """As a line of the table."""
+        """The cells of its row in the table."""
         latencies = (self.idle_p50, self.idle_p99, self.busy_p50, self.busy_p99)
         return [
             self.name,
@@ -69,7 +69,7 @@ class Summary:
 
 
 def summarize(rounds: Iterable[Round]) -> list[Summary]:
-    """One summary a contestant, the cheapest first."""
+    """One summary per contestant, the cheapest first."""
     by_name: dict[str, list[Round]] = {}
     for one in rounds:
         by_name.setdefault(one.name, []).append(one)
@@ -87,7 +87,7 @@ def table(summaries: Iterable[Summary]) -> Table:
 
 
 def last_line(summaries: Sequence[Summary]) -> str:
-    """What a script reads. A ratio above 1: ours is cheaper. `nan` where nobody was measured."""
+    """A line for scripts. A ratio above 1: ours is cheaper. `nan` if nothing was measured."""
     cpu = {one.name: one.cpu_ms for one in summaries}
     ours = cpu.get(OURS, float("nan"))
     best = min((one.cpu_ms for one in summaries if one.kind == "tuned"), default=float("nan"))
@@ -99,7 +99,7 @@ def last_line(summaries: Sequence[Summary]) -> str:
 
 
 def document(rounds: Sequence[Round]) -> dict[str, Any]:
-    """All of it, for other programs."""
+    """All results, for other programs."""
     return {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {
@@ -157,7 +157,7 @@ def _summary(rounds: list[Round]) -> Summary:
 
 
 def notes(summaries: Iterable[Summary]) -> list[str]:
-    """What the table has no column for."""
+    """Facts for which the table has no column."""
     return [
         f"{one.name} called the provider {one.again} times too often for "
         f"{one.jobs * one.rounds} jobs"

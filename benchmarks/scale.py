@@ -1,8 +1,8 @@
-"""`python -m benchmarks.scale`: whether two worker processes do twice what one does.
+"""`python -m benchmarks.scale`: whether two worker processes do twice the work of one.
 
-With few slots a process, so that the provider's 50 ms are the limit and not the cores, on which a
-provider, a Valkey and a client run besides. That a job costs no more CPU with two is what says that
-they don't get into each other's way.
+Each process has few slots, so that the provider's 50 ms are the limit, not the cores, which a
+provider, a Valkey and a client share. If a job costs no more CPU time with two processes, they do
+not slow each other down.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What the smaller benchmarks share: ours alone on the stage, in a folder of its own."""
+"""Shared by the smaller benchmarks: our worker alone, in a folder of its own."""
 
 import tempfile
 from collections.abc import Iterator
@@ -8,14 +8,14 @@ from pathlib import Path
 from benchmarks import stage
 from benchmarks.contest import Bench, set_up
 from benchmarks.contestants import CONTESTANTS
-from worker.cli import stack
+from worker.cli.local import stack
 
 OURS = CONTESTANTS[0]
 
 
 @contextmanager
 def ours(workers: int = 1, **settings: object) -> Iterator[tuple[Bench, stage.Stub]]:
-    """A Valkey, the provider, workers of ours and their client; with more settings."""
+    """A Valkey, the provider, our workers and their client; with additional settings."""
     with stack.ending_by_signal(), tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
         with (

@@ -15,13 +15,13 @@ import psutil
 
 from benchmarks import meter
 from benchmarks.contestants import SLOTS, Contestant
-from worker.cli import stack
-from worker.sealing import Keyring
-from worker.settings import PREFIX
+from regworker.sealing.keyring import Keyring
+from regworker.settings import PREFIX
+from worker.cli.local import stack
 
 ROOT = Path(__file__).parents[1]
 
-#: Ours alone needs keys and a secret; these are nobody's.
+#: Only ours needs keys and a secret; these are used nowhere else.
 KEYS = Keyring.new("bench")
 SECRET = "whsec_dGhlIHNlY3JldCBvZiB0aGUgdGVzdHMgb25seQ=="
 
@@ -42,7 +42,7 @@ class Stub:
             return int(json.load(answer)[what])
 
     def calls(self, word: str) -> dict[str, tuple[float, float]]:
-        """When each call came, and was answered, by the word and number that its body holds."""
+        """When each call came and was answered, by the word and number in its body."""
         with urlopen(f"{self.url}/calls?{word}", timeout=PATIENCE) as answer:
             return {name: (came, left) for name, (came, left) in json.load(answer).items()}
 
@@ -72,7 +72,7 @@ def worker(
         try:
             yield child
         finally:
-            # All is measured: nobody waits for it to stop in order.
+            # Everything is measured: it need not stop cleanly.
             kill(child.pid)
 
 
@@ -128,7 +128,8 @@ class Client:
     def enqueue(
         self, count: int, rate: float | None = None
     ) -> tuple[list[tuple[str, float]], float, float]:
-        """Enqueue: for each its result's key and when its time starts; seconds taken; CPU used."""
+        """Enqueue: for each its result's key and its start time; the seconds taken; the CPU time
+        used."""
         asked = {"first": self.next, "count": count, "rate": rate}
         self.next += count
         assert self._child.stdin is not None
@@ -148,9 +149,9 @@ class Client:
 def environment_of(
     contestant: Contestant, redis_url: str, provider_url: str, **settings: object
 ) -> dict[str, str]:
-    """What a contestant's processes are told."""
+    """The environment of a contestant's processes."""
     slots = {"concurrency": SLOTS, **settings}
-    # The provider is to be asked as often as slots allow, as by all others.
+    # All contestants may call the provider as often as their slots allow.
     free = {"accounts__skypostal__default__max_in_flight": 1000}
     ours = stack.environment(redis_url, provider_url, KEYS, SECRET, **slots, **free)
     return {
@@ -164,7 +165,7 @@ def environment_of(
 
 @contextmanager
 def frozen(*pids: int) -> Iterator[None]:
-    """Stop processes and their children meanwhile, so that work piles up."""
+    """Stop processes and their children inside the block, so that work accumulates."""
     processes = [process for pid in pids for process in meter.tree(pid)]
     for process in processes:
         process.suspend()
@@ -184,7 +185,7 @@ def kill(pid: int) -> None:
 
 
 def _environment() -> dict[str, str]:
-    # The settings of whoever runs this are not those of the benchmark.
+    # The settings of the calling environment do not apply to the benchmark.
     foreign = {name: "" for name in os.environ if name.startswith(PREFIX)}
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**foreign, "PYTHONPATH": path}

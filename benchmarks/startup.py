@@ -1,4 +1,5 @@
-"""`python -m benchmarks.startup`: until a worker is ready, and until a producer is imported."""
+"""`python -m benchmarks.startup`: the time until a worker is ready, and until a producer is
+imported."""
 
 import argparse
 import subprocess
@@ -10,13 +11,13 @@ from statistics import median
 
 from benchmarks import meter, stage
 from benchmarks.single import OURS
-from worker.cli import stack
-from worker.ledger import SyncLedger
+from regworker.ledger import SyncLedger
+from worker.cli.local import stack
 
 IMPORT = """
 import time
 before = time.perf_counter()
-import worker.producer
+import regworker.producer
 print(time.perf_counter() - before)
 """
 
@@ -35,7 +36,7 @@ def ready(folder: Path) -> tuple[float, float]:
 
 
 def imported() -> float:
-    """Milliseconds of `import worker.producer` in a new process."""
+    """Milliseconds of `import regworker.producer` in a new process."""
     command = [sys.executable, "-c", IMPORT]
     found = subprocess.run(command, cwd=stage.ROOT, capture_output=True, check=True, text=True)
     return float(found.stdout) * 1000
@@ -54,7 +55,7 @@ def main() -> None:
             found.append(ready(folder))
     seconds, cpu = median(one for one, _ in found), median(one for _, one in found)
     print(f"worker ready: {seconds:.2f} s, {cpu:.2f} s of CPU")
-    print(f"import worker.producer: {median(imported() for _ in range(options.rounds)):.0f} ms")
+    print(f"import regworker.producer: {median(imported() for _ in range(options.rounds)):.0f} ms")
 
 
 if __name__ == "__main__":

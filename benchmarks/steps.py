@@ -1,8 +1,8 @@
 """`python -m benchmarks.steps`: what each step of a job costs, in microseconds of CPU.
 
-Each step by itself, as a worker takes it, in this process; calls go to the provider's stub, as many
-at a time as a worker has slots. The least of several rounds counts: what else runs on the machine
-makes a step dearer, and never cheaper. What is missing here is the way through the broker, and the
+Each step runs alone in this process, as a worker runs it; calls go to the provider's stub, with as
+much concurrency as a worker has slots. The minimum of several rounds counts: other load on the
+machine only makes a step more expensive. Not included are the path through the broker, and the
 ledger.
 """
 
@@ -14,6 +14,7 @@ import os
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
@@ -25,22 +26,24 @@ from benchmarks import stage
 from benchmarks.contestants import SLOTS
 from benchmarks.contestants.calling import Body, read
 from benchmarks.jobs import CREDENTIALS, PATH, body, registration
-from worker import tracing
-from worker.announcer import Announcer
-from worker.cli import stack
-from worker.ledger.records import Claim, Record, Settled
-from worker.lifecycle import State
-from worker.metrics import Meter
-from worker.outcome import Registered
+from regworker import tracing
+from regworker.domain.outcome import Registered
+from regworker.domain.states import State
+from regworker.event_builder import EventBuilder
+from regworker.ledger.records import Claim, Record, Settled
+from regworker.sealing import seals
+from regworker.sealing.keyring import Keyring
+from regworker.settings import Settings, WebhookEndpoint
+from worker.cli.local import stack
+from worker.monitoring.metrics import Meter
+from worker.providers.base import JobReference
+from worker.providers.http import HttpTransport
 from worker.providers.registry import Accounts, Registry
-from worker.providers.transport import Transport
 from worker.publishers.base import Arrived
 from worker.publishers.webhook import WebhookPublisher
-from worker.sealing import Keyring
-from worker.settings import Settings, WebhookEndpoint
 from worker.telemetry import about, configure_logging
 
-#: Steps of a round that make no call.
+#: How often a round runs each step without a call.
 TIMES = 2000
 
 Step = Callable[[], object]
@@ -48,7 +51,7 @@ Call = Callable[[], Awaitable[object]]
 
 
 class Job:
-    """One job, and all that a worker takes its steps with."""
+    """One job, and everything that a worker needs for its steps."""
 
     def __init__(self, url: str) -> None:
         account = {**CREDENTIALS, "copa_id": 616, "base_url": url}
@@ -56,8 +59,8 @@ class Job:
         self.registry = Registry(self.settings.providers)
         self.accounts = Accounts(self.registry, {"skypostal": {"default": account}})
         self.keyring = Keyring.parse(stage.KEYS)
-        self.announcer = Announcer(self.settings, self.keyring)
-        self.transport = Transport()
+        self.announcer = EventBuilder(self.settings, self.keyring)
+        self.transport = HttpTransport()
         self.hook = WebhookPublisher(
             WebhookEndpoint(
                 kind="webhook",
@@ -69,14 +72,16 @@ class Job:
         )
         self.meter = Meter()
         self.plain = self.registry.validate("skypostal", registration(1))
-        self.record = _record(self.keyring.seal(self.plain))
+        record = _record("")
+        payload = self.keyring.seal(self.plain, seals.payload(record))
+        self.record = replace(record, payload=payload)
         self.claim = Claim(self.record, asking=False, at=self.record.accepted_at + 20)
         self.outcome = Registered({"customer_box_id": 811111, "customer_key": "Ypb" * 14})
         self.event = self.announcer.registered(self.record, self.claim.at + 50, self.outcome)
 
     def open_(self) -> object:
         """Unseal the registration."""
-        return self.keyring.open(self.record.payload)
+        return self.keyring.open(self.record.payload, seals.payload(self.record))
 
     def read(self) -> object:
         """Check it with its provider's model."""
@@ -87,11 +92,11 @@ class Job:
         return self.announcer.registered(self.record, self.claim.at + 50, self.outcome)
 
     def seal(self) -> object:
-        """The part of it that is sealing."""
-        return self.keyring.seal(self.event.event)
+        """The sealing alone."""
+        return self.keyring.seal(self.event.event, seals.event(self.event.event_id, "results"))
 
     def tell(self) -> None:
-        """What an attempt is surrounded by: the context of its lines, tracing; and its line."""
+        """What surrounds an attempt: the context of its log lines, tracing; and its log line."""
         record = self.record
         facts = {
             "job": record.id,
@@ -103,9 +108,9 @@ class Job:
             about(**facts),
             tracing.transaction("registrations.attempt", record.trace, **facts) as tell,
         ):
-            told = {"outcome": "registered", "reason": "", "state": "registered"}
-            tell(**told)
-            log.info("called", **told, seconds=0.057, stale=False)
+            facts = {"outcome": "registered", "reason": "", "state": "registered"}
+            tell(**facts)
+            log.info("called", **facts, seconds=0.057, stale=False)
 
     def count(self) -> None:
         """Count and time the attempt."""
@@ -116,7 +121,8 @@ class Job:
     async def register(self) -> None:
         """Call the provider, and read its answer."""
         send = self.transport.sender(lambda: True, 20.0)
-        provider = self.accounts.open("skypostal", "default", send)
+        job = JobReference(self.record.id, self.record.idempotency_key)
+        provider = self.accounts.open("skypostal", "default", send, job)
         checked = self.registry.read_json("skypostal", self.plain)
         found = await provider.register(checked)
         assert isinstance(found, Registered), found
@@ -166,7 +172,7 @@ def cpu(step: Step) -> float:
 
 
 async def cpu_of_calls(call: Call, count: int) -> float:
-    """Microseconds of CPU of one call, of `count`, with all slots calling."""
+    """Microseconds of CPU per call, of `count`, with all slots busy."""
     numbers = iter(range(count))
 
     async def slot() -> None:
@@ -180,7 +186,8 @@ async def cpu_of_calls(call: Call, count: int) -> float:
 
 @contextlib.asynccontextmanager
 async def bare(url: str) -> AsyncIterator[tuple[Call, Call]]:
-    """The same call with nothing around it: by httpx's client over httpx-aiohttp, by aiohttp."""
+    """The same call without the worker: with httpx's client over httpx-aiohttp, and with
+    aiohttp."""
     given: Body = body(1)
     session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
     client = HttpxAiohttpClient(timeout=20.0, limits=httpx.Limits(max_connections=None))
@@ -197,7 +204,7 @@ async def bare(url: str) -> AsyncIterator[tuple[Call, Call]]:
 
 
 async def calls(job: Job, url: str, rounds: int, count: int) -> dict[str, float]:
-    """What calls cost, one round of each after the other."""
+    """The cost of calls, one round of each after the other."""
     async with bare(url) as (with_httpx, with_aiohttp):
         steps = {
             "call: read registration, call, read answer": job.register,
@@ -217,7 +224,7 @@ async def calls(job: Job, url: str, rounds: int, count: int) -> dict[str, float]
 
 
 def least(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The least of each step."""
+    """The minimum of each step."""
     return {name: min(one[name] for one in rounds) for name in rounds[0]}
 
 

@@ -1,8 +1,9 @@
-"""The provider: answers registrations after 50 ms, as SkyPostal documents it, and takes webhooks.
+"""The provider: answers registrations after 50 ms, as documented by SkyPostal, and receives
+webhooks.
 
-An ASGI app without a framework, so that it is never what is measured: `ceiling.py` says what it can
-carry. It prints `listening on URL`; `/counts` tells what it has answered so far, and `/calls?word`
-when each call came, and was answered, whose body holds that word and a number.
+An ASGI app without a framework, so that it is never the bottleneck: `ceiling.py` prints how many
+calls it can handle. It prints `listening on URL`; `/counts` shows what it has answered so far, and
+`/calls?word` when each call with that word and a number in its body came and was answered.
 """
 
 import argparse
@@ -23,8 +24,8 @@ from sandbox.documented import SKYPOSTAL_REGISTERED
 #: Seconds until a registration is answered.
 ANSWER_TIME = 0.05
 
-#: Seconds. Longer than any client's: with uvicorn's 5, which are httpx's too, some calls go into a
-#: connection that is just being closed, and are made again after a quarter of a minute.
+#: Seconds. Longer than any client's: with uvicorn's 5, which httpx also uses, some calls would use
+#: a connection that is just being closed, and be repeated after a quarter of a minute.
 KEEP_ALIVE = 75
 
 _Message = MutableMapping[str, Any]
@@ -41,13 +42,13 @@ class Stub:
         self.counts = {"registrations": 0, "hooks": 0}
         self._calls: list[tuple[bytes, float, float]] = []
         self._boxes = count(811111)
-        # All but the number of the box is the same for everybody: made once.
+        # Everything except the box's number is the same for all: created once.
         answer = copy.deepcopy(SKYPOSTAL_REGISTERED)
         answer[0]["customer_box_id"] = 0
         self._before, self._after = json.dumps(answer).split('"customer_box_id": 0', 1)
 
     async def __call__(self, scope: _Message, receive: _Receive, send: _Send) -> None:
-        """Answer one request; its body is read, and not looked at."""
+        """Answer one request; its body is read, but not parsed."""
         path: str = scope["path"]
         arrived = time.time()
         message = await receive()
@@ -71,7 +72,7 @@ class Stub:
         await send({"type": "http.response.body", "body": body})
 
     def _seen(self, word: bytes) -> dict[str, tuple[float, float]]:
-        # Looked for when asked, so that a call costs nobody more than to be kept.
+        # Searched on request, so that recording a call costs as little as possible.
         return {
             found[0].decode(): (arrived, answered)
             for begun, arrived, answered in self._calls
@@ -80,11 +81,11 @@ class Stub:
 
 
 def main() -> None:
-    """Serve on a loopback port of its own until told to stop."""
+    """Serve on a loopback port until it is stopped."""
     argparse.ArgumentParser(description=__doc__).parse_args()
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
         print(f"listening on http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
-        # uvloop and httptools are taken where they are installed.
+        # uvloop and httptools are used if they are installed.
         config = uvicorn.Config(
             Stub(),
             lifespan="off",

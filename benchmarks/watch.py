@@ -1,4 +1,4 @@
-"""Seeing results come to stand at the server, wherever a queue's library stores them."""
+"""Waits for results at the server, wherever a queue's library stores them."""
 
 import json
 import subprocess
@@ -13,21 +13,21 @@ from benchmarks.contestants import SLOTS
 from benchmarks.jobs import HOOK_EVERY
 from benchmarks.stage import Stub
 
-#: Seconds for anything here to happen. Far more than it takes; a benchmark that hangs says so.
+#: Seconds for anything to happen here. Far more than it takes; a hanging benchmark reports it.
 PATIENCE = 120.0
 
-#: Seconds between looks for the last result: a small part of what a round takes.
+#: Seconds between checks for the last result: a small part of a round.
 LOOK = 0.02
 
-#: Ours.
+#: Our results.
 STREAM = "{reg}:results"
 
-#: Valkey tells of keys that are set: strings, lists and streams, whichever a result store uses.
+#: Valkey reports set keys: strings, lists and streams, whichever a result store uses.
 NOTIFY = "K$lt"
 
 
 class Alive:
-    """Asked in a wait: raises `RuntimeError` when the worker is gone, or time is up."""
+    """Called during a wait: raises `RuntimeError` when the worker is gone, or the time is over."""
 
     def __init__(self, worker: subprocess.Popen[bytes], what: str) -> None:
         self._worker = worker
@@ -35,7 +35,7 @@ class Alive:
         self._end = time.monotonic() + PATIENCE
 
     def __call__(self) -> None:
-        """Look."""
+        """Check."""
         if self._worker.poll() is not None:
             raise RuntimeError(f"{self._what}: its worker ended with {self._worker.returncode}")
         if time.monotonic() > self._end:
@@ -43,26 +43,26 @@ class Alive:
 
 
 class Watch(Protocol):
-    """Sees results."""
+    """Waits for results."""
 
     def wait(self, keys: Sequence[str], alive: Alive) -> None:
-        """Wait until these, which nobody has waited for yet, are there."""
+        """Wait until these results, which were not awaited before, are there."""
         ...
 
     def arrivals(self, over: threading.Event, seen: dict[str, float]) -> None:
-        """Note when each comes, until it is over."""
+        """Record when each arrives, until it is over."""
         ...
 
 
 class Keys:
-    """Results of which each has a key."""
+    """Results with one key each."""
 
     def __init__(self, server: redis.Redis, pattern: str) -> None:
         self._server = server
         self._pattern = pattern
 
     def wait(self, keys: Sequence[str], alive: Alive) -> None:
-        """Look for all that are missing, but only once the last ones are there."""
+        """Check all missing ones, but only once the last ones are there."""
         missing = list(keys)
         while missing:
             alive()
@@ -76,7 +76,7 @@ class Keys:
             time.sleep(LOOK)
 
     def arrivals(self, over: threading.Event, seen: dict[str, float]) -> None:
-        """By what the server tells of its keys."""
+        """From the server's keyspace notifications."""
         listener = self._server.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
         self._server.config_set("notify-keyspace-events", NOTIFY)
         listener.psubscribe(f"__keyspace@0__:{self._pattern}")
@@ -90,7 +90,7 @@ class Keys:
 
 
 class Stream:
-    """Ours: all results are on one stream, and webhooks go out beside them."""
+    """Ours: all results are on one stream, and webhooks are sent beside them."""
 
     def __init__(self, server: redis.Redis, provider: Stub) -> None:
         self._server = server
@@ -99,7 +99,7 @@ class Stream:
         self._hooks_before = provider.count("hooks")
 
     def wait(self, keys: Sequence[str], alive: Alive) -> None:
-        """By the stream's length, and by what the receiver of the webhooks has counted."""
+        """By the stream's length, and by the webhook receiver's count."""
         self._results += len(keys)
         while self._server.xlen(STREAM) < self._results + self._skipped:
             alive()
@@ -110,7 +110,7 @@ class Stream:
             time.sleep(LOOK)
 
     def skip(self, count: int) -> None:
-        """So many more results stand there than this worker made."""
+        """The stream has so many more results than this worker made."""
         self._skipped += count
 
     def arrivals(self, over: threading.Event, seen: dict[str, float]) -> None:

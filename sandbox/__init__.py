@@ -1,5 +1,6 @@
-"""Both providers on this machine: faithful answers, scripted faults, and a ledger of what they did.
+"""Both providers on this machine: documented answers, scripted faults, and records of what they
+did.
 
-`python -m sandbox` runs it; tests use `sandbox.server.SandboxServer`. What the providers do not
-document is marked "invented" where it is decided. Never imports `worker`.
+`python -m sandbox` runs it; tests use `sandbox.server.SandboxServer`. Behaviour that the providers
+do not document is marked "invented" in the code. Never imports `worker`.
 """

@@ -10,7 +10,7 @@ from sandbox.server import serve
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Read the command line and serve. Exit codes: 0 stopped when asked, 1 failed, 2 wrong use."""
+    """Parse the command line and serve. Exit codes: 0 stopped on request, 1 failed, 2 wrong use."""
     parser = argparse.ArgumentParser(
         prog="python -m sandbox",
         description="Both providers on this machine. Prints one line with its address when ready.",

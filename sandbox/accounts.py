@@ -1,4 +1,4 @@
-"""The ledger of the accounts that the providers made."""
+"""The record of the accounts that the providers created."""
 
 import hashlib
 import hmac
@@ -17,7 +17,8 @@ FIRST_BOX_ID = 811111
 
 
 class EmailTaken(Exception):  # noqa: N818 - the provider's news, not a fault of ours
-    """Raised by `Accounts.create` when the provider already has this e-mail and wants it unique."""
+    """Raised by `Accounts.create` if the provider already has this e-mail and requires it to be
+    unique."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class Account:
 
     seq: int
     provider: str
-    #: SkyPostal: the partner's `copa_id`; Open2b: the host name that the store was called by.
+    #: SkyPostal: the partner's `copa_id`; Open2b: the host name in the request.
     store: str
     email: str
     #: Seconds since the epoch.
@@ -34,19 +35,19 @@ class Account:
     customer_key: str
     #: SkyPostal's only; 0 at Open2b.
     box_id: int
-    #: `salt$sha256`, hex. Quick on purpose: these passwords are made up.
+    #: `salt$sha256`, hex. Fast on purpose: these passwords are made up.
     password_hash: str
     first_name: str
     last_name: str
     is_business: bool
 
     def opens_with(self, password: str) -> bool:
-        """Tell whether this is the account's password, character for character."""
+        """Whether this is the account's password, character for character."""
         salt, _ = self.password_hash.split("$")
         return hmac.compare_digest(self.password_hash, _hash(password, salt))
 
     def public(self) -> dict[str, Any]:
-        """Describe the account without its secrets; the key only as a fingerprint."""
+        """The account without its secrets; the key only as a fingerprint."""
         return {
             "seq": self.seq,
             "provider": self.provider,
@@ -60,7 +61,7 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class NewAccount:
-    """What a provider knows of a customer before it has an account."""
+    """What a provider knows about a customer before the account exists."""
 
     provider: str
     store: str
@@ -73,10 +74,10 @@ class NewAccount:
 
 
 class Accounts:
-    """Accounts by e-mail (case does not count), safe under threads, look-ups in O(1).
+    """Accounts by e-mail (case does not count), thread-safe, with lookups in O(1).
 
-    With `file`, every account is appended there as a line of JSON and read again at the start,
-    so that a restarted provider still knows its customers.
+    With `file`, every account is appended there as a line of JSON and read again at the start, so
+    that a restarted provider still knows its customers.
     """
 
     def __init__(self, file: Path | None = None, now: Callable[[], float] = time.time) -> None:
@@ -94,7 +95,7 @@ class Accounts:
                 self._add(Account(**json.loads(line)))
 
     def create(self, new: NewAccount, *, unique: bool = True) -> Account:
-        """Make an account; `EmailTaken` if `unique` and the e-mail is known. Atomic."""
+        """Create an account; `EmailTaken` if `unique` and the e-mail is known. Atomic."""
         with self._lock:
             if unique and self._by_email.get((new.provider, new.email.casefold())):
                 raise EmailTaken(new.provider)
@@ -147,7 +148,7 @@ class Accounts:
             return self._counts[provider] - self._emails[provider]
 
     def clear(self) -> None:
-        """Forget every account, in the file too. Box ids start anew."""
+        """Delete every account, in the file too. Box ids start again."""
         with self._lock:
             self._accounts.clear()
             self._by_email.clear()
@@ -177,13 +178,14 @@ class Accounts:
 
 
 def _hash(password: str, salt: str) -> str:
-    # surrogatepass: JSON can spell lone surrogates, and a password may hold any character
+    # surrogatepass: JSON can contain lone surrogates, and a password may contain any character
     secret = salt.encode() + password.encode("utf-8", "surrogatepass")
     return f"{salt}${hashlib.sha256(secret).hexdigest()}"
 
 
 def _open_log(file: Path) -> IO[bytes]:
-    """Open for reading from the start and appending, without the torn line a kill can leave."""
+    """Open for reading from the start and appending, without an incomplete line that a kill can
+    leave."""
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
     log = os.fdopen(descriptor, "r+b")
     whole = log.read()

@@ -8,7 +8,7 @@ from sandbox.state import Sandbox
 
 
 def create_app(sandbox: Sandbox | None = None, receiver: Receiver | None = None) -> Starlette:
-    """Make the app. Serve it with `sandbox.server`, which knows how to break connections."""
+    """Make the app. Serve it with `sandbox.server`, which can break connections."""
     sandbox = Sandbox() if sandbox is None else sandbox
     routes = [
         *skypostal.routes(sandbox),

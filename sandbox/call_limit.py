@@ -1,4 +1,4 @@
-"""A limit of calls in a sliding window of time."""
+"""A limit of calls in a sliding window."""
 
 import threading
 import time
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class CallLimit:
-    """Counts calls; that Open2b's window slides (and counts refused calls not) is invented."""
+    """Counts calls. Invented: that Open2b's window slides and does not count refused calls."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._lock = threading.Lock()

@@ -1,11 +1,11 @@
-"""Checks of what is told to the sandbox: each error is a sentence that names the field."""
+"""Checks of the sandbox's input: each error is a sentence that names the field."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 
 class BadControl(ValueError):  # noqa: N818 - reads as what it is: bad control input
-    """Raised for control input that makes no sense. Its text names the field and what it takes."""
+    """Raised for invalid control input. Its text names the field and the valid values."""
 
 
 def mapping(value: object, field: str) -> Mapping[str, Any]:
@@ -16,7 +16,7 @@ def mapping(value: object, field: str) -> Mapping[str, Any]:
 
 
 def known(value: Mapping[str, Any], names: Iterable[str], field: str) -> None:
-    """Require that an object has no other members than these."""
+    """Require that an object has no other members."""
     names = sorted(names)
     for name in value:
         if name not in names:

@@ -8,7 +8,7 @@ import httpx
 
 
 class SandboxClient:
-    """Talks to `/sandbox/...`; what it refuses raises `ValueError` with its sentence."""
+    """Uses `/sandbox/...`; a refusal raises `ValueError` with its message."""
 
     def __init__(self, url: str) -> None:
         self._http = httpx.Client(base_url=url, timeout=30, trust_env=False)
@@ -21,7 +21,7 @@ class SandboxClient:
     def accounts(
         self, provider: str | None = None, email: str | None = None
     ) -> list[dict[str, Any]]:
-        """List the accounts that were made, oldest first."""
+        """List the created accounts, oldest first."""
         accounts: list[dict[str, Any]] = self._ask(
             "GET", "/sandbox/accounts", params=_given(provider=provider, email=email)
         )
@@ -30,7 +30,7 @@ class SandboxClient:
     def requests(
         self, provider: str | None = None, call: str | None = None, email: str | None = None
     ) -> list[dict[str, Any]]:
-        """List the requests that the providers saw, oldest first."""
+        """List the requests that the providers received, oldest first."""
         requests: list[dict[str, Any]] = self._ask(
             "GET", "/sandbox/requests", params=_given(provider=provider, call=call, email=email)
         )
@@ -42,7 +42,7 @@ class SandboxClient:
         rates: Mapping[str, Any] | None = None,
         seed: int | None = None,
     ) -> dict[str, Any]:
-        """Replace the faults, or without any argument ask what is left of them."""
+        """Replace the faults, or without arguments return the remaining ones."""
         given = _given(script=script, rates=rates, seed=seed)
         faults: dict[str, Any] = (
             self._ask("PUT", "/sandbox/faults", json=given)
@@ -56,7 +56,7 @@ class SandboxClient:
         skypostal: Mapping[str, Any] | None = None,
         open2b: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Change the switches that are named, and give them all."""
+        """Change the named switches, and return all."""
         given = _given(skypostal=skypostal, open2b=open2b)
         settings: dict[str, Any] = (
             self._ask("PUT", "/sandbox/settings", json=given)
@@ -66,7 +66,7 @@ class SandboxClient:
         return settings
 
     def reset(self) -> None:
-        """Forget accounts, requests and faults; switches are as at the start."""
+        """Delete accounts, requests and faults; reset the switches."""
         self._ask("DELETE", "/sandbox/accounts")
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Control over HTTP: what the sandbox did, and how it is to behave."""
+"""The control API over HTTP: reads what the sandbox did, and sets how it behaves."""
 
 import json
 from collections.abc import Awaitable, Callable
@@ -77,7 +77,7 @@ async def read_json(request: Request) -> object:
 
 
 def refusing(endpoint: Endpoint) -> Endpoint:
-    """Answer bad control input with 400 and the sentence that says what is wrong."""
+    """Answer invalid control input with 400 and a message that says what is wrong."""
 
     async def guarded(request: Request) -> Response:
         try:

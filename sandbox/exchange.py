@@ -1,4 +1,4 @@
-"""One call at a provider: note it, choose its fault, do the work or not, answer or not."""
+"""One call at a provider: record it, choose its fault, carry it out or not, answer or not."""
 
 import asyncio
 from collections.abc import Callable
@@ -10,7 +10,8 @@ from typing import assert_never
 from starlette.responses import Response
 
 from sandbox.accounts import Account
-from sandbox.connection import NoAnswer, Truncated
+from sandbox.bomb import bomb
+from sandbox.connection import NoAnswer, Repeated, Truncated
 from sandbox.faults import Fault
 from sandbox.request_log import SeenRequest
 from sandbox.state import Sandbox
@@ -22,7 +23,7 @@ HTML = "text/html; charset=utf-8"
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a provider answers, and the account that it made, if it did."""
+    """A provider's answer, and the account that it created, if any."""
 
     status: int
     body: bytes
@@ -42,16 +43,16 @@ class Call:
     provider: str
     name: str
     email: str | None
-    #: Does the call's work, at once and whole, and says what the provider answers.
+    #: Carries out the call, atomically, and returns the provider's answer.
     perform: Callable[[], Answer]
-    #: What a success looks like that did nothing and gives no key (faults without `commit`).
+    #: A success that did nothing and contains no key (for faults without `commit`).
     pretence: Answer
-    #: Spoils an answer as `missing_key` wants it.
+    #: Removes the key from an answer, for `missing_key`.
     without_key: Callable[[Answer], Answer]
 
 
 async def exchange(sandbox: Sandbox, call: Call) -> Response:
-    """Carry out a call, with the fault that is meant for it."""
+    """Carry out a call with its fault."""
     fault = sandbox.faults.take(call.provider, call.name, call.email)
     kind = fault.kind if fault else None
     seen = sandbox.requests.arrived(call.provider, call.name, call.email, kind)
@@ -61,7 +62,7 @@ async def exchange(sandbox: Sandbox, call: Call) -> Response:
     if isinstance(answer, Answer):
         seen.status = answer.status
         return answer.response()
-    if isinstance(answer, Truncated):
+    if isinstance(answer, Truncated | Repeated):
         seen.status = answer.status_code
     return answer
 
@@ -102,6 +103,11 @@ def _answer(
             return _text(403, "Forbidden")
         case "hang":
             return NoAnswer(hold=None)
+        case "repeated":
+            came = _commit(call, seen)
+            return Repeated(fault.delay, came.body, came.status, came.headers, came.media_type)
+        case "bomb":
+            return Answer(200, bomb(), JSON, {"Content-Encoding": "gzip, gzip"})
         case _:
             assert_never(fault.kind)
 

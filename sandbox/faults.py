@@ -1,4 +1,4 @@
-"""Faults: what can go wrong with a call, and which calls it happens to."""
+"""Faults: what can go wrong with a call, and which calls they affect."""
 
 import random
 import threading
@@ -10,11 +10,11 @@ from sandbox import checks
 from sandbox.checks import BadControl
 
 Kind = Literal[
-    "none",  # answers as it should: lets calls pass before the next rule, or spares them the rates
+    "none",  # a normal answer: lets calls pass before the next rule, or exempts them from the rates
     "drop_before_commit",  # reads the request, does nothing, closes the connection
-    "commit_then_drop",  # does its work, closes the connection without an answer
-    "late_commit",  # answers nothing; does its work `delay` seconds after the request
-    "slow",  # does its work `delay` seconds after the request, then answers
+    "commit_then_drop",  # carries out the call, closes the connection without an answer
+    "late_commit",  # answers nothing; carries out the call `delay` seconds after the request
+    "slow",  # carries out the call `delay` seconds after the request, then answers
     "too_many",  # 429, with or without Retry-After
     "server_error",  # 500, 502, 503 or 504
     "html",  # 200 with a page instead of JSON
@@ -24,11 +24,13 @@ Kind = Literal[
     "unauthorized",  # 401
     "forbidden",  # 403
     "hang",  # never answers; holds the connection until the client leaves
+    "repeated",  # answers, and sends the same bytes again `delay` seconds later; 0: together
+    "bomb",  # 988 bytes that become 1.1 GB (`content-encoding: gzip, gzip`)
 ]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-#: The parameters that each kind takes, besides those that choose the call.
+#: The parameters of each kind, besides those that select the call.
 PARAMETERS: Mapping[Kind, frozenset[str]] = {
     "none": frozenset(),
     "drop_before_commit": frozenset(),
@@ -44,8 +46,10 @@ PARAMETERS: Mapping[Kind, frozenset[str]] = {
     "unauthorized": frozenset(),
     "forbidden": frozenset(),
     "hang": frozenset({"commit"}),
+    "repeated": frozenset({"delay"}),
+    "bomb": frozenset({"commit"}),
 }
-#: Kinds whose meaning is that the work was done, unless told otherwise.
+#: Kinds in which the call is carried out, unless `status` says otherwise.
 COMMITS_BY_DEFAULT = frozenset({"truncated", "missing_key"})
 PROVIDERS = ("skypostal", "open2b")
 
@@ -55,11 +59,12 @@ class Fault:
     """One fault with its parameters."""
 
     kind: Kind
-    #: Seconds from the request to the work done (`late_commit`, `slow`).
+    #: Seconds from the request until it is carried out (`late_commit`, `slow`), or from the answer
+    #: to its repetition (`repeated`).
     delay: float = 1.0
-    #: `late_commit`: seconds until the connection is dropped; None: when the client leaves.
+    #: `late_commit`: seconds until the connection is dropped; None: when the client disconnects.
     hold: float | None = None
-    #: Whether the call's work is done although its answer is spoilt.
+    #: Whether the call is carried out although its answer is spoilt.
     commit: bool = False
     #: `server_error` only.
     status: int = 500
@@ -85,7 +90,7 @@ class Fault:
         return cls(kind=kind, **given)
 
     def public(self) -> dict[str, Any]:
-        """Describe the fault as the JSON that `parse` reads."""
+        """The fault as JSON that `parse` reads."""
         return {"kind": self.kind} | {
             item.name: getattr(self, item.name)
             for item in fields(self)
@@ -95,7 +100,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """Which calls a rule is about; what is None matches everything."""
+    """The calls that a rule affects; None matches everything."""
 
     provider: str | None = None
     call: str | None = None
@@ -103,7 +108,7 @@ class Match:
 
     @classmethod
     def parse(cls, value: Mapping[str, Any], where: str) -> "Match":
-        """Read the match of a rule from JSON."""
+        """Parse the match of a rule from JSON."""
         given = {
             name: checks.text(value[name], f"{where}.{name}")
             for name in MATCH
@@ -114,7 +119,7 @@ class Match:
         return cls(**given)
 
     def covers(self, provider: str, call: str, email: str | None) -> bool:
-        """Tell whether this call is meant. E-mails are compared without case."""
+        """Whether this call matches. E-mails are compared without case."""
         return (
             self.provider in (None, provider)
             and self.call in (None, call)
@@ -134,7 +139,7 @@ MATCH = ("provider", "call", "email")
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A line of the script: this fault happens to the next `times` calls that match."""
+    """A line of the script: this fault affects the next `times` calls that match."""
 
     fault: Fault
     match: Match = field(default_factory=Match)
@@ -143,7 +148,7 @@ class Rule:
 
     @classmethod
     def parse(cls, value: object, where: str) -> "Rule":
-        """Read a rule from JSON: the fault's, the match's members and `times` in one object."""
+        """Parse a rule from JSON: the fault's, the match's members and `times` in one object."""
         rule = checks.mapping(value, where)
         times = rule.get("times", 1)
         return cls(
@@ -153,13 +158,13 @@ class Rule:
         )
 
     def public(self) -> dict[str, Any]:
-        """Describe the rule as the JSON that `parse` reads."""
+        """The rule as JSON that `parse` reads."""
         return {**self.fault.public(), **self.match.public(), "times": self.times}
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """This fault happens to a matching call with this probability."""
+    """This fault affects a matching call with this probability."""
 
     fault: Fault
     match: Match
@@ -167,7 +172,8 @@ class Rate:
 
     @classmethod
     def parse(cls, kind: str, value: object, where: str) -> "Rate":
-        """Read a rate: a probability, or an object of it with the fault's parameters and match."""
+        """Parse a rate: a probability, or an object with it and the fault's parameters and
+        match."""
         if not isinstance(value, Mapping):
             value = {"probability": value}
         return cls(
@@ -177,13 +183,13 @@ class Rate:
         )
 
     def public(self) -> dict[str, Any]:
-        """Describe the rate as the JSON that `parse` reads."""
+        """The rate as JSON that `parse` reads."""
         fault = _without(self.fault.public(), ("kind",))
         return {**fault, **self.match.public(), "probability": self.probability}
 
 
 class Faults:
-    """What goes wrong: a script first (the first rule that matches, until spent), then rates."""
+    """The faults: a script first (the first rule that matches, until used up), then rates."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -193,7 +199,7 @@ class Faults:
         self._random = random.Random(self._seed)  # noqa: S311 - repeatable on purpose
 
     def take(self, provider: str, call: str, email: str | None) -> Fault | None:
-        """Decide what happens to this call; spends the rule that decided."""
+        """Decide on a fault for this call; uses up the rule that decided."""
         with self._lock:
             for index, rule in enumerate(self._script):
                 if rule.match.covers(provider, call, email):
@@ -202,9 +208,9 @@ class Faults:
             return self._draw(provider, call, email)
 
     def configure(self, value: object) -> None:
-        """Replace script, rates and seed by these; what is left out is empty (seed: 1).
+        """Replace script, rates and seed; an omitted value is empty (seed: 1).
 
-        All or nothing: on `BadControl` everything stays as it was.
+        All or nothing: on `BadControl` everything stays unchanged.
         """
         given = checks.mapping(value, "faults")
         checks.known(given, ("script", "rates", "seed"), "faults")
@@ -224,7 +230,7 @@ class Faults:
             self._random = random.Random(seed)  # noqa: S311 - repeatable on purpose
 
     def public(self) -> dict[str, Any]:
-        """Describe what is left of the script, the rates and the seed."""
+        """The rest of the script, the rates and the seed."""
         with self._lock:
             return {
                 "script": [rule.public() for rule in self._script],
@@ -241,7 +247,7 @@ class Faults:
     def _draw(self, provider: str, call: str, email: str | None) -> Fault | None:
         if not self._rates:
             return None
-        drawn = self._random.random()  # one number a call, so that a seed gives one sequence
+        drawn = self._random.random()  # one number per call, so that a seed gives one sequence
         for rate in self._rates.values():
             if rate.match.covers(provider, call, email):
                 drawn -= rate.probability

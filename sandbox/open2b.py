@@ -55,7 +55,7 @@ def _read(sandbox: Sandbox, request: Request, raw: bytes) -> Call:
 
 
 def _email_of(body: object) -> str | None:
-    """Find the e-mail wherever one of the three calls has it."""
+    """The e-mail, wherever each of the three calls has it."""
     for path in (("email",), ("customer", "address", "email"), ("conditions", "email")):
         value = body
         for name in path:
@@ -80,8 +80,8 @@ def _perform(sandbox: Sandbox, request: Request, body: object) -> Answer:
     try:
         return work(sandbox, request, body)
     except Error as error:
-        told = {"field": error.field, "type": error.type, "description": error.description}
-        return Answer(200, json.dumps({"status": "error", "error": told}).encode())
+        shown = {"field": error.field, "type": error.type, "description": error.description}
+        return Answer(200, json.dumps({"status": "error", "error": shown}).encode())
 
 
 def _key_holds(sandbox: Sandbox, request: Request, *, private: bool) -> bool:
@@ -129,7 +129,7 @@ def _sign_up(sandbox: Sandbox, request: Request, body: Body) -> Answer:
 
 
 def _check_store(sandbox: Sandbox, body: Body) -> None:
-    """Check what depends on how the store is set up: carts, lists, consents, verification."""
+    """Check what depends on the store's setup: carts, lists, consents, verification."""
     store, customer = sandbox.open2b, body["customer"]
     cart = customer.get("cart")
     if cart is not None and cart not in store.carts:
@@ -178,7 +178,7 @@ METHODS: dict[str, Callable[[Sandbox, Request, Body], Answer]] = {
     "commerce.customers.find": _find,
 }
 
-#: The fields of a found customer that the sandbox knows; all are given if none are asked for.
+#: The fields of a found customer that the sandbox knows; all are returned if none are named.
 FIELDS: dict[str, Callable[[Sandbox, Account], object]] = {
     "id": lambda _, account: account.seq,
     "email": lambda _, account: account.email,

@@ -10,13 +10,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-#: Invented: what the store takes for well formed is not documented.
+#: Invented: which addresses the store accepts is not documented.
 EMAIL = re.compile(r"[^@\s]+@[^@\s.]+(\.[^@\s.]+)+")
 
 
 @dataclass(frozen=True, slots=True)
 class Error(Exception):
-    """One documented error; the store tells one at a time."""
+    """One documented error; the store reports one at a time."""
 
     field: str
     type: str
@@ -95,7 +95,7 @@ def members(checks: Mapping[str, Check], required: tuple[str, ...] = ()) -> Chec
 
 
 def malformed(name: str) -> Error:
-    """Make the error for a value of a wrong type."""
+    """The error for a value of a wrong type."""
     return Error(name, "Malformed", f"{name} is not syntactically correct")
 
 
@@ -118,7 +118,7 @@ ADDRESS = members(
         "faxNumber": string(0, 15),
         "email": email,
     },
-    # inferred: an account needs it; which other members are, the page does not say
+    # inferred: an account needs it; the page does not say which other members are required
     required=("email",),
 )
 SIGN_UP = members(
@@ -139,7 +139,7 @@ SIGN_UP = members(
     required=("customer",),
 )
 LOGIN = members({"email": email, "password": string(4, 16)}, required=("email", "password"))
-#: Of the documented conditions the sandbox knows one; the others are unknown fields to it.
+#: The sandbox knows one of the documented conditions; others are unknown fields to it.
 FIND = members(
     {
         "conditions": members({"email": string(3, 120)}),

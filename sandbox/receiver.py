@@ -1,7 +1,7 @@
-"""A webhook receiver that verifies, logs, and can be told to fail.
+"""A webhook receiver that verifies and logs events, and fails on request.
 
-Signatures are checked with the official Standard Webhooks library, so that what passes here
-passes at a user's, too.
+Signatures are checked with the official Standard Webhooks library, so that what passes here also
+passes at a real receiver.
 """
 
 import asyncio
@@ -24,13 +24,13 @@ from sandbox import checks
 from sandbox.connection import NoAnswer
 from sandbox.control import read_json, refusing
 
-#: A scripted status of 0: the delivery is logged, and its connection closed without an answer.
+#: A scripted status of 0: the delivery is logged, and its connection is closed without an answer.
 DROP: Final = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One delivery that arrived, as it was answered."""
+    """One received delivery, and its answer."""
 
     name: str
     webhook_id: str | None
@@ -40,13 +40,13 @@ class Delivery:
     #: Seconds since the epoch.
     time: float
     verified: bool
-    #: What was answered; 0: nothing, the connection was closed.
+    #: The status of the answer; 0: none, the connection was closed.
     status: int
-    #: The body as it came. In this process only: an event holds a customer's key.
+    #: The body as received. Only in this process: an event contains a customer's key.
     body: bytes = field(repr=False)
 
     def public(self) -> dict[str, Any]:
-        """Describe the delivery without its content; that only as a fingerprint."""
+        """The delivery without its content, which is shown only as a fingerprint."""
         return {
             "name": self.name,
             "webhook_id": self.webhook_id,
@@ -60,7 +60,7 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The next `times` deliveries are answered with this status."""
+    """The next `times` deliveries get this status."""
 
     status: int
     times: int = 1
@@ -68,7 +68,7 @@ class Failure:
 
     @classmethod
     def parse(cls, value: object, where: str) -> "Failure":
-        """Read a line of the script from JSON."""
+        """Parse a line of the script from JSON."""
         given = checks.mapping(value, where)
         checks.known(given, ("status", "times", "retry_after"), where)
         wait = given.get("retry_after")
@@ -79,12 +79,12 @@ class Failure:
         )
 
     def public(self) -> dict[str, Any]:
-        """Describe the line as the JSON that `parse` reads."""
+        """The line as JSON that `parse` reads."""
         return {"status": self.status, "times": self.times, "retry_after": self.retry_after}
 
 
 class Receiver:
-    """What a receiver knows: its secrets, the deliveries so far, and how it is to behave."""
+    """The receiver's state: its secrets, the deliveries so far, and its behaviour."""
 
     def __init__(self, secrets: Iterable[str], now: Callable[[], float] = time.time) -> None:
         self._webhooks = [Webhook(secret) for secret in secrets]
@@ -100,13 +100,13 @@ class Receiver:
             return list(self._log)
 
     def verifies(self, body: bytes, headers: dict[str, str]) -> bool:
-        """Tell whether any of the secrets has signed this."""
+        """Whether any of the secrets has signed this."""
         return any(_verifies(webhook, body, headers) for webhook in self._webhooks)
 
     def behave(self, value: object) -> None:
         """Replace the behaviour: `{"script", "rate", "rate_status", "seed", "delay"}`.
 
-        What is left out is as at the start: no failures, no delay. All or nothing.
+        Omitted values have their defaults: no failures, no delay. All or nothing.
         """
         names = ("script", "rate", "rate_status", "seed", "delay")
         given = checks.mapping(value, "behaviour")
@@ -125,7 +125,7 @@ class Receiver:
             self._random = random.Random(seed)  # noqa: S311 - repeatable on purpose
 
     def behaviour(self) -> dict[str, Any]:
-        """Describe what is left of the behaviour."""
+        """The rest of the behaviour."""
         with self._lock:
             return {
                 "script": [failure.public() for failure in self._script],
@@ -136,7 +136,7 @@ class Receiver:
             }
 
     def failure(self) -> Failure | None:
-        """Decide whether the delivery at hand fails; spends the line that decided."""
+        """Decide whether the present delivery fails; uses up the line that decided."""
         with self._lock:
             if self._script:
                 failure = self._script[0]
@@ -148,7 +148,7 @@ class Receiver:
     def note(
         self, name: str, body: bytes, headers: dict[str, str], answer: tuple[bool, int]
     ) -> None:
-        """Write a delivery into the log."""
+        """Add a delivery to the log."""
         event = _event(body)
         verified, status = answer
         delivery = Delivery(
@@ -166,7 +166,7 @@ class Receiver:
             self._log.append(delivery)
 
     def reset(self) -> None:
-        """Forget the deliveries, behave as at the start."""
+        """Delete the deliveries, and reset the behaviour."""
         self.behave({})
         with self._lock:
             self._log.clear()

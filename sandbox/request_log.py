@@ -1,4 +1,4 @@
-"""The ledger of every request that the providers saw: who, what, which fault, what came of it."""
+"""The record of every request that the providers received: sender, call, fault, result."""
 
 import threading
 import time
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(slots=True)
 class SeenRequest:
-    """One request, without passwords and keys. Noted on arrival, completed when answered."""
+    """One request, without passwords and keys. Recorded on arrival, completed when answered."""
 
     seq: int
     #: Seconds since the epoch, at arrival.
@@ -18,16 +18,16 @@ class SeenRequest:
     #: `customer-registration`, `storefront.sign-up`, ...; the path's end for an unknown call.
     call: str
     email: str | None
-    #: The fault that was applied to it.
+    #: The fault that affected it.
     fault: str | None
-    #: The HTTP status that was answered; None while, or when, nothing was.
+    #: The HTTP status of the answer; None while, or if, there is none.
     status: int | None = None
-    #: Whether this request made an account (so far: a late commit comes late).
+    #: Whether this request created an account (so far: a late commit comes late).
     committed: bool = False
 
 
 class RequestLog:
-    """Requests in the order of their arrival; safe under threads."""
+    """Requests in the order of their arrival; thread-safe."""
 
     def __init__(self, now: Callable[[], float] = time.time) -> None:
         self._lock = threading.Lock()
@@ -38,7 +38,7 @@ class RequestLog:
     def arrived(
         self, provider: str, call: str, email: str | None, fault: str | None
     ) -> SeenRequest:
-        """Note a request before anything is done about it."""
+        """Record a request before it is processed."""
         with self._lock:
             seen = SeenRequest(len(self._seen) + 1, self._now(), provider, call, email, fault)
             self._seen.append(seen)
@@ -60,7 +60,7 @@ class RequestLog:
         ]
 
     def clear(self) -> None:
-        """Forget every request."""
+        """Delete every request."""
         with self._lock:
             self._seen.clear()
             self._by_email.clear()
@@ -70,5 +70,5 @@ class RequestLog:
 
 
 def public(seen: SeenRequest) -> dict[str, Any]:
-    """Describe a seen request as JSON."""
+    """A recorded request as JSON."""
     return asdict(seen)

@@ -1,4 +1,4 @@
-"""Serving the sandbox: in the foreground of a process, or in a thread of a test's."""
+"""Serves the sandbox: in the foreground of a process, or in a thread of a test's."""
 
 import asyncio
 import contextlib
@@ -20,9 +20,9 @@ from sandbox.connection import BreakableConnection
 from sandbox.receiver import Receiver, create_receiver_app
 from sandbox.state import Sandbox
 
-#: Longer than any call takes that isn't slowed on purpose; those are cut off.
+#: Longer than any call that is not slowed on purpose; those are cut off.
 GRACE_SECONDS = 1
-#: Longer than any run: a connection closed while idle would be a fault that nobody scripted.
+#: Longer than any run: closing an idle connection would be a fault that was not scripted.
 IDLE_SECONDS = 24 * 3600
 
 
@@ -48,12 +48,12 @@ class _Server(uvicorn.Server):
         self._on_ready = on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, and say so."""
+        """Start, and announce it."""
         await super().startup(sockets)
         self._on_ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop, without waiting for clients of which we are waiting that they leave."""
+        """Stop without waiting for clients that are expected to disconnect."""
         for connection in list(self.server_state.connections):
             if isinstance(connection, BreakableConnection) and connection.held:
                 connection.transport.abort()
@@ -76,14 +76,14 @@ class _ThreadedServer:
         self.url = f"http://127.0.0.1:{self.port}"
 
     def start(self) -> Self:
-        """Serve; returns once requests are answered."""
+        """Serve; return once requests are answered."""
         self._thread.start()
         if not self._ready.wait(10):
             raise RuntimeError("The server did not start within 10 seconds.")
         return self
 
     def stop(self) -> None:
-        """Stop serving; broken off are the connections held by a fault. May be called again."""
+        """Stop serving; connections that a fault holds are broken. May be called again."""
         self._server.should_exit = True
         if self._thread.is_alive():
             self._thread.join(10)
@@ -107,8 +107,8 @@ class _ThreadedServer:
 class SandboxServer(_ThreadedServer):
     """The sandbox in a thread: `with SandboxServer() as server: ... server.url ...`.
 
-    `sandbox` is the state behind it, for direct looks. With `receiver`, webhooks are received
-    under the same address.
+    `sandbox` is its state, for direct access. With `receiver`, webhooks are received at the same
+    address.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class SandboxServer(_ThreadedServer):
 
 
 class ReceiverServer(_ThreadedServer):
-    """The webhook receiver alone, in a thread. `receiver` is the state behind it."""
+    """The webhook receiver alone, in a thread. `receiver` is its state."""
 
     def __init__(self, secrets: Iterable[str] | Receiver, *, port: int = 0) -> None:
         self.receiver = secrets if isinstance(secrets, Receiver) else Receiver(secrets)
@@ -169,7 +169,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 @contextlib.contextmanager
 def _stopping_is_no_failure(server: uvicorn.Server) -> Generator[None]:
-    """Take the signals before uvicorn does, and when it raises them again at its end."""
+    """Handle the signals before uvicorn does, and when it raises them again at its end."""
 
     def stop(_: int, __: object) -> None:
         server.should_exit = True

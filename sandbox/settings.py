@@ -12,28 +12,29 @@ from sandbox.checks import BadControl
 class SkyPostalSettings:
     """How the SkyPostal sandbox behaves."""
 
-    #: Whether an e-mail can be registered once only.
+    #: Whether an e-mail can be registered only once.
     unique: bool = True
-    #: The partner's credentials; None: any are accepted, but some must be there.
+    #: The partner's credentials; None: any are accepted, but some are required.
     user_code: int | None = None
     app_key: str | None = None
-    #: What wrong credentials get (unknown, so both can be tried): `http_401` or `verify_false`.
+    #: The answer to wrong credentials (unknown, so both can be tested): `http_401` or
+    #: `verify_false`.
     bad_credentials: str = "http_401"
 
 
 @dataclass(frozen=True, slots=True)
 class Open2bSettings:
-    """How the Open2b sandbox's store is set up. The defaults know the documented example."""
+    """The setup of the Open2b sandbox's store. The defaults fit the documented example."""
 
     unique: bool = True
-    #: Carts (tokens) that exist.
+    #: Existing carts (tokens).
     carts: tuple[str, ...] = ("ebe766e73af1128d13217f1bcea6b9d9",)
-    #: Newsletter lists that exist.
+    #: Existing newsletter lists.
     newsletter_lists: tuple[int, ...] = (5, 7)
     #: Processings that a customer must consent to.
     mandatory_consents: tuple[int, ...] = ()
     #: Whether an e-mail must be verified before registration, and the codes that are valid then.
-    #: Invented: a code is good for any e-mail, and is not looked at unless one is required.
+    #: Invented: a code is valid for any e-mail, and is ignored unless one is required.
     verification_required: bool = False
     verification_codes: tuple[str, ...] = ("AT67N3FG",)
     #: New customers cannot log in until approved.
@@ -41,11 +42,11 @@ class Open2bSettings:
     #: None: not checked.
     public_key: str | None = None
     secret_key: str | None = None
-    #: The documented limit: 1000 calls in 5 minutes. Off, since it is in the way of most tests.
+    #: The documented limit: 1000 calls in 5 minutes. Off, since it would disturb most tests.
     call_limit: bool = False
     call_limit_calls: int = 1000
     call_limit_seconds: float = 300.0
-    #: What a call beyond it gets: undocumented. None: no Retry-After header.
+    #: The status of a call beyond it: undocumented. None: no Retry-After header.
     call_limit_status: int = 429
     call_limit_retry_after: int | None = None
 
@@ -64,7 +65,7 @@ def merge(settings: S, value: object, where: str) -> S:
 
 
 def public(settings: Settings) -> dict[str, Any]:
-    """Describe the switches as JSON, with `***` for a secret that is set."""
+    """The switches as JSON, with `***` for a secret that is set."""
     return {
         name: "***" if name in ("app_key", "secret_key") and value else value
         for name, value in asdict(settings).items()

@@ -29,7 +29,7 @@ EMAIL_KNOWN = "The email account sent is already registered and associated with 
 LOGIN_REFUSED = "The email or the password is not correct."
 NOBODY = "There is no customer with this email."
 BAD_CREDENTIALS = "The user code or the app key is not valid."
-#: Which zone it is varies in what has been seen (-0500 in the documentation, too).
+#: The time zone varies in what has been seen (-0500 in the documentation, too).
 ZONE = timezone(timedelta(hours=-4))
 
 Body = dict[str, Any]
@@ -46,7 +46,7 @@ def routes(sandbox: Sandbox) -> list[Route]:
 
 
 def date(seconds: float) -> str:
-    """Write a time as WCF does: `/Date(335505600000-0400)/`."""
+    """A time in WCF's format: `/Date(335505600000-0400)/`."""
     offset = datetime.fromtimestamp(seconds, ZONE).strftime("%z")
     return f"/Date({int(seconds * 1000)}{offset})/"
 
@@ -147,9 +147,10 @@ CALLS: dict[str, Callable[[Sandbox, Body], Answer]] = {
 
 
 def _customer(account: Account) -> Answer:
-    """Answer a login or a look-up. `customer_email`, in upper case, is [seen], not [doc].
+    """Answer a login or a lookup. `customer_email`, in upper case, is [seen], not [doc].
 
-    That a customer is active at once, and that two e-mails look up the oldest, is invented.
+    Invented: that a customer is active at once, and that a lookup of an e-mail with two accounts
+    returns the oldest.
     """
     return _json(
         {
@@ -170,7 +171,7 @@ def _customer(account: Account) -> Answer:
 
 
 def _refusal(text: str, location: str = "") -> Answer:
-    """Refuse: `_verify: false` at HTTP 200. What box id and key are then is invented."""
+    """Refuse: `_verify: false` at HTTP 200. The box id and key in this case are invented."""
     refused = {"_verify": False, "customer_box_id": 0, "customer_key": ""}
     return _json(refused, description=text, location=location)
 
@@ -187,6 +188,6 @@ def _json(
 
 
 def _odd_shape(answer: Answer) -> Answer:
-    """Give the shape that other SkyPostal services answer with [seen]; its values are invented."""
+    """The shape with which other SkyPostal services answer [seen]; its values are invented."""
     odd: Body = {"data": [], "additional_info": None, "error": None}
     return Answer(answer.status, json.dumps(odd).encode())

@@ -1,7 +1,7 @@
 """What SkyPostal asks of a registration.
 
 Which fields there are, their types and which are required is documented ([doc] SkyPostal
-registration page, "Request Parameters"). That and how breaches are told, and in which order,
+registration page, "Request Parameters"). How violations are reported, and in which order,
 is invented. Fields that are not documented are ignored: invented, too.
 """
 
@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-#: Invented: what SkyPostal takes for a valid address is not documented.
+#: Invented: which addresses SkyPostal accepts is not documented.
 EMAIL = re.compile(r"[^@\s]+@[^@\s.]+(\.[^@\s.]+)+")
 
 
@@ -83,7 +83,7 @@ PHONE_OPTIONAL: Rules = {"phone_extension": _any_text}
 
 
 def breach(body: Mapping[str, Any]) -> str | None:
-    """Say what is wrong with a registration, the first thing only; None if nothing is."""
+    """The first violation in a registration; None if there is none."""
     return (
         _breach(body, REQUIRED, OPTIONAL)
         or _list_breach(body, "customer_address", ADDRESS, {}, exactly=1)

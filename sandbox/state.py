@@ -14,7 +14,7 @@ from sandbox.settings import Open2bSettings, SkyPostalSettings
 
 @dataclass
 class Sandbox:
-    """The state behind the HTTP of a sandbox; tests in the same process may look at it directly."""
+    """The state behind a sandbox's HTTP; tests in the same process may read it directly."""
 
     accounts: Accounts = field(default_factory=Accounts)
     requests: RequestLog = field(default_factory=RequestLog)
@@ -22,16 +22,17 @@ class Sandbox:
     skypostal: SkyPostalSettings = field(default_factory=SkyPostalSettings)
     open2b: Open2bSettings = field(default_factory=Open2bSettings)
     open2b_calls: CallLimit = field(default_factory=CallLimit)
-    #: Work still to be done after its request: late commits.
+    #: Work that is done after its request: late commits.
     late: set[asyncio.Task[None]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._first = (self.skypostal, self.open2b)
 
     def configure(self, value: object) -> None:
-        """Change switches: `{"skypostal": {...}, "open2b": {...}}`; what is not named stays.
+        """Change switches: `{"skypostal": {...}, "open2b": {...}}`; switches that are not named
+        stay.
 
-        All or nothing: on `BadControl` everything stays as it was.
+        All or nothing: on `BadControl` everything stays unchanged.
         """
         given = checks.mapping(value, "settings")
         checks.known(given, ("skypostal", "open2b"), "settings")
@@ -40,14 +41,14 @@ class Sandbox:
         self.skypostal, self.open2b = skypostal, open2b
 
     def settings(self) -> dict[str, Any]:
-        """Describe the switches as JSON, without secrets."""
+        """The switches as JSON, without secrets."""
         return {
             "skypostal": settings.public(self.skypostal),
             "open2b": settings.public(self.open2b),
         }
 
     def reset(self) -> None:
-        """Forget accounts, requests and faults; switches are as at the start."""
+        """Delete accounts, requests and faults; reset the switches."""
         self.accounts.clear()
         self.requests.clear()
         self.faults.configure({})

@@ -1,15 +1,14 @@
 """A real browser for tests: headless Chromium, driven over its DevTools protocol.
 
-`.ci/run` installs it where it is missing (Debian: `apt install chromium`). It reaches nothing but
-this machine's loopback address.
-"""
+`.ci/run` installs it where it is missing (Debian: `apt install chromium`). It can reach only
+this machine's loopback address."""
 
 import asyncio
 import base64
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,17 +17,21 @@ import aiohttp
 
 from tests.integration.installation import PATIENCE
 from tests.programs import leave_out
-from worker.cli import stack
+from worker.cli.local import stack
 
-#: Under what names it is known.
+#: The names that its program may have.
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
-#: Tells which port it has chosen, once it listens; written into the profile's folder.
+#: Chromium writes the port that it listens on into this file in the profile's folder.
 _PORT_FILE = "DevToolsActivePort"
 
 
+#: Keys with a name: the text that each types, and its key code.
+_KEYS = {"Tab": ("", 9), "Enter": ("\r", 13), "Space": (" ", 32), "ArrowDown": ("", 40)}
+
+
 class BrowserError(Exception):
-    """The browser can't do what was asked of it."""
+    """The browser can't do what was asked."""
 
 
 class Page:
@@ -40,24 +43,24 @@ class Page:
         self._number = 0
 
     def open(self, url: str) -> None:
-        """Go to a page, and wait until all of it is there."""
-        # The page before this one is complete already: a mark of it tells the two apart.
+        """Go to a page, and wait until it has loaded."""
+        # The page before this one has loaded already; its mark shows which of the two is open.
         self.run("window.left = true")
         self._call("Page.navigate", url=url)
         stack.until(self._is_there, f"the page {url.rpartition('@')[2]}", PATIENCE)
 
     def run(self, script: str) -> Any:
-        """Evaluate JavaScript in the page; its value."""
+        """Evaluate JavaScript in the page, and return its value."""
         answer = self._call("Runtime.evaluate", expression=script, returnByValue=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
     def text(self) -> str:
-        """What a person reads on the page."""
+        """The text that a person sees on the page."""
         return str(self.run("document.body ? document.body.innerText : ''"))
 
     def table(self, selector: str) -> list[dict[str, str]]:
-        """A table's visible rows, by the heads of its columns."""
+        """The visible rows of a table, by column heading."""
         rows = self.run(
             f"[...document.querySelectorAll({selector!r} + ' tr')]"
             ".map(row => [...row.children].filter(cell => cell.offsetParent)"
@@ -67,19 +70,58 @@ class Page:
         return [dict(zip(heads, row, strict=False)) for row in rest]
 
     def resize(self, width: int, height: int) -> None:
-        """Show so much of a page; a window's own frame would take some of it."""
+        """Set the size of the visible page; a window's frame would take a part of it."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self._call("Emulation.setDeviceMetricsOverride", **size)
 
-    def screenshot(self, file: Path) -> None:
-        """Take a picture (PNG) of what the window shows."""
-        answer = self._call("Page.captureScreenshot", format="png")
+    def show(self, *, dark: bool = False, script: bool = True) -> None:
+        """Show the next pages in dark or light mode, and with or without scripts."""
+        wanted = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+        self._call("Emulation.setEmulatedMedia", features=wanted)
+        self._call("Emulation.setScriptExecutionDisabled", value=not script)
+
+    def press(self, *keys: str) -> None:
+        """Press keys, one after another: a key of `_KEYS`, or a text to type."""
+        for key in keys:
+            if key not in _KEYS:
+                self._call("Input.insertText", text=key)
+                continue
+            text, code = _KEYS[key]
+            for kind in ("keyDown", "keyUp"):
+                more = {"text": text} if text and kind == "keyDown" else {}
+                self._call(
+                    "Input.dispatchKeyEvent",
+                    type=kind,
+                    key=text if key == "Space" else key,
+                    code=key,
+                    windowsVirtualKeyCode=code,
+                    **more,
+                )
+
+    def leave(self, act: Callable[[], object], what: str) -> None:
+        """Do something that leads to another page, and wait until that page has loaded."""
+        self.run("window.left = true")
+        act()
+        stack.until(self._is_there, what, PATIENCE)
+
+    def headers(self, headers: dict[str, str]) -> None:
+        """Send these headers with each request from now on."""
+        self._call("Network.enable")
+        self._call("Network.setExtraHTTPHeaders", headers=headers)
+
+    def save_into(self, folder: Path) -> None:
+        """Save files that pages offer into a folder, without a question."""
+        self._call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
+
+    def screenshot(self, file: Path, *, whole: bool = False) -> None:
+        """Take a picture (PNG) of the window, or with `whole` of the whole page."""
+        answer = self._call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
         file.write_bytes(base64.b64decode(answer["data"]))
 
     def _is_there(self) -> bool:
         try:
             return self.run("!window.left && document.readyState === 'complete'") is True
-        except BrowserError:  # in the middle between two pages
+        except BrowserError:  # the browser is between two pages
             return False
 
     def _call(self, method: str, **parameters: Any) -> dict[str, Any]:
@@ -99,7 +141,7 @@ class Page:
 
 @contextmanager
 def browser(folder: Path, width: int = 1280, height: int = 720) -> Iterator[Page]:
-    """Start Chromium with a profile of its own in a folder; its only tab."""
+    """Start Chromium with a new profile in a folder, and yield its only tab."""
     profile = folder / "profile"
     command = [_chromium(), *_options(profile), "about:blank"]
     with (
@@ -134,13 +176,13 @@ def _options(profile: Path) -> list[str]:
         "--no-first-run",
         "--disable-gpu",
         "--disable-dev-shm-usage",
-        # Nothing of its own that would look for the outside.
+        # Nothing in the browser may contact the network.
         "--disable-background-networking",
         "--disable-component-update",
         "--disable-sync",
         "--no-proxy-server",
         "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-        # Its own sandbox it cannot have as root, which CI is.
+        # Chromium's sandbox doesn't work for root, and CI runs as root.
         *(["--no-sandbox"] if os.geteuid() == 0 else []),
     ]
 
@@ -160,6 +202,6 @@ async def _connect(port: int) -> tuple[aiohttp.ClientSession, aiohttp.ClientWebS
     session = aiohttp.ClientSession()
     async with session.get(f"http://127.0.0.1:{port}/json/list") as answer:
         [tab] = [one for one in await answer.json() if one["type"] == "page"]
-    # A screenshot is larger than what a message may be by default.
+    # A screenshot is larger than the default limit of a message.
     socket = await session.ws_connect(tab["webSocketDebuggerUrl"], max_msg_size=0)
     return session, socket

@@ -1,8 +1,7 @@
-"""Programs that some tests run besides Python's.
+"""Programs besides Python's that some tests run.
 
-`make test` needs none of them: a test whose program is not on the machine is left out, and says so.
-Where everything must be tested, `.ci/run` sees to the programs, and their absence is a failure.
-"""
+`make test` needs none of them: a test whose program is not installed is left out, and the run
+says so. `.ci/run` installs all programs, and there a missing program is a failure."""
 
 import hashlib
 import os
@@ -19,12 +18,12 @@ import pytest
 #: Set by `.ci/run`.
 EVERYTHING = bool(os.environ.get("REGWORKER_TEST_EVERYTHING"))
 
-#: Seconds for `npm ci`, which fetches what no run before this one has.
+#: Seconds for `npm ci`, which downloads packages that are not cached yet.
 FETCHING = 300
 
 
 def needed(what_for: str, *names: str) -> list[str]:
-    """Where these programs are; without one of them, the test is left out (in CI, it fails)."""
+    """The paths of these programs; if one is missing, the test is left out (in CI it fails)."""
     found = {name: shutil.which(name) for name in names}
     missing = [name for name, path in found.items() if path is None]
     if missing:
@@ -33,14 +32,14 @@ def needed(what_for: str, *names: str) -> list[str]:
 
 
 def leave_out(why: str) -> None:
-    """End this test: it cannot run here."""
+    """End this test, which cannot run here."""
     if EVERYTHING:
         pytest.fail(why)
     pytest.skip(why)
 
 
 def answers(url: str) -> bool:
-    """Whether somebody listens at a URL's host and port."""
+    """Whether something listens at the host and port of a URL."""
     parts = urlsplit(url)
     try:
         socket.create_connection((parts.hostname or "", parts.port or 5672), 3).close()
@@ -57,7 +56,7 @@ def npm_packages(config: pytest.Config, source: Path, what_for: str) -> Path:
     assert config.cache is not None
     made = config.cache.mkdir(source.name) / hashlib.sha256(pinned).hexdigest()[:16]
     if not made.is_dir():
-        # Made elsewhere, and put there whole: another run may want it at the same time.
+        # Installed elsewhere, and moved here as a whole: another run may want it at the same time.
         with tempfile.TemporaryDirectory(dir=made.parent) as folder:
             new = Path(folder) / source.name
             shutil.copytree(source, new, ignore=shutil.ignore_patterns("node_modules"))
@@ -70,11 +69,11 @@ def npm_packages(config: pytest.Config, source: Path, what_for: str) -> Path:
                 check=False,
             )
             assert done.returncode == 0, f"npm ci failed:\n{done.stderr}"
-            with suppress(OSError):  # the other run was first
+            with suppress(OSError):  # another run was first
                 new.rename(made)
             assert made.is_dir()
-    for file in source.glob("*.mjs"):
-        # Put there whole, too: somebody may be running it.
+    for file in sorted(set(source.iterdir()) - {source / name for name in files}):
+        # Moved here as a whole, too: another process may be running it.
         copied = shutil.copy(file, made / f".{file.name}.{os.getpid()}")
         Path(copied).rename(made / file.name)
     return made

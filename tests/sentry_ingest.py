@@ -1,7 +1,7 @@
-"""A Sentry that takes envelopes as the real one does, and shows what is in them.
+"""A receiver that takes envelopes as Sentry does, and shows their content.
 
-Source: Sentry developer documentation, "Envelopes" (data model, serialization format, ingestion).
-"""
+Source: Sentry developer documentation, "Envelopes" (data model, serialization format,
+ingestion)."""
 
 import gzip
 import importlib
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-#: The public key and the project of the DSN; nothing is taken without them.
+#: The public key and the project of the DSN; a request without them is refused.
 KEY, PROJECT = "c0ffee00c0ffee00c0ffee00c0ffee00", "42"
 
 
@@ -29,35 +29,35 @@ class Item:
 
 @dataclass
 class Ingest:
-    """What was sent, and how it is answered."""
+    """The requests that came, and the answers to them."""
 
     dsn: str
     items: list[Item] = field(default_factory=list)
     raw: list[bytes] = field(default_factory=list)
-    """Whole envelopes, unpacked: to look for what must not be in them."""
+    """Whole envelopes, unpacked, so that tests can search them for what they must not contain."""
     refused: list[str] = field(default_factory=list)
-    """Why requests were refused: a test looks that there were none."""
+    """Why requests were refused; tests check that none was."""
     status: int = 200
-    """What is answered; 0: nothing, for as long as `release` is not set."""
+    """The status of answers; with 0 there is no answer until `release` is set."""
     release: threading.Event = field(default_factory=threading.Event)
     asked: int = 0
 
     def of(self, type_: str) -> list[Any]:
-        """The payloads of one type, in the order in which they came."""
+        """The payloads of one type, in the order of arrival."""
         return [item.payload for item in self.items if item.type == type_]
 
     @property
     def events(self) -> list[Any]:
-        """Faults."""
+        """Errors."""
         return self.of("event")
 
     @property
     def transactions(self) -> list[Any]:
-        """Steps that were traced."""
+        """Traced steps."""
         return self.of("transaction")
 
     def issues(self) -> dict[tuple[str, ...], list[Any]]:
-        """Events by what Sentry groups them by, where we say so: an issue each."""
+        """Events by the fingerprint that we give them; Sentry makes one issue for each."""
         found: dict[tuple[str, ...], list[Any]] = {}
         for event in self.events:
             found.setdefault(tuple(event.get("fingerprint") or ("{{ default }}",)), []).append(
@@ -66,7 +66,7 @@ class Ingest:
         return found
 
     def take(self, path: str, headers: Any, body: bytes) -> str:
-        """Take a request; why it is refused, or nothing."""
+        """Take a request. Return why it is refused, or nothing."""
         if path.rstrip("/") != f"/api/{PROJECT}/envelope":
             return f"path {path}"
         if not re.search(rf"\bsentry_key={KEY}\b", headers.get("X-Sentry-Auth", "")):

@@ -1,7 +1,9 @@
 """registration-worker: registers customers at providers, each exactly once.
 
-Nothing happens at import. Start with `worker.producer.Producer` to enqueue jobs, or with
-`celery -A worker worker` to run them.
+Nothing happens at import. `celery -A worker worker` runs jobs; services enqueue them with the
+client, `regworker`, whose version is this one's too.
 """
 
-__version__ = "0.1.0"
+from regworker import __version__
+
+__all__ = ["__version__"]

@@ -1,101 +1,124 @@
 """The Celery app: `celery -A worker worker`.
 
-Configured from the settings; a `celeryconfig.py` in the working directory is read over them.
+It is configured by the settings; a `celeryconfig.py` in the working directory overrides them.
 """
 
 import importlib.util
 import sys
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import click
 from celery import Celery
-from kombu import Queue
+from celery.app import backends
 
-from worker.door_queue import DoorQueue
-from worker.errors import SettingsError
-from worker.settings import Settings
-from worker.wakeups import DOOR, QUEUES
+from regworker import tls
+from regworker.domain.errors import SettingsError
+from regworker.settings import Settings, variable
+from worker.broker import nodes
+from worker.broker.broker_url import of_kombu
+from worker.broker.queues import OurQueue
+from worker.broker.wakeups import QUEUES, REQUESTS
 
-#: Seconds until the Redis broker gives an unacknowledged message to somebody else. Only messages
-#: of the task `registrations.register` can get there, and these take milliseconds.
+#: Seconds until the Redis broker gives an unacknowledged message to another worker. This concerns
+#: only messages of the task `registrations.register`, which take milliseconds.
 VISIBILITY_TIMEOUT = 300
 
 #: Seconds to wait for the broker when connecting or publishing.
 BROKER_TIMEOUT = 4
 
-#: kombu's own Redis transport ends the worker at an item that is no JSON.
-_MESSAGING = "worker.redis_broker:Messaging"
+#: Seconds to wait for one of several RabbitMQ nodes, before the next one is tried.
+NEXT_NODE = 2
 
-#: Seconds between signs of life. A connection that died without a word (a firewall that forgot it,
-#: a machine that is gone) is dropped after two of these are missed; with kombu's and Celery's own
-#: 25 and 120 no job was taken for one minute on Redis, and for three on RabbitMQ.
+#: kombu's own Redis transport would end the worker at an item that is no JSON.
+_MESSAGING = "worker.broker.redis_transport:Messaging"
+
+#: Seconds between heartbeats. A connection that died silently (dropped by a firewall, or its
+#: machine is gone) is closed after two missed ones; with the defaults of kombu and Celery (25 and
+#: 120) the worker took no job for one minute on Redis, and for three on RabbitMQ.
 SIGN_OF_LIFE = 5
 
-#: How a publisher connects: kombu would by itself try for ever. The alarms try again; a worker's
-#: consumer reconnects by Celery's own loop, which has no end.
+#: How a publisher connects: by default kombu would retry for ever. Alarms retry anyway; a worker's
+#: consumer reconnects in Celery's own endless loop.
 _RECONNECTING = {"max_retries": 1, "interval_start": 0.1, "interval_step": 0, "interval_max": 0.1}
 
 
 def configuration(settings: Settings) -> dict[str, Any]:
-    """Celery's settings that follow from ours; see `celeryconfig.py` for what may be changed."""
-    rabbitmq = settings.broker.startswith("amqp")
-    # Quorum queues survive the loss of a node; live before bulk is the order of this list.
+    """Celery's settings, derived from ours; `celeryconfig.py` says which may be changed."""
+    broker_url, broker_options = of_kombu(settings.broker)
+    rabbitmq = broker_url.startswith("amqp")
+    urls = len(broker_url.split(";"))
+    # Quorum queues survive the loss of a node; the order of this list puts live before bulk.
     arguments = {"x-queue-type": "quorum"} if rabbitmq else None
-    names = [DOOR, *QUEUES.values()]
+    names = [REQUESTS, *QUEUES.values()]
     return {
-        "broker_url": settings.broker,
-        "broker_connection_timeout": BROKER_TIMEOUT,
+        "broker_url": broker_url,
+        # For Flower, which reads queues on its own connections; ours do not need it.
+        "broker_use_ssl": tls.of_broker(*_whom(broker_url)),
+        "broker_connection_timeout": BROKER_TIMEOUT if urls == 1 else NEXT_NODE,
         "broker_heartbeat": 2 * SIGN_OF_LIFE if rabbitmq else 0,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
-        # Without it a READONLY or OOM reply of the broker ends the worker.
+        # Without it, a READONLY or OOM reply of the broker would end the worker.
         "broker_channel_error_retry": True,
         "broker_transport_options": (
-            {"confirm_publish": True, **_rabbitmq_options(), **_RECONNECTING}
+            {"confirm_publish": True, **_rabbitmq_options(), **_RECONNECTING, **_each(urls)}
             if rabbitmq
-            else {**_redis_options(), **_RECONNECTING}
+            else {**_redis_options(), **_RECONNECTING, **broker_options}
         ),
-        # An exclusive one keeps a second worker of the same name (Celery's default: the machine's)
-        # from ever starting on RabbitMQ; a transient one that is shared, newer RabbitMQs refuse.
-        "control_queue_exclusive": not rabbitmq,
-        "control_queue_durable": rabbitmq,
+        # A durable classic queue lives on one node, and nobody could declare it while that is down;
+        # newer RabbitMQs refuse a transient queue that is shared. Exclusive queues end with their
+        # connection; so each worker's queue has a unique name (`remote_control.py`).
+        "control_queue_exclusive": True,
+        "control_queue_durable": False,
+        "event_queue_exclusive": True,
         "task_queues": [
-            _queue_class(name)(name, routing_key=name, queue_arguments=arguments) for name in names
+            OurQueue(name, routing_key=name, queue_arguments=arguments) for name in names
         ],
-        "task_default_queue": DOOR,
+        "task_default_queue": REQUESTS,
         "task_default_queue_type": "quorum" if rabbitmq else "classic",
         "task_serializer": "json",
         "accept_content": ["json"],
-        # The ledger has the results; a backend would cost more than all the rest.
+        # The ledger has the results; a result backend would cost more than everything else.
         "result_backend": None,
         "task_ignore_result": True,
-        "imports": ["worker.tasks"],
-        "worker_pool": "worker.pool:TaskPool" if settings.pool == "loop" else settings.pool,
-        "worker_consumer": "worker.consuming:Consumer",
+        "imports": ["worker.process.tasks"],
+        "worker_pool": "worker.process.pool:TaskPool",
+        "worker_consumer": "worker.process.consumer:Consumer",
         "worker_concurrency": settings.concurrency,
         "worker_prefetch_multiplier": 1,
         "worker_send_task_events": True,
         "worker_hijack_root_logger": False,
         "worker_redirect_stdouts": False,
-        # A reconnect is no reason to stop calls that are on the wire.
+        # A reconnect must not cancel calls under way.
         "worker_cancel_long_running_tasks_on_connection_loss": False,
     }
 
 
-def _queue_class(name: str) -> type[Queue]:
-    return DoorQueue if name == DOOR else Queue
+def _whom(broker: str) -> tuple[str, str, dict[str, str]]:
+    parts = urlsplit(broker.partition(";")[0])
+    options = parse_qsl(parts.query)
+    given = {name: value for name, value in options if name.startswith("ssl_")}
+    return parts.scheme, parts.hostname or "", given
 
 
 def _rabbitmq_options() -> dict[str, Any]:
-    # For what is waited for in a socket: also closing a channel, for which kombu waits for ever.
+    # Limits all waiting on a socket: for example, kombu waits for ever when it closes a channel.
     return {"read_timeout": BROKER_TIMEOUT, "write_timeout": BROKER_TIMEOUT}
+
+
+def _each(urls: int) -> dict[str, Any]:
+    """Options that try each of several nodes once; kombu's limits are for all of them together."""
+    if urls == 1:
+        return {}
+    return {"max_retries": urls, "connect_retries_timeout": NEXT_NODE * (urls + 1)}
 
 
 def _redis_options() -> dict[str, Any]:
     return {
-        # A wake-up may get lost: its alarm makes up for it.
+        # A lost wake-up is replaced by the job's alarm.
         "expendable_queues": tuple(QUEUES.values()),
-        "queue_order_strategy": "worker.lanes:Turns",
+        "queue_order_strategy": "worker.process.priorities:Turns",
         "visibility_timeout": VISIBILITY_TIMEOUT,
         "socket_keepalive": True,
         "socket_connect_timeout": BROKER_TIMEOUT,
@@ -105,23 +128,50 @@ def _redis_options() -> dict[str, Any]:
     }
 
 
+class App(Celery):  # type: ignore[misc]
+    """Celery's app, configured by our settings only.
+
+    By default Celery prefers `CELERY_BROKER_URL`, `CELERY_RESULT_BACKEND` and others in the
+    environment, which belong to a surrounding service.
+    """
+
+    def connection_for_read(self, url: str | None = None, **kwargs: Any) -> Any:
+        """A connection to consume from."""
+        return super().connection_for_read(url or self._broker("broker_read_url"), **kwargs)
+
+    def connection_for_write(self, url: str | None = None, **kwargs: Any) -> Any:
+        """A connection to publish to."""
+        return super().connection_for_write(url or self._broker("broker_write_url"), **kwargs)
+
+    def _broker(self, name: str) -> str:
+        # By key: attributes of the configuration would read the environment first.
+        return nodes.in_order(self.conf.get(name) or self.conf["broker_url"])
+
+    def _get_backend(self) -> Any:
+        backend, url = backends.by_url(self.conf["result_backend"], self.loader)
+        return backend(app=self, url=url)
+
+
 def new_app(settings: Settings) -> Celery:
-    """An app of its own for a process that only publishes."""
-    app = Celery("registrations", set_as_current=False, amqp=_MESSAGING)
+    """A separate app for a process that only publishes."""
+    app = App("registrations", set_as_current=False, amqp=_MESSAGING)
     app.conf.update(configuration(settings))
     return app
 
 
-#: Where `celeryconfig.py` is: looked for now, while Celery has the working directory on the path.
+#: The path of `celeryconfig.py`: found now, while Celery has the working directory on its path.
 _FOUND = importlib.util.find_spec("celeryconfig")
 
 
 def _operators() -> dict[str, Any]:
-    """What `celeryconfig.py` assigns; Celery would read it under our defaults, not over them."""
+    """The assignments in `celeryconfig.py`; Celery would read them as defaults below ours."""
     if _FOUND is None or _FOUND.loader is None:
         return {}
     module = importlib.util.module_from_spec(_FOUND)
     _FOUND.loader.exec_module(module)
+    if hasattr(module, "broker_use_ssl"):
+        what = f"is not taken: name a private authority in {variable('ca_file')}"
+        raise SettingsError([("broker_use_ssl (in celeryconfig.py)", what)])
     return {
         name: value for name, value in vars(module).items() if name.islower() and name[0] != "_"
     }
@@ -131,23 +181,23 @@ def _from_environment() -> dict[str, Any]:
     try:
         return {**configuration(Settings.load()), **_operators()}
     except SettingsError as error:
-        # Read by Celery in the middle of its start; a traceback would bury the sentence.
+        # Celery reads it in the middle of its start; a traceback would bury the message.
         lines = "\n".join(f"  {name}: {what}" for name, what in error.problems)
         print(f"registration-worker cannot start:\n{lines}", file=sys.stderr)  # noqa: T201
         raise SystemExit(1) from None
 
 
-app = Celery(
+app = App(
     "registrations",
     amqp=_MESSAGING,
-    events="worker.dispatching:Events",
-    task_cls="worker.consuming:Task",
+    events="worker.broker.event_dispatcher:Events",
+    task_cls="worker.process.consumer:Task",
 )
 app.user_options["worker"].add(
     click.Option(
         ["--allow-unsafe"],
         is_flag=True,
-        help="Start although the ledger's server would lose jobs. For development only.",
+        help="Start although the ledger's server could lose jobs. For development only.",
     )
 )
 app.add_defaults(_from_environment)

@@ -1,21 +1,21 @@
-"""Who is measured: task queues, each as its documentation teaches and tuned; ours; and floors.
+"""The contestants: task queues, each as in its documentation and tuned; ours; and floors.
 
-Every one takes a job, posts its body to the provider with httpx, and stores the box's number and
-key. "Tuned" means the same HTTP transport as ours (httpx-aiohttp), and what else its documentation
-offers for speed.
+Each takes a job, posts its body to the provider with httpx, and stores the box's number and key.
+"Tuned" means the same HTTP transport as ours (httpx-aiohttp), and everything else that its
+documentation offers for speed.
 """
 
 import sys
 from dataclasses import dataclass, field
 from typing import Literal
 
-#: Jobs at a time in one worker process.
+#: How many jobs one worker process runs at a time.
 SLOTS = 100
 
-#: Processes of a pool in which each does one job at a time; a hundred would need 5 GB.
+#: Processes of a pool in which each runs one job at a time; a hundred would need 5 GB.
 PREFORKED = 20
 
-#: Beside what our own worker needs.
+#: Packages in addition to those of our own worker.
 NEEDS = {
     "taskiq_app": ("taskiq", "taskiq_redis"),
     "dramatiq_app": ("dramatiq",),
@@ -28,31 +28,31 @@ Kind = Literal["ours", "peer", "tuned", "floor"]
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
-    """One worker process, and how it is filled."""
+    """One worker process, and the module that enqueues."""
 
     name: str
     kind: Kind
     module: str
-    """In this package: `client()` enqueues; the worker imports it too, but for ours."""
+    """In this package: `client()` enqueues; the worker imports it too, except ours."""
     command: tuple[str, ...] = ()
-    """What the worker's Python runs."""
+    """The arguments for the worker's Python."""
     environment: dict[str, str] = field(default_factory=dict)
     results: str = ""
-    """The keys under which results come to stand, as a pattern; ours has a stream."""
+    """The pattern of the keys of results; ours has a stream."""
     slots: int = SLOTS
     share: float = 1.0
-    """Of the jobs: those that are slow get fewer, or they would take all the time."""
+    """The share of the jobs: slow contestants get fewer, or they would take too long."""
     overlay: str = ""
-    """A virtual environment of its own, where its dependencies fit nobody else's."""
+    """A virtual environment of its own, if its dependencies conflict with the others."""
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The packages without which it cannot run; those of an overlay stand there."""
+        """The packages that it needs; those of an overlay are installed there."""
         return () if self.overlay else NEEDS.get(self.module, ())
 
     @property
     def python(self) -> str:
-        """The Python that its processes run on."""
+        """The Python of its processes."""
         return f"{sys.prefix}-{self.overlay}/bin/python" if self.overlay else sys.executable
 
     @property
@@ -66,7 +66,7 @@ def _celery(pool: str, slots: int) -> tuple[str, ...]:
     return ("-m", "celery", "-A", module, "worker", "-P", pool, "-c", str(slots))
 
 
-#: What a tuned Celery leaves out: talk between workers that nobody listens to.
+#: What a tuned Celery leaves out: messages between workers that are not needed.
 _QUIET = ("--without-gossip", "--without-mingle", "--without-heartbeat")
 
 _TASKIQ = (
@@ -144,7 +144,7 @@ CONTESTANTS = (
     Contestant(
         "arq", "tuned", "arq_app", _ARQ, {"BENCH_TUNED": "1"}, "arq:result:*", overlay="arq"
     ),
-    # Its keys are hashes, of which no pattern is known.
+    # Its keys are hashes without a known pattern.
     Contestant("dramatiq", "peer", "dramatiq_app", _DRAMATIQ, {"BENCH_CALL": "client"}, "*"),
     Contestant("dramatiq", "tuned", "dramatiq_app", _DRAMATIQ, {"BENCH_TUNED": "1"}, "*"),
     Contestant(

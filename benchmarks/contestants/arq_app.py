@@ -10,7 +10,7 @@ from arq.connections import RedisSettings
 from benchmarks.contestants import SLOTS, calling
 from benchmarks.contestants.calling import Body
 
-#: Enqueued at a time: enough to spread the round trip.
+#: Jobs enqueued at a time: enough to spread the cost of the round trip.
 BATCH = 100
 
 
@@ -41,7 +41,7 @@ class Client:
         self._pool = self._loop.run_until_complete(create_pool(WorkerSettings.redis_settings))
 
     def enqueue(self, bodies: Sequence[Body]) -> list[str]:
-        """By `enqueue_job`, many at a time; the keys of the results."""
+        """With `enqueue_job`, many at a time; returns the keys of the results."""
         return self._loop.run_until_complete(self._enqueue(bodies))
 
     async def _enqueue(self, bodies: Sequence[Body]) -> list[str]:

@@ -1,6 +1,6 @@
-"""The work of a task: post a body to the provider, and give back what the customer got.
+"""The work of a task: post a body to the provider, and return the customer's data.
 
-How the call travels is what `BENCH_CALL` says; see `caller`.
+`BENCH_CALL` chooses how the call is made; see `caller`.
 """
 
 import asyncio
@@ -16,17 +16,17 @@ from benchmarks.jobs import PATH
 
 Body = dict[str, Any]
 
-#: Seconds for one call, as ours has.
+#: Seconds for one call, as in our worker.
 BUDGET = 20.0
 
 
 def url() -> str:
-    """Where registrations are posted to."""
+    """The URL for registrations."""
     return os.environ["BENCH_PROVIDER"] + PATH
 
 
 def redis_url() -> str:
-    """The Valkey that is broker and result store."""
+    """The Valkey that is both broker and result store."""
     return os.environ["BENCH_REDIS"]
 
 
@@ -36,14 +36,14 @@ def tuned() -> bool:
 
 
 def read(response: httpx.Response) -> Body:
-    """What is stored of an answer."""
+    """The stored part of an answer."""
     response.raise_for_status()
     [record] = response.json()
     return {"customer_box_id": record["customer_box_id"], "customer_key": record["customer_key"]}
 
 
 def async_client() -> httpx.AsyncClient:
-    """As httpx's documentation teaches; tuned, with the transport of aiohttp."""
+    """As in httpx's documentation; tuned, with the transport of aiohttp."""
     if not tuned():
         return httpx.AsyncClient(timeout=BUDGET)
     from httpx_aiohttp import HttpxAiohttpClient
@@ -58,10 +58,10 @@ async def call(client: httpx.AsyncClient, body: Body) -> Body:
 
 
 def caller() -> Callable[[Body], Body]:
-    """A function for tasks that are no coroutines; nothing is opened before its first call.
+    """A function for tasks that are not coroutines; nothing is opened before its first call.
 
-    client    one `httpx.Client` for the process, as httpx's documentation teaches
-    borrowed  a client for each that calls at a time: no pool with many connections to look through
+    client    one `httpx.Client` for the process, as in httpx's documentation
+    borrowed  a client for each concurrent call: no pool with many connections to search
     run       an event loop of the process that makes one call at a time, with httpx-aiohttp
     loop      one event loop in a thread of its own for all calls, with httpx-aiohttp
     """

@@ -8,7 +8,7 @@ from benchmarks.contestants.calling import Body, caller, redis_url, tuned
 
 app = Celery("bench", broker=redis_url(), backend=redis_url())
 if tuned():
-    # One client of the result store for all threads, where it is one for each task otherwise.
+    # One client of the result store for all threads; by default there is one for each task.
     app.conf.result_backend_thread_safe = True
 
 call = caller()
@@ -24,7 +24,7 @@ class Client:
     """Enqueues."""
 
     def enqueue(self, bodies: Iterable[Body]) -> list[str]:
-        """By `delay`; the keys of the results."""
+        """With `delay`; returns the keys of the results."""
         return [f"celery-task-meta-{register.delay(body).id}" for body in bodies]
 
 

@@ -42,7 +42,7 @@ class Client:
     """Enqueues."""
 
     def enqueue(self, bodies: Iterable[Body]) -> list[str]:
-        """By `send`; the keys of the results."""
+        """With `send`; returns the keys of the results."""
         return [str(results.build_message_key(register.send(body))) for body in bodies]
 
 

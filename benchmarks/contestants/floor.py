@@ -1,7 +1,7 @@
-"""The floor: an asyncio loop that makes the calls, and nothing else: no queue, no result store.
+"""The floor: an asyncio loop that makes the calls and nothing else: no queue, no result store.
 
-Reads a number of calls a line on stdin, makes them with so many at a time as all others, and says
-when it is done.
+Reads a number of calls per line from stdin, makes them with the same concurrency as all others, and
+reports when it is done.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ async def run(make: Call, count: int) -> None:
 
 
 async def serve() -> None:
-    """Call as often as a line says, until the lines end."""
+    """Make as many calls as each line says, until the end of input."""
     if os.environ.get("BENCH_CALL") == "aiohttp":
         session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
 

@@ -1,4 +1,4 @@
-"""huey, with results in Redis that expire, as all others' do ("Huey object": RedisExpireHuey)."""
+"""huey, with results in Redis that expire, like all others' ("Huey object": RedisExpireHuey)."""
 
 from collections.abc import Iterable
 
@@ -20,7 +20,7 @@ class Client:
     """Enqueues."""
 
     def enqueue(self, bodies: Iterable[Body]) -> list[str]:
-        """By calling the task; the keys of the results."""
+        """By calling the task; returns the keys of the results."""
         return [f"huey.r.bench.{register(body).id}" for body in bodies]
 
 

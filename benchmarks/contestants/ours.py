@@ -1,4 +1,4 @@
-"""Ours: `Producer.enqueue_many`, and the worker as it is started in production.
+"""Ours: `Producer.enqueue_many`, and the worker with its production command.
 
 Ledger, leases, sealing, idempotency, results stream, and a webhook for one job in ten.
 """
@@ -7,17 +7,17 @@ from collections.abc import Sequence
 
 from benchmarks.contestants.calling import Body
 from benchmarks.jobs import job, number_of
-from worker.producer import Producer, Receipt
+from regworker.producer import Producer, Receipt
 
 
 class Client:
-    """Enqueues. A job of ours holds no credentials: it is made anew, by its number."""
+    """Enqueues. Our jobs contain no credentials: each is made from its number."""
 
     def __init__(self) -> None:
         self._producer = Producer()
 
     def enqueue(self, bodies: Sequence[Body]) -> list[str]:
-        """By `enqueue_many`; the jobs' ids."""
+        """With `enqueue_many`; returns the jobs' ids."""
         jobs = [job(number_of(one)) for one in bodies]
         receipts = list(self._producer.enqueue_many(jobs))
         return [one.job_id for one in receipts if isinstance(one, Receipt)]

@@ -13,7 +13,7 @@ from rq.worker_pool import WorkerPool
 from benchmarks.contestants import PREFORKED
 from benchmarks.contestants.calling import Body, caller, redis_url, tuned
 
-#: Enqueued at a time: enough to spread the round trip.
+#: Jobs enqueued at a time: enough to spread the cost of the round trip.
 BATCH = 100
 
 call = caller()
@@ -38,7 +38,7 @@ class Client:
         self._queue = Queue("bench", connection=Redis.from_url(redis_url()))
 
     def enqueue(self, bodies: Sequence[Body]) -> list[str]:
-        """By `enqueue_many`; the keys of the results."""
+        """With `enqueue_many`; returns the keys of the results."""
         keys = []
         for start in range(0, len(bodies), BATCH):
             jobs = self._queue.enqueue_many(

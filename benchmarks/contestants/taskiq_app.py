@@ -10,7 +10,7 @@ from taskiq_redis import RedisAsyncResultBackend, RedisStreamBroker
 from benchmarks.contestants import calling
 from benchmarks.contestants.calling import Body
 
-#: Enqueued at a time: enough to spread the round trip.
+#: Jobs enqueued at a time: enough to spread the cost of the round trip.
 BATCH = 100
 
 results: RedisAsyncResultBackend[Body] = RedisAsyncResultBackend(
@@ -41,7 +41,7 @@ class Client:
         self._loop.run_until_complete(broker.startup())
 
     def enqueue(self, bodies: Sequence[Body]) -> list[str]:
-        """By `kiq`, many at a time; the keys of the results."""
+        """With `kiq`, many at a time; returns the keys of the results."""
         return self._loop.run_until_complete(self._enqueue(bodies))
 
     async def _enqueue(self, bodies: Sequence[Body]) -> list[str]:

@@ -3,29 +3,31 @@
 //     npm ci
 //     REGWORKER_REDIS_URL=redis://127.0.0.1:6399/0 node consume.mjs crm crm-1
 //
-// The first argument is the group: each group gets every event. The second is this consumer's name,
-// one for each process. Kill it whenever you like: what is not acknowledged comes again, here or at
-// another consumer of the group. So an event that was handled is remembered by its id, for a week.
-// Where you have a database, remember it there, in the transaction that does what it leads to.
+// The first argument is the group: each group gets every event. The second is this consumer's name;
+// each process needs its own. You may kill it at any time: the server delivers an event that was not
+// acknowledged again, to this consumer or to another one of the group. So the program stores the id
+// of each handled event in Redis for a week. If you have a database, store the id there, in the same
+// transaction as the event's effects.
 import { Redis } from 'ioredis';
 
-// Without it the client would take whatever listens on its default port.
+// Without it the client would connect to whatever listens on its default port.
 for (const name of ['REGWORKER_REDIS_URL']) {
   if (!process.env[name]) throw new Error(`set ${name}: see the first lines of this file`);
 }
 
 const STREAM = '{reg}:results';
-// Milliseconds after which an event that a consumer has not acknowledged is taken for left behind.
-// Longer than handling takes.
-const LEFT_BEHIND = 60_000;
+// Milliseconds after which this consumer takes over an event that another one has not acknowledged.
+// Must be longer than the handling of an event takes.
+const TAKE_OVER_AFTER = 60_000;
 const WEEK = 7 * 24 * 3600;
 
 const [group, consumer] = process.argv.slice(2);
+if (!group || !consumer) throw new Error('usage: node consume.mjs GROUP CONSUMER');
 const redis = new Redis(process.env.REGWORKER_REDIS_URL);
 
 function handle(event) {
   const { idempotency_key: key = event.subject, outcome, errors = [] } = event.data;
-  // An outcome holds the customer's credentials: keep it where secrets are kept, and don't log it.
+  // An outcome holds the customer's credentials: store it like a secret, and don't log it.
   const what = outcome ? Object.keys(outcome).sort() : errors.map(({ code }) => code);
   console.log(event.type, key, ...what);
 }
@@ -41,11 +43,11 @@ async function take([entry, fields]) {
 }
 
 await redis.xgroup('CREATE', STREAM, group, '0', 'MKSTREAM').catch((error) => {
-  if (!error.message.startsWith('BUSYGROUP')) throw error; // it is there
+  if (!error.message.startsWith('BUSYGROUP')) throw error; // the group exists already
 });
 for (;;) {
   const [, left] = await redis.xautoclaim(
-    STREAM, group, consumer, LEFT_BEHIND, '0', 'COUNT', 50);
+    STREAM, group, consumer, TAKE_OVER_AFTER, '0', 'COUNT', 50);
   const answer = await redis.xreadgroup(
     'GROUP', group, consumer, 'COUNT', 50, 'BLOCK', 2000, 'STREAMS', STREAM, '>');
   const fresh = answer ? answer[0][1] : [];

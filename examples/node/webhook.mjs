@@ -3,11 +3,11 @@
 //     npm ci
 //     WEBHOOK_SECRETS=whsec_... PORT=8080 node webhook.mjs
 //
-// WEBHOOK_SECRETS are those of the endpoint (REGWORKER_ENDPOINTS__<NAME>__SECRETS), with commas:
-// while you change over, the old and the new. The same event may come again, under the same
-// webhook-id: what was handled is remembered in the file HANDLED (default: handled.txt). Where you
-// have a database, remember it there, in the transaction that does what it leads to. Only then is it
-// answered with 2xx; anything else has it sent again.
+// WEBHOOK_SECRETS holds the secrets of the endpoint (REGWORKER_ENDPOINTS__<NAME>__SECRETS), separated
+// by commas: the old one and the new one while you change them. The same event may arrive twice,
+// under the same webhook-id. So the program appends the id to the file HANDLED (default:
+// handled.txt), and then answers 2xx; the worker sends the event again after any other answer. If
+// you have a database, store the id there, in the same transaction as the event's effects.
 import { appendFileSync, readFileSync } from 'node:fs';
 import { createServer } from 'node:http';
 import { Webhook } from 'standardwebhooks';
@@ -21,11 +21,11 @@ const file = process.env.HANDLED ?? 'handled.txt';
 appendFileSync(file, '');
 const handled = new Set(readFileSync(file, 'utf8').split('\n'));
 
-const LARGEST = 1024 * 1024; // bytes; no event is near it
+const LARGEST = 1024 * 1024; // bytes; events are much smaller
 
 function verified(webhook, body, headers) {
   try {
-    webhook.verify(body, headers); // also that it is not older than five minutes
+    webhook.verify(body, headers); // also checks that it is not older than five minutes
     return true;
   } catch {
     return false;
@@ -40,7 +40,7 @@ async function received(request) {
     if (size > LARGEST) return 413;
     parts.push(part);
   }
-  const body = Buffer.concat(parts).toString(); // as it came: that is what is signed
+  const body = Buffer.concat(parts).toString(); // unchanged: the signature covers these bytes
   if (!webhooks.some((webhook) => verified(webhook, body, request.headers))) {
     console.log('refused: not signed with a secret of ours, or too old');
     return 401;

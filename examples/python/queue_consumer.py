@@ -3,9 +3,9 @@
     pip install pika
     AMQP_URL=amqp://guest:guest@127.0.0.1:5672/%2F python queue_consumer.py crm.results
 
-The argument is the queue's name (REGWORKER_ENDPOINTS__<NAME>__QUEUE). The same event may come
-again: it is looked up by its id in BOOKS (default: books.db), where it is entered together with
-what it leads to, before the message is acknowledged.
+The argument is the queue's name (REGWORKER_ENDPOINTS__<NAME>__QUEUE). The same event may arrive
+twice. So the program inserts its id into BOOKS (default: books.db), in the same transaction as the
+event's effects, before it acknowledges the message.
 """
 
 import json
@@ -15,13 +15,15 @@ import sys
 
 import pika
 
+if len(sys.argv) != 2 or not all(sys.argv):
+    sys.exit("usage: python queue_consumer.py QUEUE")
 queue = sys.argv[1]
 books = sqlite3.connect(os.environ.get("BOOKS", "books.db"))
 books.execute("CREATE TABLE IF NOT EXISTS events (id PRIMARY KEY, body)")
 
 connection = pika.BlockingConnection(pika.URLParameters(os.environ["AMQP_URL"]))
 channel = connection.channel()
-# As the workers declare it, should this be here first.
+# Declared as the workers declare it, in case that this program starts first.
 channel.queue_declare(queue, durable=True, arguments={"x-queue-type": "quorum"})
 channel.basic_qos(prefetch_count=20)
 print("waiting for events", flush=True)

@@ -3,10 +3,11 @@
     pip install standardwebhooks
     WEBHOOK_SECRETS=whsec_... PORT=8080 python webhook.py
 
-WEBHOOK_SECRETS are those of the endpoint (REGWORKER_ENDPOINTS__<NAME>__SECRETS), with commas: while
-you change over, the old and the new. The same event may come again, under the same webhook-id: it
-is looked up in BOOKS (default: books.db), where it is entered together with what it leads to. Only
-then is it answered with 2xx; anything else has it sent again.
+WEBHOOK_SECRETS holds the secrets of the endpoint (REGWORKER_ENDPOINTS__<NAME>__SECRETS), separated
+by commas: the old one and the new one while you change them. The same event may arrive twice,
+under the same webhook-id. So the program inserts the id into BOOKS (default: books.db), in the
+same transaction as the event's effects, and then answers 2xx; the worker sends the event again
+after any other answer.
 """
 
 import json
@@ -20,7 +21,7 @@ from standardwebhooks import Webhook
 WEBHOOKS = [Webhook(secret) for secret in os.environ["WEBHOOK_SECRETS"].split(",")]
 BOOKS = os.environ.get("BOOKS", "books.db")
 
-#: Bytes. No event is near it.
+#: Bytes. Events are much smaller.
 LARGEST = 1024 * 1024
 
 
@@ -35,7 +36,7 @@ class Receiver(BaseHTTPRequestHandler):
         if size > LARGEST:
             self.answer(413)
             return
-        body = self.rfile.read(size)  # the bytes as they came: they are what is signed
+        body = self.rfile.read(size)  # unchanged: the signature covers these bytes
         headers = {name.lower(): value for name, value in self.headers.items()}
         if not any(verified(webhook, body, headers) for webhook in WEBHOOKS):
             print("refused: not signed with a secret of ours, or too old", flush=True)
@@ -58,14 +59,14 @@ class Receiver(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
-        """Say nothing of each request."""
+        """Log no line for each request."""
 
 
 def verified(webhook: Webhook, body: bytes, headers: dict[str, str]) -> bool:
-    """Whether it is signed with this secret, and not older than five minutes."""
+    """Whether the signature was made with this secret, at most five minutes ago."""
     try:
         webhook.verify(body, headers)
-    except Exception:  # noqa: BLE001 -- headers that are none raise more than the library's error
+    except Exception:  # noqa: BLE001 -- malformed headers raise other errors than the library's own
         return False
     return True
 

@@ -1,13 +1,12 @@
-"""`python -m tests.chaos`: nothing lost, nothing twice, whatever is killed or cut off.
+"""`python -m tests.chaos`: no job is lost and none runs twice, whatever is killed or cut off.
 
-Real processes on this machine, a seeded nemesis, and checks of every book from outside. Exit codes:
-0 all held, 1 something did not, 2 wrong use.
+Real processes on this machine, a seeded nemesis, and checks of all records from outside. Exit
+codes: 0 everything held, 1 something did not, 2 wrong use.
 """
 
 import argparse
 import json
 import logging
-import os
 import random
 import shutil
 import sys
@@ -21,47 +20,57 @@ from pathlib import Path
 import redis
 from rich.console import Console
 
+from regworker.ledger.servers import sync_pool
+from regworker.settings import Settings
 from tests.chaos import checks, collect
 from tests.chaos.checks import Violation
 from tests.chaos.cluster import Cluster, add_workers, cluster
 from tests.chaos.collect import Seen
+from tests.chaos.failovers import LEVELS, Failovers
 from tests.chaos.load import Load, load
 from tests.chaos.nemesis import Nemesis, schedule
 from tests.chaos.profiles import LATE, PROFILES, Profile
+from tests.chaos.replicated import ReplicatedStore
 from tests.chaos.report import Report, as_json, measurable
 from tests.chaos.rest import Patience
-from tests.chaos.sabotage import SABOTAGES
+from tests.chaos.sabotage import LEVEL_OF, SABOTAGES
 from tests.chaos.skew import MISSING, Watch, library
 from tests.chaos.stock.run import StockSide
-from worker.cli import stack
-from worker.settings import Settings
+from worker.cli.local import stack
 
-AMQP_URL = os.environ.get("REGWORKER_TEST_AMQP_URL", "amqp://guest:guest@127.0.0.1:5672//")
-
-#: Seconds between looks while a run goes on, and how many times as long as a look took: the books
-#: of a long run are thick, and reading them is not what it is to be busy with. A run that is to
-#: stop at a violation looks always.
+#: Seconds between looks during a run, and the pause after a look as a multiple of its duration: a
+#: long run has many records, and must not spend its time reading them. A run that stops at its
+#: first violation looks all the time.
 LOOK, LOOK_RATIO = 0.7, 8.0
 
 
 class Run:
-    """One run: start, hurt, heal, wait, check."""
+    """One run: start, injure, heal, wait, check."""
 
     def __init__(self, here: Cluster, given: argparse.Namespace, console: Console) -> None:
         self.here = here
         self.given = given
         self.console = console
         self.report = Report(given.seed, given.broker, given.duration)
-        self.server = redis.Redis.from_url(here.ledger.url, socket_timeout=10)
+        self.server = redis.Redis(connection_pool=sync_pool(here.ledger.url, socket_timeout=10))
         self.clock = Watch()
         self.found: list[Violation] = []
+        self.failovers: Failovers | None = None
+        if isinstance(here.ledger, ReplicatedStore):
+            level = LEVELS[given.level]
+            self.failovers = Failovers(here.ledger, level, here.workers, given.seed, here.folder)
 
     def carry_out(self, producers: Load, nemesis: Nemesis) -> None:
         """Everything from the first job to the last check."""
         producers.start(self.here.profile.producers)
         nemesis.start()
+        if self.failovers is not None:
+            self.failovers.start()
         self._disturb(producers, nemesis)
         nemesis.stop()
+        if self.failovers is not None:
+            self._say("waiting for the last failover")
+            self.failovers.stop()
         if self.found:
             self.here.ledger.start()
             seen = self.seen(producers)
@@ -73,19 +82,28 @@ class Run:
         self.report.conflicts = producers.counts["conflicts"]
         self.report.clock_moved = round(self.clock.moved, 2)
         self.report.count(seen, measurable(self.here.kills, self.here.jumps))
+        if self.failovers is not None:
+            self.found, forgotten = checks.split(
+                self.found, forgets=LEVELS[self.given.level].forgets
+            )
+            self.report.fail_over(self.failovers, seen, forgotten)
         self.report.judge(self.found)
         self.report.workers_killed = len(self.here.kills)
         self.report.brokers_killed = self.here.brokers_killed
+        self.report.lies = {lie: n for lie, n in self.here.way.lies.most_common() if lie}
+        self.report.starts_refused = self.here.starts_refused
         if self.found:
-            # Beside the logs, which are kept then: the providers' own books end with their process.
+            # Written beside the logs, which are kept then: the providers' records end with their
+            # process.
             books = json.dumps(asdict(seen), default=_plain)
             (self.here.folder / "books.json").write_text(books)
 
     def seen(self, producers: Load, unclean: tuple[str, ...] = ()) -> Seen:
-        """Look at all books.
+        """Read all records.
 
-        One after the other, so while workers run they tell of different moments: the ledger, which
-        comes last, may have a customer registered whom the provider did not have yet when asked.
+        They are read one after another, so while workers run they show different moments: the
+        ledger, which is read last, may have a registered customer that the provider did not have
+        yet.
         """
         accepted = tuple(producers.accepted())
         return Seen(
@@ -96,6 +114,7 @@ class Run:
             hooks=tuple(self.here.hooks()),
             ledger=collect.ledger(self.server),
             unclean=unclean,
+            fails_over=self.failovers is not None,
         )
 
     def _come_to_rest(self, producers: Load, nemesis: Nemesis) -> Seen:
@@ -107,17 +126,21 @@ class Run:
         self.report.seconds_to_quiet = round(time.monotonic() - healed, 1)
         self._say("stopping the workers")
         self.here.retire_workers()
-        # What the provider has taken and not carried out yet is nowhere to be seen.
+        # A request that the provider has received but not carried out yet is visible nowhere.
         time.sleep(LATE)
         unclean = [*producers.wrong, *self.here.unclean, *unrest]
         if nemesis.error is not None:
             unclean.append(f"the nemesis failed: {nemesis.error!r}")
+        if self.failovers is not None and self.failovers.error is not None:
+            unclean.append(f"the failovers failed: {self.failovers.error!r}")
         return self.seen(producers, tuple(unclean))
 
     def _disturb(self, producers: Load, nemesis: Nemesis) -> None:
         end = time.monotonic() + self.given.duration
         next_look = 0.0
         while (left := end - time.monotonic()) > 0 and nemesis.error is None:
+            if self.failovers is not None and self.failovers.error is not None:
+                return
             time.sleep(min(LOOK, left))
             self.here.supervise()
             found: list[Violation] = []
@@ -126,12 +149,16 @@ class Run:
                 self.clock.look(self.server)
                 if began >= next_look or self.given.until_violation:
                     found = checks.underway(self.seen(producers))
+                    if self.failovers is not None:
+                        forgets = LEVELS[self.given.level].forgets
+                        found, _ = checks.split(found, forgets=forgets)
                     took = time.monotonic() - began
                     next_look = began + LOOK_RATIO * took
             count = producers.counts
             self._say(
                 f"{self.given.duration - left:3.0f}/{self.given.duration:g} s"
                 f"  enqueued {count['enqueued']}  {nemesis.last}"
+                + (f"  failovers {self.failovers.failovers}" if self.failovers else "")
             )
             if found:
                 self._say(f"violated: {found[0]}")
@@ -164,7 +191,7 @@ def _plain(value: bytes | frozenset[str]) -> str | list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run it."""
     given = _arguments(arguments)
-    # What producers log of an outage that was made on purpose is no news.
+    # Producers log the outages that the run makes on purpose: drop these logs.
     logging.getLogger("worker").addHandler(logging.NullHandler())
     console = Console(stderr=True, quiet=given.quiet)
     output = Console(width=100)
@@ -173,9 +200,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.rate:
         profile = replace(profile, rate=given.rate)
     profile = replace(profile, unique=given.unique)
+    if given.stock:
+        profile = profile.without("junk")  # the first junk would end it for good
     if profile.kinds.get("jump_clock") and library() is None:
         profile = profile.without("jump_clock")
-        # Also where nobody wants to see progress: such a run proves less.
+        # Printed even without progress output: such a run proves less.
         Console(stderr=True).print(f"chaos: {MISSING}", soft_wrap=True)
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     report: Report | None = None
@@ -184,7 +213,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with ExitStack() as running:
             running.enter_context(stack.ending_by_signal())
             here = running.enter_context(
-                cluster(profile, given.broker, AMQP_URL, folder, durable_broker=given.stock)
+                cluster(
+                    profile,
+                    given.broker,
+                    folder,
+                    durable_broker=given.stock,
+                    level=LEVELS[given.level] if given.level else None,
+                    seed=given.seed,
+                )
             )
             report, found = _run(here, profile, given, console)
     except BaseException:
@@ -210,7 +246,8 @@ def _run(
     if given.stock:
         return StockSide(here, given, console).carry_out()
     console.print("chaos: starting Valkey, the broker, the providers' sandbox and the workers")
-    add_workers(here, given.sabotage)
+    replicas = LEVELS[given.level].replicas if given.level else 0
+    add_workers(here, given.sabotage, replicas)
     here.weather(0)
     here.receiver(profile.hook_faults)
     settings = Settings.load(
@@ -225,6 +262,7 @@ def _run(
     log = here.folder / "accepted.ndjson"
     try:
         with load(settings, log, given.seed, profile.rate) as producers:
+            producers.forgets = bool(given.level) and LEVELS[given.level].forgets
             run.carry_out(producers, nemesis)
     finally:
         nemesis.stop()
@@ -243,6 +281,9 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--profile", choices=list(PROFILES), help="default: the sabotage's, or full"
     )
     parser.add_argument("--until-violation", action="store_true", help="stop at the first one")
+    parser.add_argument(
+        "--level", choices=list(LEVELS), help="fail over, with a ledger that is run like this"
+    )
     parser.add_argument("--stock", action="store_true", help="a plain Celery task instead of ours")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--quiet", action="store_true", help="no progress")
@@ -250,7 +291,11 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     given = parser.parse_args(arguments)
     if given.duration <= 0:
         parser.error("--duration must be more than 0")
-    given.profile = given.profile or given.sabotage or "full"
+    if given.stock and given.level:
+        parser.error("--stock has no ledger that could fail over")
+    given.level = given.level or LEVEL_OF.get(given.sabotage, "")
+    fails_over = "failovers" if given.level else "full"
+    given.profile = given.profile or (given.sabotage in PROFILES and given.sabotage) or fails_over
     if given.seed is None:
         given.seed = random.SystemRandom().randrange(10**6)
     return given

@@ -1,4 +1,4 @@
-"""Looking at an installation from outside: the ledger, the streams, the providers' own books."""
+"""Reads an installation from outside: the ledger, the streams, the providers' own records."""
 
 import json
 from collections.abc import Iterable
@@ -7,6 +7,7 @@ from typing import Any
 
 import redis
 
+from tests.chaos.junk import REASONS
 from tests.chaos.load import Accepted
 
 PREFIX = "{reg}:"
@@ -14,26 +15,26 @@ PREFIX = "{reg}:"
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """What the ledger says at one moment."""
+    """The ledger's content at one moment."""
 
     #: Each job's hash.
     jobs: dict[str, dict[str, str]] = field(default_factory=dict)
-    #: Member -> when it is due (ms).
+    #: Member -> when its alarm is due (ms).
     alarms: dict[str, float] = field(default_factory=dict)
     #: The results stream, entry by entry.
     events: tuple[bytes, ...] = ()
-    #: Calls in flight that have not run out: job ids.
+    #: Calls in flight whose lease has not expired: job ids.
     in_flight: tuple[str, ...] = ()
-    #: Entries that wait for a place among an account's calls.
+    #: Jobs that wait for a place among an account's calls.
     waiting: tuple[str, ...] = ()
-    #: Deliveries that are left, with their state.
+    #: Remaining deliveries with their states.
     deliveries: dict[str, str] = field(default_factory=dict)
     quarantined: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """All that a run has left behind, from every side."""
+    """Everything that a run has left behind."""
 
     accepted: tuple[Accepted, ...] = ()
     refused: frozenset[str] = frozenset()
@@ -41,8 +42,10 @@ class Seen:
     accounts: tuple[dict[str, Any], ...] = ()
     requests: tuple[dict[str, Any], ...] = ()
     hooks: tuple[dict[str, Any], ...] = ()
-    #: What went wrong outside of the books: a worker's exit code, what a producer was told.
+    #: Errors outside of the records: a worker's exit code, an unexpected answer to a producer.
     unclean: tuple[str, ...] = ()
+    #: Whether the ledger failed over: events may then be published again.
+    fails_over: bool = False
 
 
 def ledger(server: "redis.Redis") -> Ledger:
@@ -53,7 +56,7 @@ def ledger(server: "redis.Redis") -> Ledger:
     inflight = [key for key in keys if key.startswith(f"{PREFIX}inflight:")]
     waiting = [key for key in keys if key.startswith(f"{PREFIX}waiting:")]
     deliveries = [key for key in keys if key.startswith(f"{PREFIX}delivery:")]
-    quarantine = [key for key in keys if "quarantine" in key]
+    quarantine = [key for key in keys if key.startswith(f"{PREFIX}quarantine:")]
     pipe = server.pipeline(transaction=True)
     pipe.time()
     pipe.zrange(f"{PREFIX}alarms", 0, -1, withscores=True)
@@ -79,12 +82,12 @@ def ledger(server: "redis.Redis") -> Ledger:
         in_flight=tuple(member.decode() for member in flying),
         waiting=tuple(member.decode() for member in standing),
         deliveries={key: state.decode() for key, state in states.items() if state},
-        quarantined=sum(_size(server, key) for key in quarantine),
+        quarantined=sum(not _is_junk(server, key) for key in quarantine),
     )
 
 
 def alarms(server: "redis.Redis") -> list[str]:
-    """Who is still to be looked at: every job and delivery that is not over has an alarm."""
+    """The members with an alarm: every unfinished job and delivery has one."""
     return [member.decode() for member in server.zrange(f"{PREFIX}alarms", 0, -1)]
 
 
@@ -97,7 +100,6 @@ def _texts(fields: dict[bytes, bytes]) -> dict[str, str]:
     return {name.decode(): value.decode() for name, value in fields.items()}
 
 
-def _size(server: "redis.Redis", key: str) -> int:
-    kind = server.type(key).decode()
-    count = {"stream": server.xlen, "list": server.llen, "zset": server.zcard, "set": server.scard}
-    return int(count[kind](key)) if kind in count else 1
+def _is_junk(server: "redis.Redis", key: str) -> bool:
+    """Whether a quarantined message is junk that the run itself sent."""
+    return (server.hget(key, "reason") or b"").decode().startswith(REASONS)

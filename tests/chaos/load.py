@@ -1,7 +1,7 @@
-"""Producers: they enqueue at a rate, repeat keys, collide, change their minds; and keep a log.
+"""Producers: they enqueue at a rate, repeat keys, send conflicts, cancel; and keep a log.
 
-A producer that was told that the ledger is away repeats the same job until it knows; its key makes
-that safe. What got in is noted in a file that is only ever appended to.
+A producer that gets `LedgerUnavailable` repeats the same job until it has an answer; the key makes
+that safe. Accepted jobs are appended to a file.
 """
 
 import copy
@@ -17,16 +17,21 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from regworker.domain.errors import (
+    IdempotencyConflict,
+    JobNotCancellable,
+    LedgerUnavailable,
+    UnknownJob,
+)
+from regworker.domain.job import job_id
+from regworker.producer import Producer
+from regworker.settings import Settings
 from sandbox.documented import OPEN2B_SIGN_UP, SKYPOSTAL_REGISTRATION
-from worker.errors import IdempotencyConflict, JobNotCancellable, LedgerUnavailable
-from worker.job import job_id
-from worker.producer import Producer
-from worker.settings import Settings
 
-#: How often what is enqueued: fresh jobs, the same once more, the same key with other content.
+#: The weights of what is enqueued: new jobs, repeats, the same key with other content.
 CHOICES = {"fresh": 80, "repeat": 12, "conflict": 8}
 
-#: How often which fresh job.
+#: The weights of new jobs.
 SORTS = {"plain": 85, "refused": 5, "hurried": 3, "cancelled": 7}
 
 #: Seconds until the deadline of a hurried job.
@@ -35,7 +40,7 @@ HURRY = 4.0
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A job that its producer knows to be in."""
+    """A job that its producer knows to be accepted."""
 
     job_id: str
     key: str
@@ -57,7 +62,7 @@ class Offer:
 
 
 def offers(seed: int, number: int) -> Iterator[Offer]:
-    """All that one producer enqueues: a pure function of the seed and its number."""
+    """Everything that one producer enqueues: a pure function of the seed and its number."""
     chance = random.Random(f"producer {seed} {number}")
     before: list[Offer] = []
     count = 0
@@ -84,7 +89,7 @@ def offers(seed: int, number: int) -> Iterator[Offer]:
 
 def _fresh(chance: random.Random, sort: str, name: str) -> Offer:
     email = f"{name}@example.com"
-    # Only Open2b's refusals are documented well enough to be provoked.
+    # Only for Open2b is a refusal documented well enough to cause it.
     if sort == "refused" or chance.random() < 0.5:
         provider, registration = "open2b", copy.deepcopy(OPEN2B_SIGN_UP)
         registration["customer"]["address"]["email"] = email
@@ -114,16 +119,18 @@ class Load:
     seed: int
     rate: float
     counts: Counter[str] = field(default_factory=Counter)
-    #: E-mails of jobs that were refused at the door: nobody may get an account for these.
+    #: E-mails of refused jobs: no account may exist for them.
     refused: set[str] = field(default_factory=set)
     wrong: list[str] = field(default_factory=list)
-    """What a producer should never be told."""
+    """Errors that a producer must never get."""
+    #: Whether the ledger may lose jobs that it acknowledged.
+    forgets: bool = False
     _over: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _threads: list[threading.Thread] = field(default_factory=list)
 
     def start(self, producers: int) -> None:
-        """Begin."""
+        """Start the producers."""
         for number in range(producers):
             thread = threading.Thread(
                 target=self._guarded, args=(number, self.rate / producers), daemon=True
@@ -132,7 +139,7 @@ class Load:
             thread.start()
 
     def stop(self, patience: float = 60.0) -> None:
-        """Let every producer end its last job. One that can't is wrong."""
+        """Let every producer finish its last job. One that cannot is an error."""
         self._over.set()
         end = time.monotonic() + patience
         for thread in self._threads:
@@ -141,12 +148,12 @@ class Load:
                 self.wrong.append(f"{thread.name}: enqueue() did not return in {patience:g} s")
 
     def accepted(self) -> list[Accepted]:
-        """What got in, as the log has it."""
+        """The accepted jobs in the log."""
         if not self.log.exists():
             return []
         with self.log.open(encoding="utf-8") as lines:
             found = [Accepted(**json.loads(line)) for line in lines]
-        # A job that was cancelled later stands there twice.
+        # A job that was cancelled later is logged twice.
         return list({one.job_id: one for one in found}.values())
 
     def _guarded(self, number: int, rate: float) -> None:
@@ -159,6 +166,8 @@ class Load:
     def _produce(self, producer: Producer, number: int, rate: float) -> None:
         pauses = random.Random(f"pauses {self.seed} {number}")
         for offer in offers(self.seed, number):
+            if self.forgets and offer.choice == "conflict":
+                continue  # if the ledger lost the first content, it would accept this one
             if self._over.wait(pauses.expovariate(rate)):
                 return
             self._offer(producer, offer)
@@ -200,6 +209,10 @@ class Load:
                 self._until_known(lambda: producer.cancel(id_))
             except JobNotCancellable:
                 return
+            except UnknownJob:
+                if not self.forgets:
+                    self.wrong.append(f"job {id_}: UnknownJob, right after it was accepted")
+                return
             self._note(Accepted(**{**asdict(known), "cancelled": True}))
 
     def _until_known(self, do: Callable[[], Any]) -> Any:
@@ -217,7 +230,7 @@ class Load:
 
 @contextmanager
 def load(settings: Settings, log: Path, seed: int, rate: float) -> Iterator[Load]:
-    """Producers that end with the block, if need be in the middle of a job."""
+    """Producers that stop at the end of the block, if necessary in the middle of a job."""
     made = Load(settings, log, seed, rate)
     try:
         yield made

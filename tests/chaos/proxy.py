@@ -1,8 +1,8 @@
-"""A network that misbehaves when told to: TCP links in front of the servers.
+"""A network with faults on command: TCP links in front of the servers.
 
-Each link listens on a port of its own and passes bytes on to one server. It can refuse, reset,
-hold bytes back and release them later (even if their sender has long given up: a delayed packet),
-swallow the answers, delay, or forget its connections, so that they are dead without saying so.
+Each link listens on a port of its own and forwards to one server. It can refuse, reset, hold data
+back and release it later (even after its sender has given up: a delayed packet), swallow the
+answers, delay, or forget its connections, so that they are silently dead.
 """
 
 import asyncio
@@ -10,21 +10,27 @@ import random
 import socket
 import struct
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.loops import end_all
+
 #: `SO_LINGER` on with 0 seconds: closing resets.
 _RESET = struct.pack("ii", 1, 0)
 
-#: Below the ports that the kernel gives to outgoing connections, or one of these could take the
-#: port of a server that is down for a moment.
+#: Below the ports that the kernel assigns to outgoing connections. Otherwise one of these could
+#: take the port of a server that is down for a moment.
 _PORTS = range(12000, 30000)
 
 
+#: Seconds for the loop to carry out a command. An overloaded machine needs many.
+PATIENCE = 60.0
+
+
 def free_port() -> int:
-    """A port that nobody listens on, and that no outgoing connection will get."""
+    """A port on which nothing listens, and which no outgoing connection can get."""
     for _ in range(1000):
         port = random.SystemRandom().choice(_PORTS)
         with socket.socket() as probe:
@@ -40,10 +46,15 @@ class _Connection:
     """Both halves of one proxied connection."""
 
     writers: tuple[asyncio.StreamWriter, asyncio.StreamWriter]
-    #: Swallows everything, and says nothing.
+    #: It swallows all data and answers nothing.
     forgotten: bool = False
-    #: An answer of it was swallowed: it can't go on.
+    #: One of its answers was swallowed: it cannot continue.
     torn: bool = False
+    #: Its source port, which identifies its owner.
+    source: int = 0
+    #: Cleared while no data of this connection gets through.
+    open: asyncio.Event = field(default_factory=asyncio.Event)
+    delay: float = 0.0
 
     def reset(self) -> None:
         for writer in self.writers:
@@ -56,21 +67,23 @@ class _Connection:
 
 @dataclass(eq=False)
 class Link:
-    """One way to one server. All methods run in the proxy's loop."""
+    """The route to one server. All methods run in the proxy's loop."""
 
     name: str
     target: int
-    #: Seconds that each piece takes, also when all is well.
+    #: Seconds of delay for each piece of data, even without faults.
     distance: float = 0.0
     port: int = field(default_factory=free_port)
     delay: float = 0.0
     muted: bool = False
+    #: Decides by a connection's two ports whether it is held. None: no connection is held.
+    held: Callable[[int, int], bool] | None = None
     _open: asyncio.Event = field(default_factory=asyncio.Event)
     _server: asyncio.Server | None = None
     _connections: set[_Connection] = field(default_factory=set)
 
     async def listen(self) -> None:
-        """Take connections."""
+        """Accept connections."""
         self.delay = self.distance
         self._open.set()
         if self._server is None:
@@ -79,7 +92,7 @@ class Link:
             )
 
     async def refuse(self) -> None:
-        """Reset what there is, and refuse what comes."""
+        """Reset all connections, and refuse new ones."""
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -91,24 +104,52 @@ class Link:
             connection.reset()
 
     async def hold(self) -> None:
-        """From now on no byte gets through, in either direction."""
+        """From now on no data gets through, in either direction."""
         self._open.clear()
 
+    async def hold_some(self, held: Callable[[int, int], bool]) -> None:
+        """The same for present and future connections whose ports satisfy `held`."""
+        self.held = held
+        for connection in self._connections:
+            if held(connection.source, self.port):
+                connection.open.clear()
+
+    async def slow_some(self, held: Callable[[int, int], bool], delay: float) -> None:
+        """For present connections that match, each piece of data is delayed by so many seconds."""
+        for connection in self._connections:
+            if held(connection.source, self.port):
+                connection.delay = delay
+
+    async def reset_some(self, held: Callable[[int, int], bool]) -> None:
+        """Reset the present connections that match."""
+        for connection in list(self._connections):
+            if held(connection.source, self.port):
+                connection.reset()
+
+    async def heal_some(self, how: str = "release") -> None:
+        """Those connections forward data again; `how`: as for `heal`."""
+        self.held = None
+        for connection in list(self._connections):
+            if how == "reset" and not connection.open.is_set():
+                connection.reset()
+            connection.delay = 0.0
+            connection.open.set()
+
     async def mute(self) -> None:
-        """From now on requests get through, and answers don't."""
+        """From now on requests get through, and answers do not."""
         self.muted = True
 
     async def slow(self, delay: float) -> None:
-        """From now on each piece takes this many seconds."""
+        """From now on each piece of data is delayed by so many seconds."""
         self.delay = delay
 
     async def forget(self) -> None:
-        """The connections of this moment are dead from now on, without a sign of it."""
+        """From now on the present connections are dead, without any signal."""
         for connection in list(self._connections):
             connection.forgotten = True
 
     async def heal(self, how: str = "release") -> None:
-        """Pass bytes again; `how`: what was held is released, or reset with its connections."""
+        """Forward data again; `how`: held data is released, or reset with its connections."""
         self.muted = False
         for connection in list(self._connections):
             if how == "reset" or connection.torn:
@@ -116,17 +157,20 @@ class Link:
         await self.listen()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # Cancelled is what it is when the proxy ends; asyncio would log that as an error.
+        # The proxy's end cancels this; asyncio would log that as an error.
         with suppress(asyncio.CancelledError):
             await self._relay(reader, writer)
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             upstream = await asyncio.open_connection("127.0.0.1", self.target)
-        except OSError:
+        except (OSError, asyncio.CancelledError):  # or the proxy ends
             _Connection((writer, writer)).reset()
             return
-        connection = _Connection((writer, upstream[1]))
+        source = writer.get_extra_info("peername")[1]
+        connection = _Connection((writer, upstream[1]), source=source)
+        if self.held is None or not self.held(source, self.port):
+            connection.open.set()
         self._connections.add(connection)
         pumps = [
             asyncio.ensure_future(self._pump(connection, reader, upstream[1], answers=False)),
@@ -152,10 +196,12 @@ class Link:
     ) -> None:
         with suppress(OSError):
             while data := await reader.read(65536):
-                if self.delay:
-                    await asyncio.sleep(self.delay)
-                # What was read is passed on when the hold ends, whether or not its sender waits.
+                if delay := max(self.delay, connection.delay):
+                    await asyncio.sleep(delay)
+                # Data that was read is forwarded when the hold ends, whether or not its sender
+                # still waits.
                 await self._open.wait()
+                await connection.open.wait()
                 if self.muted and answers:
                     connection.torn = True
                 if not (connection.forgotten or (connection.torn and answers)):
@@ -164,7 +210,7 @@ class Link:
 
 
 class Proxy:
-    """All links, in a thread with a loop of its own; its methods may be called from any thread."""
+    """All links, in a thread with an event loop; its methods may be called from any thread."""
 
     def __init__(self) -> None:
         self.links: dict[str, Link] = {}
@@ -178,11 +224,11 @@ class Proxy:
         return link
 
     def do(self, what: str, name: str, *arguments: Any) -> None:
-        """Let one link do something: a method of `Link`."""
+        """Call a method of one link."""
         self._run(getattr(self.links[name], what)(*arguments))
 
     def heal(self) -> None:
-        """All links pass bytes again. Forgotten connections stay forgotten."""
+        """All links forward data again. Forgotten connections stay dead."""
         for name in self.links:
             self.do("heal", name)
 
@@ -193,17 +239,10 @@ class Proxy:
     def __exit__(self, *_: object) -> None:
         for name in self.links:
             self.do("refuse", name)
-        self._run(_end_tasks())
+        self._run(end_all())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(5)
         self._loop.close()
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
-
-
-async def _end_tasks() -> None:
-    tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE)

@@ -1,8 +1,8 @@
-"""What a run came to, counted and shown."""
+"""The result of a run, counted and printed."""
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,12 +11,13 @@ from rich.table import Table
 
 from tests.chaos.checks import KINDS, Violation
 from tests.chaos.collect import Seen, parsed
+from tests.chaos.failovers import Failovers
 from tests.chaos.processes import Kill
 
-#: Violations that are shown one by one; more are only counted.
+#: The most violations that are listed; more are only counted.
 MOST = 20
 
-#: Milliseconds. Longer than it takes until a dead worker's job is claimed again.
+#: Milliseconds. Longer than it takes until another worker claims a dead worker's job.
 RECOVERY = 10_000.0
 
 
@@ -45,14 +46,32 @@ class Report:
     attempts_unknown: int = 0
     seconds_to_quiet: float = 0.0
     clock_moved: float = 0.0
-    """How far the ledger's clock was seen to jump, at least; seconds."""
+    """How far the ledger's clock was observed to jump, at least; seconds."""
     nemesis: dict[str, int] = field(default_factory=dict)
     faults_at_provider: dict[str, int] = field(default_factory=dict)
+    lies: dict[str, int] = field(default_factory=dict)
+    """How often the proxy of one account lied, by kind."""
     workers_killed: int = 0
     brokers_killed: int = 0
+    starts_refused: int = 0
     jobs_of_killed_workers: int = 0
     recovery_p50: float | None = None
     recovery_p99: float | None = None
+    failovers: int = 0
+    doubted: int = 0
+    """Jobs that were looked up first, because the ledger may have lost a call."""
+    failover_p50: float | None = None
+    failover_p99: float | None = None
+    failover_max: float | None = None
+    """Seconds from the loss of a primary that a replica replaced until a job is registered that was
+    claimed after it."""
+    whole_p50: float | None = None
+    whole_p99: float | None = None
+    whole_max: float | None = None
+    """Of these, seconds until all servers followed one primary again: commands that wait for every
+    replica can only then continue."""
+    forgotten: list[str] = field(default_factory=list)
+    """Receipts that the ledger lost, where this is allowed."""
     lost: int = 0
     duplicates: int = 0
     unpublished: int = 0
@@ -60,16 +79,16 @@ class Report:
 
     @property
     def good(self) -> bool:
-        """Whether everything held."""
+        """Whether all invariants held."""
         return not (self.lost or self.duplicates or self.unpublished or self.unsound)
 
     @property
     def last_line(self) -> str:
-        """The sum of it."""
+        """The summary."""
         return f"lost {self.lost} duplicates {self.duplicates} unpublished {self.unpublished}"
 
     def count(self, seen: Seen, kills: Sequence[Kill]) -> None:
-        """Count everything but violations."""
+        """Count everything except violations."""
         events = parsed(seen.ledger.events)
         states = Counter(job.get("state", "") for job in seen.ledger.jobs.values())
         for state in ("registered", "rejected", "abandoned", "cancelled", "review"):
@@ -95,6 +114,21 @@ class Report:
             self.recovery_p50 = round(percentile(times, 50) / 1000, 2)
             self.recovery_p99 = round(percentile(times, 99) / 1000, 2)
 
+    def fail_over(self, done: Failovers, seen: Seen, forgotten: Iterable[Violation]) -> None:
+        """Count the results of failovers."""
+        self.failovers = done.failovers
+        self.nemesis |= {f"ledger: {kind}": count for kind, count in done.done.most_common()}
+        self.forgotten = [f"{one.job} {one.text}" for one in forgotten]
+        jobs = seen.ledger.jobs.values()
+        self.doubted = sum("may have forgotten a call" in job.get("log", "") for job in jobs)
+        losses = [one for one in done.losses if one.promoted and one.whole]
+        gaps = gaps_of([one.at for one in losses], jobs)
+        if gaps:
+            for name, percent in (("p50", 50), ("p99", 99), ("max", 100)):
+                setattr(self, f"failover_{name}", round(percentile(gaps, percent), 2))
+                whole = percentile([(one.whole - one.at) / 1000 for one in losses], percent)
+                setattr(self, f"whole_{name}", round(whole, 2))
+
     def judge(self, violations: Iterable[Violation]) -> None:
         """Count violations."""
         counts = Counter(one.kind for one in violations)
@@ -103,19 +137,27 @@ class Report:
         )
 
     def show(self, console: Console, violations: Sequence[Violation]) -> None:
-        """Print it all."""
+        """Print the report."""
         table = Table(title=f"Chaos on {self.broker}, seed {self.seed}", title_justify="left")
         table.add_column("what")
         table.add_column("figure", justify="right")
         for name, value in vars(self).items():
-            if name in {"seed", "broker"} or isinstance(value, dict):
+            if name in {"seed", "broker"} or isinstance(value, dict | list):
                 continue
             table.add_row(name.replace("_", " "), "-" if value is None else f"{value:g}")
-        for title, counts in (("nemesis", self.nemesis), ("provider", self.faults_at_provider)):
+        for title, counts in (
+            ("nemesis", self.nemesis),
+            ("provider", self.faults_at_provider),
+            ("proxy", self.lies),
+        ):
             table.add_section()
             for name, count in counts.items():
                 table.add_row(f"{title}: {name.replace('_', ' ')}", str(count))
         console.print(table)
+        if self.forgotten:
+            console.print(f"receipts lost by the ledger: {len(self.forgotten)}")
+        for text in self.forgotten[:MOST]:
+            console.print(f"forgotten: {text}", markup=False, highlight=False)
         for one in violations[:MOST]:
             console.print(f"{one.kind}: {one.job} {one.text}", markup=False, highlight=False)
         if len(violations) > MOST:
@@ -123,7 +165,7 @@ class Report:
 
 
 def measurable(kills: Sequence[Kill], jumps: Sequence[float]) -> list[Kill]:
-    """The kills after which the ledger's clock, which dates the next claim, was not set."""
+    """The kills after which the ledger's clock was not set, since it dates the next claim."""
     return [
         kill
         for kill in kills
@@ -131,11 +173,11 @@ def measurable(kills: Sequence[Kill], jumps: Sequence[float]) -> list[Kill]:
     ]
 
 
-_CLAIMED = re.compile(r"(\d+) (?:calling|asking) by .*:(\d+)$")
+_CLAIMED = re.compile(r"(\d+) (?:calling|asking) by [^:]*:(\d+)(?::\w+)?$")
 
 
 def recoveries(kills: Sequence[Kill], logs: Iterable[str]) -> list[float]:
-    """Milliseconds from each kill until each job that the dead worker held was claimed again."""
+    """Milliseconds from each kill until another worker claimed each job that the dead one held."""
     at_of = {kill.pid: kill.at for kill in kills}
     times = []
     for log in logs:
@@ -146,7 +188,7 @@ def recoveries(kills: Sequence[Kill], logs: Iterable[str]) -> list[float]:
                 continue
             at = at_of[int(claim[2])]
             after = number + 1
-            # Settled by the worker itself, before it was killed?
+            # Settled before the worker was killed?
             if after < len(lines) and float(lines[after].partition(" ")[0]) <= at:
                 continue
             again = next((other for other in claims[after:] if other), None)
@@ -155,13 +197,27 @@ def recoveries(kills: Sequence[Kill], logs: Iterable[str]) -> list[float]:
     return times
 
 
+def gaps_of(losses: Sequence[float], jobs: Iterable[Mapping[str, str]]) -> list[float]:
+    """Seconds from each of these moments until a job is registered that was claimed after it."""
+    spans = []
+    for job in jobs:
+        claims = [
+            found for line in job.get("log", "").splitlines() if (found := _CLAIMED.match(line))
+        ]
+        if claims and job.get("state") == "registered":
+            spans.append((float(job["finished_at"]), float(claims[-1][1])))
+    spans.sort()
+    ends = (next((end for end, claimed in spans if claimed > at), None) for at in losses)
+    return [(end - at) / 1000 for end, at in zip(ends, losses, strict=True) if end is not None]
+
+
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The value that this share of all does not exceed."""
+    """The value that this share of the values does not exceed."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
 
 
 def as_json(report: Report, violations: Sequence[Violation]) -> dict[str, Any]:
-    """For machines."""
+    """As JSON."""
     shown = [{"kind": one.kind, "job": one.job, "text": one.text} for one in violations[:MOST]]
     return {**vars(report), "violations": shown}

@@ -1,19 +1,19 @@
-"""How long a run is waited for to come to rest: as long as something moves, within reason."""
+"""How long to wait for a run to come to rest: while jobs still end, within a limit."""
 
 import time
 from collections.abc import Callable
 
-#: Seconds in which nothing may move before a run is given up: several settle delays, and the
-#: longest pause between two alarms of one job.
+#: Seconds without progress after which the run is given up: several settle delays, and the longest
+#: pause between two alarms of one job.
 QUIET = 90.0
 
-#: Seconds in all, and as many more for each second of the run: a run whose backlog takes longer
-#: than this to work off was overloaded, and would say nothing of one that is not.
+#: Seconds in total, and further seconds for each second of the run: a run whose backlog takes
+#: longer was overloaded, and would prove nothing about one that is not.
 LONGEST, LONGEST_RATIO = 120.0, 1.0
 
 
 class Patience:
-    """Runs out when what is left has not become less for a while, or has taken too long."""
+    """Ends when the number of remaining jobs has not decreased for a while, or after too long."""
 
     def __init__(
         self,
@@ -28,13 +28,13 @@ class Patience:
         self._least: int | None = None
 
     def see(self, left: int) -> None:
-        """Note how much is left. Only less than ever before is progress: more is none."""
+        """Record how many remain. Only a new minimum is progress."""
         if self._least is None or left < self._least:
             self._least, self._moved = left, self._now()
 
     @property
     def out(self) -> str:
-        """Why there is nothing more to wait for; empty while there is."""
+        """Why waiting is over; empty while it is not."""
         now = self._now()
         if now - self._moved > self._quiet:
             return f"nothing has moved for {self._quiet:g} s after all was well again"

@@ -1,18 +1,20 @@
-"""Ways to break the promise, to prove that the chaos run would notice.
+"""Ways to break the guarantees, to prove that the chaos run detects it.
 
-Each is a patch of the Lua scripts in a worker process (or of the one call around them), by text:
-if the text is not there any more, the worker does not start.
+Each patches text of the Lua scripts in a worker process (or the call around them): if the text is
+missing, the worker does not start.
 """
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-import worker.ledger.client as client
+import regworker.ledger.client as client
+from regworker.ledger import replication
 
 
 def patch(script: str, old: str, new: str) -> None:
-    """Replace a part of a script, in this process; of `_lib`, in each script that uses it."""
+    """Replace a part of a script in this process; for `_lib`, in each script that uses it."""
     sources = dict(client.scripts())
     names = [script]
     if script == "_lib":
@@ -30,7 +32,7 @@ def patch(script: str, old: str, new: str) -> None:
 
 
 class _Cached:
-    """Stands where `client.scripts` stood."""
+    """Replaces `client.scripts`."""
 
     def __init__(self, sources: dict[str, str]) -> None:
         self._sources = sources
@@ -43,11 +45,11 @@ class _Cached:
 
 
 def hurry() -> None:
-    """No sabotage: what takes minutes in production and is no setting."""
-    from worker import delivery
+    """No sabotage: speeds up what takes minutes in production and has no setting."""
+    from worker.execution import delivery
     from worker.publishers import webhook
 
-    # A lost wake-up is made up for within seconds.
+    # Make up for a lost wake-up within seconds.
     patch("_lib", "FIRST_PUSH, LAST_PUSH = 10000, 60000", "FIRST_PUSH, LAST_PUSH = 2000, 8000")
     delivery.SCHEDULE = (0.3, *(1.0,) * 60)
     delivery.LEASE = 4.0
@@ -55,16 +57,16 @@ def hurry() -> None:
 
 
 def lease_to_queued() -> None:
-    """A lease that runs out while calling goes back to `queued`."""
+    """When a lease expires during a call, the job returns to `queued`."""
     patch(
         "claim",
-        "state = 'unknown', fence = job.fence + 1, unknowns",
-        "state = 'queued', fence = job.fence + 1, unknowns",
+        "state = 'unknown', fence = next_fence(), unknowns",
+        "state = 'queued', fence = next_fence(), unknowns",
     )
 
 
 def no_fence() -> None:
-    """A settle counts whoever holds the lease by now."""
+    """A settle counts, whoever holds the lease now."""
     patch(
         "settle",
         "local holder = fence == job.fence and job.token ~= ''\n  and (",
@@ -82,7 +84,7 @@ def no_settle_delay() -> None:
 
 
 def blind_resend() -> None:
-    """What is unknown is sent again, as if it were provably without effect."""
+    """An unknown request is sent again, as if it provably had no effect."""
     patch(
         "settle",
         "-- The same settle once more",
@@ -92,8 +94,8 @@ def blind_resend() -> None:
 
 
 def late_event() -> None:
-    """The result event is written after the settle instead of within it."""
-    from worker import attempt
+    """The result event is written after the settle, not as part of it."""
+    from worker.execution import attempt
 
     patch(
         "_lib",
@@ -108,8 +110,8 @@ def late_event() -> None:
         late[id(command)] = publication
         return command
 
-    async def carry(self: Any, command: Any, patience: float = 30.0) -> Any:
-        settled = await ledger_call(self, command, patience)
+    async def carry(self: Any, command: Any, patience: float = 30.0, **how: Any) -> Any:
+        settled = await ledger_call(self, command, patience, **how)
         publication = late.pop(id(command), None)
         if publication is not None and getattr(settled, "until", None) is not None:
             await asyncio.sleep(0.2)
@@ -123,12 +125,67 @@ def late_event() -> None:
 
 
 def forgotten_alarm() -> None:
-    """A job that is to be tried again later has no alarm for it."""
+    """A job that will be retried later has no alarm."""
     patch(
         "settle",
         "alarm(id, math.min(till, math.max(job.deadline_at, at)))",
         "redis.call('ZREM', ALARMS, id)",
     )
+
+
+def borrowed_answers() -> None:
+    """Bytes that arrived on an idle connection count as the next call's answer, as in aiohttp."""
+    from aiohttp.client_proto import ResponseHandler
+
+    from worker.http_connections import Watched
+
+    async def begin(_: Watched) -> bool:
+        return True
+
+    def rest(_: Watched, *, answered: bool) -> None:
+        pass
+
+    Watched.data_received = ResponseHandler.data_received  # type: ignore[method-assign]
+    Watched._quiet = ResponseHandler.is_connected  # type: ignore[method-assign,assignment]
+    Watched.begin = begin  # type: ignore[method-assign]
+    Watched.rest = rest  # type: ignore[method-assign]
+
+
+def no_wait() -> None:
+    """Workers wait for no replica. (The guard is off too: its lookups would make up for it.)"""
+    no_guard()
+    replication.Followed.known = property(  # type: ignore[assignment,method-assign]
+        lambda _: replication.Wanted()
+    )
+
+
+def sends_at_once() -> None:
+    """A claim counts once the primary has it; the answer of WAIT is ignored."""
+    no_guard()
+
+    def ask(self: Any, wanted: Any, *command: Any) -> Any:
+        answer = self._connection.ask(*command)
+        self._connection.ask(*wanted.command).add_done_callback(lambda heard: heard.exception())
+        return answer
+
+    replication.DurableLine.ask = ask  # type: ignore[method-assign]
+
+
+def no_guard() -> None:
+    """After a server that may have lost data, nothing is looked up."""
+    patch("identity", "if doubt then", "if false then")
+
+
+def id_by_fence() -> None:
+    """An event's id is derived from the claim, not from the job and its end."""
+    from regworker.event_builder import EventBuilder
+
+    publication = EventBuilder._publication
+
+    def of_fence(self: Any, kind: Any, record: Any, *rest: Any) -> Any:
+        return publication(self, kind, replace(record, reopened=record.fence), *rest)
+
+    EventBuilder._publication = of_fence  # type: ignore[method-assign]
 
 
 SABOTAGES: dict[str, Callable[[], None]] = {
@@ -140,11 +197,25 @@ SABOTAGES: dict[str, Callable[[], None]] = {
         blind_resend,
         late_event,
         forgotten_alarm,
+        borrowed_answers,
+        no_wait,
+        sends_at_once,
+        no_guard,
+        id_by_fence,
     )
 }
 
 
+#: How the ledger is run (`failovers.py`) for sabotage that only failovers show.
+LEVEL_OF = {
+    "no_wait": "all behind",
+    "sends_at_once": "all behind",
+    "no_guard": "all behind, none awaited",
+    "id_by_fence": "all behind, none awaited",
+}
+
+
 def apply(name: str) -> None:
-    """Break it; nothing is broken by the empty name."""
+    """Apply a sabotage; the empty name applies none."""
     if name:
         SABOTAGES[name]()

@@ -1,7 +1,7 @@
-"""A clock that can be set: libfaketime in front of one server, which reads its offset from a file.
+"""A clock that can be set: libfaketime for one server, which reads its offset from a file.
 
-Only the clock that tells the time is moved. The steady one, by which the server measures how long
-things take, goes on as it does when an administrator sets a machine's clock.
+Only the time of day changes. The monotonic clock, by which the server measures durations, continues
+as it does when an administrator sets a machine's clock.
 """
 
 import math
@@ -12,8 +12,8 @@ from pathlib import Path
 
 import redis
 
-#: Where Debian, Fedora and Alpine, and a build of one's own put it. The variant for programs with
-#: threads: Valkey has some.
+#: Where Debian, Fedora, Alpine and a local build install it. The variant for programs with threads,
+#: since Valkey has some.
 LIBRARIES = (
     *Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"),
     Path("/usr/lib64/faketime/libfaketimeMT.so.1"),
@@ -21,7 +21,7 @@ LIBRARIES = (
     Path("/usr/local/lib/faketime/libfaketimeMT.so.1"),
 )
 
-#: What a run says that cannot set clocks.
+#: The message of a run that cannot set clocks.
 MISSING = (
     "no clock jumps are injected: there is no libfaketime on this machine"
     " (Debian and Ubuntu: apt-get install faketime)"
@@ -29,7 +29,7 @@ MISSING = (
 
 
 def library() -> Path | None:
-    """The library, where it is installed."""
+    """The path of the library, if it is installed."""
     return next((path for path in LIBRARIES if path.exists()), None)
 
 
@@ -44,20 +44,20 @@ class Clock:
         self.set(0.0)
 
     def set(self, offset: float) -> None:
-        """Let it be this many seconds ahead of the machine's from now on."""
+        """Set it so many seconds ahead of the machine's clock."""
         self.offset = offset
         written = self._file.with_suffix(".new")
         written.write_text(f"{offset:+g}\n")
-        # In one step: the server may read it at any moment.
+        # Atomically: the server may read it at any moment.
         written.replace(self._file)
 
     def command(self, program: Path) -> Path:
-        """What to start in a program's place, so that it goes by this clock."""
+        """The command that starts a program with this clock."""
         environment = {
             "LD_PRELOAD": str(self._library),
             "FAKETIME_TIMESTAMP_FILE": str(self._file),
             "FAKETIME_NO_CACHE": "1",
-            # One name is the older versions', the other the newer ones'.
+            # Older versions use the one name, newer versions the other.
             "DONT_FAKE_MONOTONIC": "1",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
         }
@@ -70,27 +70,27 @@ class Clock:
 
 
 def sweep(pid: int) -> None:
-    """Remove what a killed process leaves: the next one of that id would not start for it."""
+    """Remove the files of a killed process: a new process with its id could not start otherwise."""
     for name in (f"faketime_shm_{pid}", f"sem.faketime_sem_{pid}"):
         with suppress(OSError):
             Path("/dev/shm", name).unlink()
 
 
 class Watch:
-    """How far a server's clock has been seen to move against the machine's."""
+    """How far a server's clock was observed to move against the machine's."""
 
     def __init__(self) -> None:
         self._least = math.inf
         self._most = -math.inf
 
     def look(self, server: "redis.Redis") -> None:
-        """Compare the clocks. On the way there and back takes time: what that explains is none."""
+        """Compare the clocks. A difference that the round trip can explain does not count."""
         before = time.time()
         seconds, micros = server.time()
         after = time.time()
-        told = seconds + micros / 1e6
-        self._least = min(self._least, told - before)
-        self._most = max(self._most, told - after)
+        server_time = seconds + micros / 1e6
+        self._least = min(self._least, server_time - before)
+        self._most = max(self._most, server_time - after)
 
     @property
     def moved(self) -> float:

@@ -1,4 +1,4 @@
-"""A run is waited for as long as something moves, and its clocks can be set."""
+"""A run is waited for as long as jobs end, and the clocks of its servers can be set."""
 
 import time
 from pathlib import Path
@@ -8,20 +8,20 @@ import redis
 from tests.chaos import skew
 from tests.chaos.processes import Store
 from tests.chaos.rest import LONGEST, Patience
-from worker.cli import stack
+from worker.cli.local import stack
 
 #: Seconds. Far more than anything here takes.
 PATIENCE = 30.0
 
 
 class Time:
-    """A time that goes on when told to."""
+    """A clock that tests advance."""
 
     def __init__(self) -> None:
         self.now = 0.0
 
     def __call__(self) -> float:
-        """Tell it."""
+        """The current time."""
         return self.now
 
 
@@ -36,7 +36,7 @@ def test_as_long_as_less_is_left_there_is_patience() -> None:
 
 
 def test_there_is_none_when_nothing_has_moved() -> None:
-    """Nor when it only goes up and down: the same job is tried again and again."""
+    """Nor if the number only goes up and down: the same job is retried again and again."""
     clock = Time()
     patience = Patience(duration=1000, quiet=10, now=clock)
     for left in (3, 4, 3, 4, 3):
@@ -47,7 +47,7 @@ def test_there_is_none_when_nothing_has_moved() -> None:
 
 
 def test_there_is_none_without_end() -> None:
-    """A run that takes longer to work off than it lasted was overloaded."""
+    """A run that takes longer to finish than it lasted was overloaded."""
     clock = Time()
     patience = Patience(duration=100, quiet=10, now=clock)
     for left in range(1000, 0, -1):
@@ -60,7 +60,7 @@ def test_there_is_none_without_end() -> None:
 
 
 def test_a_file_says_how_far_the_clock_is_ahead(tmp_path: Path) -> None:
-    """In the words of libfaketime."""
+    """In the format of libfaketime."""
     clock = skew.Clock(tmp_path, Path("libfaketimeMT.so.1"))
     assert (tmp_path / "clock").read_text() == "+0\n"
     clock.set(2.5)
@@ -68,7 +68,7 @@ def test_a_file_says_how_far_the_clock_is_ahead(tmp_path: Path) -> None:
 
 
 def test_the_servers_clock_jumps_forth_and_back(tmp_path: Path) -> None:
-    """Where libfaketime is installed; elsewhere a run says how to get it."""
+    """If libfaketime is installed; otherwise a run says how to install it."""
     library = skew.library()
     if library is None:
         assert "apt-get install faketime" in skew.MISSING
@@ -79,7 +79,7 @@ def test_the_servers_clock_jumps_forth_and_back(tmp_path: Path) -> None:
     try:
         with redis.Redis.from_url(store.url) as server:
             clock.set(3600)
-            # Valkey looks at the clock once for all that it reads at a time.
+            # Valkey reads the clock once for everything that it reads at a time.
             stack.until(lambda: _ahead(server) > 3000, "an hour ahead", PATIENCE)
             store.kill()
             store.start()
@@ -96,16 +96,16 @@ def _ahead(server: "redis.Redis") -> float:
 
 
 def test_what_the_way_to_a_server_takes_is_no_jump_of_its_clock() -> None:
-    """However slow the machine: only what that cannot explain counts."""
+    """However slow the machine is: only what that cannot explain counts."""
 
     class Server:
         def __init__(self) -> None:
             self.ahead, self.slow = 0.0, 0.0
 
         def time(self) -> tuple[int, int]:
-            told = time.time() + self.ahead
+            shown = time.time() + self.ahead
             time.sleep(self.slow)
-            return int(told), int(told % 1 * 1e6)
+            return int(shown), int(shown % 1 * 1e6)
 
     server, watch = Server(), skew.Watch()
     for server.slow in (0.0, 0.2, 0.0):

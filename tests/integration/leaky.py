@@ -1,4 +1,4 @@
-"""SkyPostal with a leak in every wall: for the test that finds leaks, to be found."""
+"""SkyPostal with a leak on every path: it proves that the test for leaks finds them."""
 
 import base64
 import logging
@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 
 import redis
 
-from worker.outcome import Outcome, Retryable
+from regworker.domain.outcome import Outcome, Retryable
 from worker.providers.skypostal import SkyPostal
 
 
 class Leaky(SkyPostal):
-    """Tells everybody the customer's password."""
+    """Leaks the customer's password everywhere."""
 
     name: ClassVar[str] = "skypostal"
 
@@ -29,7 +29,7 @@ class Leaky(SkyPostal):
         ledger = redis.Redis.from_url(os.environ["REGWORKER_REDIS_URL"])
         ledger.set("{reg}:leak", secret)
         ledger.close()
-        # What Flower, the timeline and `regworker status` show.
+        # Flower, the timeline and `regworker status` show this reason.
         return Retryable(f"could not register {secret}", retry_after=60)
 
 

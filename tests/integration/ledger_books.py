@@ -1,9 +1,10 @@
-"""The ledger, looked at whole after every command, and what must hold whatever was done.
+"""Compares the whole ledger with the design after every command.
 
-The scripts run by a clock of the test's own: `now()` is the one thing that is replaced.
+The scripts run on the test's own clock: only their function `now()` is replaced.
 """
 
 import json
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cache
@@ -15,36 +16,39 @@ from hypothesis.stateful import (
     invariant,
 )
 
-from worker.event import EventType, event_id
-from worker.job import Job
-from worker.ledger import Command
-from worker.ledger.client import scripts
-from worker.ledger.commands import (
+from regworker.domain.event import EventType, event_id
+from regworker.domain.job import Job
+from regworker.domain.states import FINAL, PARKED, UNFINISHED, State, may
+from regworker.ledger import Command
+from regworker.ledger.client import scripts
+from regworker.ledger.records import Claim, Record, pairs
+from regworker.ledger.snapshot import LATER, OPEN, place
+from regworker.ledger.transitions import (
     ALARMS,
+    ANNOUNCED,
+    AUDIT,
+    BULK_WAKES,
+    CONFIGURED,
     DEAD,
     PREFIX,
     REVIEWS,
+    WAKES,
     ClaimRules,
     Publication,
     SettleRules,
 )
-from worker.ledger.gauges import LATER, OPEN, place
-from worker.ledger.records import (
-    Claim,
-    Record,
-    pairs,
-)
-from worker.lifecycle import FINAL, PARKED, UNFINISHED, State, may
 
 T = TypeVar("T")
 
 LEASE, SETTLE, DEADLINE, RETENTION = 12_000, 60_000, 3_600_000, 86_400_000
 MAX_ATTEMPTS = 3
-#: The longest that a ring or a full account may push an alarm ahead (`LAST_PUSH`).
+#: The longest time by which a ring or a full account may put off an alarm (`LAST_PUSH`).
 LAST_PUSH = 60_000
-#: For how long a place that is passed on is kept for whom it was passed to (`KEPT`).
+#: How long a place is reserved for the job to which it was passed on (`KEPT`).
 KEPT = 2_000
-#: After which honest work must have ended all that was begun, whatever was begun.
+#: The most wake-ups that may be queued for workers to pass on (`MOST_WAKES`).
+MOST_WAKES = 10_000
+#: Within this time, working attempts must have ended every job, whatever happened before.
 PATIENCE = 3 * DEADLINE
 START = 1_700_000_000_000
 CLOCK = f"{PREFIX}test-clock"
@@ -57,19 +61,22 @@ WAITING = f"{PREFIX}waiting:{PROVIDER}:{ACCOUNT}"
 CLAIM = ClaimRules("w", LEASE / 1000, SETTLE / 1000, MAX_ATTEMPTS, 20)
 RULES = SettleRules(SETTLE / 1000, 2, 10, RETENTION / 1000)
 
+#: A command that reads the server's clock. The check of the caller's rights only names it.
+TIME = re.compile(r"(?:call|peek)\('TIME'")
 REAL_CLOCK = """local function now()
   local t = redis.call('TIME')
   return t[1] * 1000 + math.floor(t[2] / 1000)
 end"""
 TEST_CLOCK = f"local function now() return tonumber(redis.call('GET', '{CLOCK}')) end"
 
-#: Everything the ledger holds, in one round trip: [key, ttl, content] of each key, as JSON.
+#: Everything that the ledger holds, in one round trip: [key, ttl, content] of each key, as JSON.
 EVERYTHING = """
 local all = {}
 for _, key in ipairs(redis.call('KEYS', '*')) do
   local kind, content = redis.call('TYPE', key).ok, ''
   if kind == 'hash' then content = redis.call('HGETALL', key)
   elseif kind == 'zset' then content = redis.call('ZRANGE', key, 0, -1, 'WITHSCORES')
+  elseif kind == 'list' then content = redis.call('LRANGE', key, 0, -1)
   elseif kind == 'stream' then
     content = {}
     for i, entry in ipairs(redis.call('XRANGE', key, '-', '+')) do content[i] = entry[2][2] end
@@ -95,11 +102,11 @@ IDS = {key: job.id for key, job in JOBS.items()}
 
 @cache
 def controlled() -> dict[str, str]:
-    """The scripts, running by the test's clock."""
+    """The scripts, changed to use the test's clock."""
     found = {}
     for name, source in scripts().items():
         found[name] = source.replace(REAL_CLOCK, TEST_CLOCK)
-        assert "'TIME'" not in found[name], f"{name} goes by a clock that is not the test's"
+        assert not TIME.search(found[name]), f"{name} goes by a clock that is not the test's"
     return found
 
 
@@ -113,13 +120,13 @@ def load(client: redis.Redis, sources: dict[str, str]) -> dict[str, str]:
 
 @dataclass
 class Held:
-    """A claim that a worker was given once, and what it did under it. Never forgotten."""
+    """A claim that a worker got once, and what the worker did with it. Never deleted."""
 
     claim: Claim
     lease_end: int
     sent_at: int | None = None
     """When its request left; for a question, when it was asked."""
-    told: bool = False
+    reported: bool = False
     """Whether it has settled; nothing is sent after that."""
     truths: list[str] = field(default_factory=list)
     """The verdicts it can settle without lying."""
@@ -127,7 +134,7 @@ class Held:
 
 @dataclass
 class Ledger:
-    """All that the ledger holds, raw."""
+    """Everything that the ledger holds, as raw data."""
 
     jobs: dict[str, dict[str, str]]
     deliveries: dict[str, dict[str, str]]
@@ -147,7 +154,7 @@ class Ledger:
 
     @classmethod
     def read(cls, answer: bytes) -> "Ledger":
-        """Sort every key by its kind; one of no known kind has no owner."""
+        """Sort every key by its kind; fail on a key of an unknown kind."""
         found = cls({}, {}, {}, {}, {}, {}, {}, [], {}, {})
         zsets = {
             ALARMS: found.alarms,
@@ -171,17 +178,21 @@ class Ledger:
                 found.rest[key] = pairs(content)
             elif key in zsets:
                 zsets[key].update({name: float(at) for name, at in pairs(content).items()})
+            elif key in {WAKES, BULK_WAKES}:
+                assert len(content) <= MOST_WAKES, "wake-ups that nobody passes on"
             elif key == RESULTS:
                 found.events = [json.loads(event) for event in content]
             elif key == ACCOUNT_KEY:
                 found.rest[key] = pairs(content)
             else:
-                assert key in {CLOCK, f"{PREFIX}stats", f"{PREFIX}configured"}, f"stray key {key}"
+                listed = key.startswith((AUDIT, f"{PREFIX}ended:"))
+                known = {CLOCK, f"{PREFIX}stats", CONFIGURED, ANNOUNCED}
+                assert listed or key in known, f"stray key {key}"
         return found
 
 
 class Books(RuleBasedStateMachine):
-    """Carries commands out, and compares all keys with the design and the test's own books."""
+    """Runs commands, and compares all keys with the design and with the test's own records."""
 
     def __init__(self, client: redis.Redis, digests: dict[str, str]) -> None:
         super().__init__()
@@ -201,11 +212,14 @@ class Books(RuleBasedStateMachine):
         self.looked: dict[str, Record] = {}
         self.arrived: set[str] = set()
         self.ends: Counter[str] = Counter()
+        self.decided: set[str] = set()
+        """Jobs whose review a person has ended."""
+        self.corrected: set[str] = set()
 
-    # -- carrying commands, and looking after each ------------------------------------------------
+    # -- run a command, and check afterwards -------------------------------------------------------
 
     def do(self, command: Command[T]) -> T:
-        """Carry a command out and look whether all is still as it must be."""
+        """Run a command and check all invariants."""
         both = self.client.pipeline(transaction=False)
         both.evalsha(self.digests[command.script], len(command.keys), *command.keys, *command.args)
         both.evalsha(self.digests["everything"], 0)
@@ -218,7 +232,7 @@ class Books(RuleBasedStateMachine):
         return command.read(answer)
 
     def again(self, command: Command[T], expected: T | None = None) -> T:
-        """The same command once more, as after a lost answer: nothing changes."""
+        """Repeat the same command, as after a lost answer: it must change nothing."""
         before = self.seen
         answer = self.do(command)
         assert self.seen == before, f"{command.script} repeated did something"
@@ -236,12 +250,12 @@ class Books(RuleBasedStateMachine):
         assert not [job for job, made in self.accounts.items() if made > 1], "a second customer"
 
     def state(self, job_id: str) -> State | None:
-        """Where a job stands."""
+        """The state of a job."""
         job = self.seen.jobs.get(job_id)
         return State(job["state"]) if job else None
 
     def pick(self, number: int) -> str:
-        """A job to work on: mostly one with which there is something to do."""
+        """A job to work on: mostly one that can still change."""
         jobs = sorted(self.seen.jobs)
         ready = [one for one in jobs if one in self.seen.alarms and not self.live(one)]
         found = ready if ready and number < 5 else jobs
@@ -252,21 +266,22 @@ class Books(RuleBasedStateMachine):
         return sorted(one for one, job in self.seen.jobs.items() if job["state"] in states)
 
     def live(self, job_id: str) -> bool:
-        """Whether, by the test's own books, somebody holds a lease."""
+        """Whether somebody holds a lease, by the test's own records."""
         return job_id in self.holder and self.holder[job_id].lease_end > self.now
 
     def publication(self, record: Record, kind: str) -> Publication:
-        """An event as a worker makes it, of a job as it was when the worker saw it."""
-        id_ = event_id(record.id, record.fence, EventType.of(kind))
+        """An event as a worker builds it, from the record that the worker saw."""
+        id_ = event_id(record.id, record.reopened, EventType.of(kind))
         event = {"id": id_, "subject": record.id, "type": kind}
         return Publication(
-            event["id"], json.dumps(event).encode(), "sealed", "kept", record.reply_to
+            event["id"], kind, json.dumps(event).encode(), "sealed", "kept", record.reply_to
         )
 
-    # -- what must hold ---------------------------------------------------------------------------
+    # -- invariants --------------------------------------------------------------------------------
 
     def check_jobs(self, before: Ledger) -> None:
-        """States move along edges, fences never back; payloads and records end as they must."""
+        """States follow the edges, fences never decrease; payloads and records are deleted as they
+        must."""
         assert not set(before.jobs) - set(self.seen.jobs), "a job is gone"
         for job_id, job in self.seen.jobs.items():
             state = State(job["state"])
@@ -283,11 +298,11 @@ class Books(RuleBasedStateMachine):
             assert self.live_in_record(job) <= (state in {State.CALLING, State.UNKNOWN})
 
     def live_in_record(self, job: dict[str, str]) -> bool:
-        """Whether, by a job's record, somebody holds a lease."""
+        """Whether somebody holds a lease, by the job's record."""
         return int(job.get("lease_until") or 0) > self.now
 
     def check_index(self) -> None:
-        """What jobs are counted by says of each what its record says."""
+        """The indexes by which jobs are counted agree with the jobs' records."""
         jobs = {id_: job for id_, job in self.seen.jobs.items() if job["state"] not in FINAL}
         assert self.seen.open == {
             id_: place(State(job["state"]), job["lane"], int(job["accepted_at"]))
@@ -300,7 +315,7 @@ class Books(RuleBasedStateMachine):
         }, "later"
 
     def check_events(self) -> None:
-        """One final event for each end of a job, none before; no id twice."""
+        """One final event for each end of a job and none before; event ids are unique."""
         ids = Counter(event["id"] for event in self.seen.events)
         assert not [one for one, count in ids.items() if count > 1], "an event id twice"
         finals = Counter(
@@ -308,14 +323,17 @@ class Books(RuleBasedStateMachine):
         )
         for job_id, job in self.seen.jobs.items():
             assert finals[job_id] == self.ends[job_id], "final events"
-            last = [event["type"] for event in self.seen.events if event["subject"] == job_id][-1:]
+            types = [event["type"] for event in self.seen.events if event["subject"] == job_id]
+            assert types.count("corrected") == (job_id in self.corrected), "corrections"
+            last = [one for one in types if one != "corrected"][-1:]
             if job["state"] in FINAL | PARKED:
                 assert last == [job["state"]], "the last event says something else"
         parked = {id_ for id_, job in self.seen.jobs.items() if State(job["state"]) in PARKED}
         assert set(self.seen.reviews) == parked, "reviews"
 
     def check_alarms(self) -> None:
-        """Whoever is unfinished has one alarm, and in time; nobody else has any."""
+        """Each unfinished job and delivery has one alarm, early enough; nothing else has an
+        alarm."""
         unfinished = {id_ for id_, job in self.seen.jobs.items() if job["state"] in UNFINISHED}
         pending = {id_ for id_, one in self.seen.deliveries.items() if one["state"] == "pending"}
         dead = {id_ for id_, one in self.seen.deliveries.items() if one["state"] == "dead"}
@@ -341,7 +359,8 @@ class Books(RuleBasedStateMachine):
                 assert at <= due + LAST_PUSH, "alarm too late"
 
     def check_account(self) -> None:
-        """Who holds a lease is in flight; nobody else is but for whom a place is kept a while."""
+        """The jobs in flight are those with a lease, and those for which a place is briefly
+        reserved."""
         leased = {
             id_: float(job["lease_until"])
             for id_, job in self.seen.jobs.items()
@@ -356,6 +375,6 @@ class Books(RuleBasedStateMachine):
 
     @invariant()
     def leases_are_held(self) -> None:
-        """Every lease in the ledger is one that a worker was given and did not settle."""
+        """Every lease in the ledger was given to a worker that has not settled."""
         for job_id, job in self.seen.jobs.items():
             assert self.live_in_record(job) == self.live(job_id), "a lease that nobody holds"

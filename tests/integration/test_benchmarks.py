@@ -9,17 +9,20 @@ from contextlib import contextmanager
 from xml.etree import ElementTree as ET
 
 import psutil
+import pytest
 
 from benchmarks.contest import Round
 from benchmarks.plot import svg
 from benchmarks.report import last_line, summarize
 from tests.integration.installation import ROOT
-from worker.cli import stack
+from worker.cli.local import stack
 
 LAST_LINE = r"ratio_vs_best_tuned (\S+) ratio_vs_floor (\S+) cpu_ms_per_job (\S+)"
 
-#: Seconds; far more than it takes anywhere.
+#: Seconds; far more than it takes on any machine.
 PATIENCE = 240.0
+
+pytestmark = pytest.mark.timeout(3 * PATIENCE)
 
 
 def benchmarks(*options: str) -> list[str]:
@@ -28,7 +31,7 @@ def benchmarks(*options: str) -> list[str]:
 
 
 def test_a_quick_run_ends_with_the_three_figures() -> None:
-    """A quick run measures ours and the floor, and its last line is for scripts to read."""
+    """It measures ours and the floor, and its last line is for scripts to read."""
     only = ["--only", "ours", "--only", "bare loop, httpx-aiohttp"]
     done = subprocess.run(
         benchmarks("--quick", "--jobs", "200", "--rounds", "1", *only),
@@ -48,7 +51,7 @@ def test_a_quick_run_ends_with_the_three_figures() -> None:
 
 
 def test_each_step_has_its_cost() -> None:
-    """Microseconds for each step, and for the same call with nothing around it."""
+    """Microseconds for each step, and for the same call without the worker."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.steps", "--rounds", "1", "--calls", "50"],
         cwd=ROOT,
@@ -82,7 +85,7 @@ def running(*options: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_it_stops_what_it_started_when_it_is_interrupted() -> None:
-    """After Ctrl-C nothing of a benchmark goes on: no server, no worker, no client."""
+    """After Ctrl-C no process of a benchmark runs on: no server, no worker, no client."""
     with running("--only", "ours", "--jobs", "100000") as command:
         parent = psutil.Process(command.pid)
 
@@ -102,7 +105,7 @@ def test_it_stops_what_it_started_when_it_is_interrupted() -> None:
 
 
 def test_ratios_compare_medians_of_the_cpu_a_job_with_ours() -> None:
-    """What is cheaper than ours gives a ratio below 1, and only tuned peers are compared."""
+    """A contestant that needs less CPU than ours gives a ratio below 1; only tuned peers count."""
 
     def rounds(name: str, kind: str, *milliseconds: float) -> list[Round]:
         return [Round(name, kind, 1000, 1.0, cost) for cost in milliseconds]
@@ -121,7 +124,7 @@ def test_ratios_compare_medians_of_the_cpu_a_job_with_ours() -> None:
 
 
 def test_the_plot_is_one_bar_a_contestant() -> None:
-    """The plot is well-formed SVG, and names everybody."""
+    """The plot is well-formed SVG and names every contestant."""
     summaries = summarize([Round("ours", "ours", 10, 1, 1), Round("<&>", "peer", 10, 1, 900)])
     drawn = ET.fromstring(svg(summaries))
     texts = [one.text for one in drawn.iter("{http://www.w3.org/2000/svg}text")]
@@ -129,7 +132,7 @@ def test_the_plot_is_one_bar_a_contestant() -> None:
 
 
 def test_a_name_that_nobody_has_is_wrong_use() -> None:
-    """An unknown contestant is refused with the names that there are."""
+    """An unknown contestant is refused; the message lists the known ones."""
     done = subprocess.run(
         benchmarks("--only", "nobody"), cwd=ROOT, capture_output=True, text=True, check=False
     )

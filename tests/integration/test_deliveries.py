@@ -1,13 +1,29 @@
-"""Deliveries: at least once, each endpoint for itself, given up in time and never out of sight."""
+"""Deliveries: at least once, each endpoint independent; given up in time and always visible."""
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from pydantic import SecretStr
 
+from regworker.ledger import AsyncLedger, SyncLedger
+from regworker.ledger.endpoints import bury, disable, enable, replay
+from regworker.ledger.records import Delivery, Idle, Tried
+from regworker.ledger.transitions import (
+    ALARMS,
+    DEAD,
+    STATS,
+    Publication,
+    deliver,
+    delivered,
+    delivery_key,
+    ring,
+)
+from regworker.sealing.keyring import Keyring
+from regworker.settings import WebhookEndpoint
 from sandbox.server import ReceiverServer
 from tests.integration.installation import PATIENCE, SECRET
 from tests.integration.outbox import (
@@ -18,33 +34,18 @@ from tests.integration.outbox import (
     due,
     failing,
     open_shop,
+    published,
     record,
     settled,
-    told,
     tried,
 )
-from worker.cli import stack
-from worker.delivery import LONGEST_LIFE, SCHEDULE, Deliveries, Rules
-from worker.ledger import AsyncLedger, SyncLedger
-from worker.ledger.commands import (
-    ALARMS,
-    DEAD,
-    STATS,
-    Publication,
-    deliver,
-    delivered,
-    delivery_key,
-    ring,
-)
-from worker.ledger.endpoints import bury, disable, enable, replay
-from worker.ledger.records import Delivery, Idle, Tried
+from worker.cli.local import stack
+from worker.execution.delivery import LONGEST_LIFE, SCHEDULE, Deliveries, DeliveryRules
 from worker.publishers.base import Delivered, Gone, Later
 from worker.publishers.webhook import WebhookPublisher
-from worker.sealing import Keyring
-from worker.settings import WebhookEndpoint
 
-RULES = Rules("/test", {"crm": 5 * DAY})
-EVENT = Publication("crm.1.disabled", b"{}", "sealed", "kept", ("results",))
+RULES = DeliveryRules("/test", {"crm": 5 * DAY})
+EVENT = Publication("crm.1.disabled", "x", b"{}", "sealed", "kept", ("results",))
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def shop(ledger: SyncLedger) -> SyncLedger:
 
 
 def test_a_claim_whose_answer_was_lost_is_the_same_claim(shop: SyncLedger) -> None:
-    """Not a wait for its own lease to run out; and another worker is still told to wait."""
+    """The repeat does not wait for its own lease to expire; another worker still has to wait."""
     [member] = due(shop, "a")
     command = deliver(member, 30)
     first, again = shop(command), shop(command)
@@ -68,7 +69,7 @@ def test_a_claim_whose_answer_was_lost_is_the_same_claim(shop: SyncLedger) -> No
 
 
 def test_an_endpoint_gets_no_more_at_a_time_than_it_may(shop: SyncLedger) -> None:
-    """Whoever finds no place stands in line, and rings no alarm while it does."""
+    """A delivery without a free place is queued and is not retried for a minute."""
     a, b, c = due(shop, "a", "b", "c")
     tried(shop, a)
     tried(shop, b)
@@ -80,7 +81,7 @@ def test_an_endpoint_gets_no_more_at_a_time_than_it_may(shop: SyncLedger) -> Non
 
 
 def test_one_endpoints_places_are_not_anothers(shop: SyncLedger) -> None:
-    """A full endpoint holds nobody else back."""
+    """A full endpoint does not delay the others."""
     for member in due(shop, "a", "b"):
         tried(shop, member)
     [other] = due(shop, "c", to="erp")
@@ -91,7 +92,7 @@ def test_one_endpoints_places_are_not_anothers(shop: SyncLedger) -> None:
 def test_a_place_that_gets_free_is_passed_on_the_oldest_first(
     shop: SyncLedger, verdict: str
 ) -> None:
-    """Whatever the try came to; whom it is passed to is woken at once, and has an alarm."""
+    """Whatever the result of the try; the next delivery is woken at once and has an alarm."""
     a, b, c, d = due(shop, "a", "b", "c", "d")
     first = tried(shop, a)
     tried(shop, b)
@@ -105,7 +106,7 @@ def test_a_place_that_gets_free_is_passed_on_the_oldest_first(
 
 
 def test_a_settle_whose_answer_was_lost_passes_one_place_on(shop: SyncLedger) -> None:
-    """And counts one failure."""
+    """And it counts one failure."""
     a, b, c, d = due(shop, "a", "b", "c", "d")
     first = tried(shop, a)
     for member in (b, c, d):
@@ -117,7 +118,7 @@ def test_a_settle_whose_answer_was_lost_passes_one_place_on(shop: SyncLedger) ->
 
 
 def test_a_dead_workers_places_are_given_out_again(shop: SyncLedger) -> None:
-    """Both of them, though only one delivery came to ask."""
+    """Both places are given out, though only one delivery asked."""
     a, b, c, d = due(shop, "a", "b", "c", "d")
     tried(shop, a, lease=0.001)
     tried(shop, b, lease=0.001)
@@ -129,7 +130,7 @@ def test_a_dead_workers_places_are_given_out_again(shop: SyncLedger) -> None:
 
 
 def test_who_has_a_place_stands_in_line_no_more(shop: SyncLedger) -> None:
-    """Also where nobody passed it on, but a lease ran out."""
+    """Also if no place was passed on, but a lease expired."""
     a, b, c = due(shop, "a", "b", "c")
     tried(shop, a, lease=0.5)
     tried(shop, b)
@@ -139,11 +140,11 @@ def test_who_has_a_place_stands_in_line_no_more(shop: SyncLedger) -> None:
     assert crm(shop).in_line == 0
 
 
-# ── an endpoint that is of no use ─────────────────────────────────────────────────────────────
+# ── an endpoint that fails ────────────────────────────────────────────────────────────────────
 
 
 def test_failures_are_counted_from_the_first_since_a_success(shop: SyncLedger) -> None:
-    """One success, whoever's, and they begin anew."""
+    """One success of any delivery resets the count."""
     a, b = due(shop, "a", "b")
     assert settled(shop, tried(shop, a), "later").failing < 60
     failing(shop, days=3)
@@ -154,7 +155,7 @@ def test_failures_are_counted_from_the_first_since_a_success(shop: SyncLedger) -
 
 
 def test_a_failure_after_days_of_silence_says_nothing_of_these(shop: SyncLedger) -> None:
-    """Nobody asked meanwhile: the endpoint may have been well."""
+    """Nothing was sent in between: the endpoint may have worked."""
     [a] = due(shop, "a")
     settled(shop, tried(shop, a), "later")
     failing(shop, days=20, last=3)
@@ -162,7 +163,7 @@ def test_a_failure_after_days_of_silence_says_nothing_of_these(shop: SyncLedger)
 
 
 def test_a_fault_of_ours_is_not_the_endpoints(shop: SyncLedger) -> None:
-    """A worker that lacks a key says nothing of who would get the event."""
+    """A worker that lacks a key does not count as a failure of the endpoint."""
     [a] = due(shop, "a")
     answer = shop(delivered(tried(shop, a), "later", "not configured", 0, blame=False))
     assert answer == Tried("pending", 0)
@@ -170,14 +171,14 @@ def test_a_fault_of_ours_is_not_the_endpoints(shop: SyncLedger) -> None:
 
 
 class Endpoints:
-    """Deliveries as a worker makes them, to a receiver of webhooks."""
+    """Tries deliveries as a worker does, with a receiver of webhooks."""
 
     def __init__(self, shop: SyncLedger, url: str, server: ReceiverServer) -> None:
         self.shop, self.url, self.receiver = shop, url, server.receiver
         self._hooks = f"{server.url}/hooks"
 
     def __call__(self, *members: str, configured: bool = True, keyring: Keyring = KEYRING) -> Any:
-        """Try deliveries, one after another; what came of each."""
+        """Try deliveries one after another; return the results."""
         return asyncio.run(self._try(members, configured, keyring))
 
     async def _try(self, members: tuple[str, ...], configured: bool, keyring: Keyring) -> list[str]:
@@ -203,7 +204,7 @@ class Endpoints:
             await ledger.aclose()
 
     def answer(self, *script: int) -> None:
-        """What the receiver answers next."""
+        """Set the receiver's next answer."""
         self.receiver.behave({"script": [{"status": one} for one in script]})
 
 
@@ -216,13 +217,14 @@ def receiver() -> Iterator[ReceiverServer]:
 
 @pytest.fixture
 def endpoints(shop: SyncLedger, redis_url: str, receiver: ReceiverServer) -> Endpoints:
-    """The same, as if just started."""
+    """The receiver in its initial state."""
     receiver.receiver.reset()
     return Endpoints(shop, redis_url, receiver)
 
 
 def test_410_disables_an_endpoint(endpoints: Endpoints) -> None:
-    """Its event says so, and what is due to it is dead at once, with the reason, and not sent."""
+    """Its event is published, and its pending deliveries are dead with the reason, without a
+    request."""
     shop = endpoints.shop
     a, b, c = due(shop, "a", "b", "c")
     [other] = due(shop, "d", to="erp")
@@ -231,7 +233,7 @@ def test_410_disables_an_endpoint(endpoints: Endpoints) -> None:
     for member in (b, c):
         assert record(shop, member)["state"] == "dead"
         assert record(shop, member)["why"] == "the endpoint is disabled: HTTP 410"
-    [event] = told(shop)
+    [event] = published(shop)
     assert (event.type, event.subject, event.id) == ("endpoint.disabled", "crm", "crm.1.disabled")
     assert event.data.model_dump(exclude={"since"}) == {
         "endpoint": "crm",
@@ -249,7 +251,7 @@ def test_410_disables_an_endpoint(endpoints: Endpoints) -> None:
 
 
 def test_days_of_nothing_but_failure_disable_an_endpoint(endpoints: Endpoints) -> None:
-    """With the first failure since a success as its beginning; not a moment before."""
+    """Counted from the first failure since a success; not a moment earlier."""
     shop = endpoints.shop
     a, b = due(shop, "a", "b")
     endpoints.answer(503, 503)
@@ -262,15 +264,15 @@ def test_days_of_nothing_but_failure_disable_an_endpoint(endpoints: Endpoints) -
     endpoints.answer(500)
     endpoints(b)
     assert crm(shop).disabled
-    assert crm(shop).why == "nothing but failures for 5.0 days; last: HTTP 500"
-    [event] = told(shop)
+    assert crm(shop).why == "all deliveries have failed for 5.0 days; last: HTTP 500"
+    [event] = published(shop)
     assert event.model_dump()["data"]["dead"] == 2
     assert datetime.now(UTC) - event.model_dump()["data"]["since"] >= timedelta(days=5)
     assert {record(shop, one)["state"] for one in (a, b)} == {"dead"}
 
 
 def test_a_success_that_comes_meanwhile_keeps_an_endpoint_enabled(shop: SyncLedger) -> None:
-    """Whoever saw only failures looks again before it is disabled."""
+    """A worker that saw only failures checks again before it disables the endpoint."""
     a, b = due(shop, "a", "b")
     settled(shop, tried(shop, a), "later", 300)
     seen = crm(shop)
@@ -281,7 +283,7 @@ def test_a_success_that_comes_meanwhile_keeps_an_endpoint_enabled(shop: SyncLedg
 
 
 def test_a_worker_that_lacks_something_tries_later(endpoints: Endpoints) -> None:
-    """The endpoint is not blamed, and nothing is sent."""
+    """The failure is not the endpoint's, and nothing is sent."""
     a, b = due(endpoints.shop, "a", "b")
     [came] = endpoints(a, configured=False)
     assert came == "pending: endpoint crm is not configured at this worker"
@@ -292,7 +294,7 @@ def test_a_worker_that_lacks_something_tries_later(endpoints: Endpoints) -> None
 
 
 def test_an_endpoint_is_disabled_once_and_told_of_once(shop: SyncLedger) -> None:
-    """Also by a command whose answer was lost, and by two workers that saw the same."""
+    """Also if the command is repeated after a lost answer, or two workers send it."""
     seen = crm(shop)
     one = disable(seen, "HTTP 410", EVENT, only_if_failing=False)
     another = disable(seen, "HTTP 410", EVENT, only_if_failing=False)
@@ -307,7 +309,7 @@ def test_an_endpoint_is_disabled_once_and_told_of_once(shop: SyncLedger) -> None
 def test_what_is_being_tried_when_its_endpoint_is_disabled_settles_itself(
     shop: SyncLedger,
 ) -> None:
-    """It may arrive; what fails is tried no more."""
+    """It may still arrive; if it fails, it is not retried."""
     a, b, c = due(shop, "a", "b", "c")
     arrives, fails = tried(shop, a), tried(shop, b)
     shop(disable(crm(shop), "HTTP 410", EVENT, only_if_failing=False))
@@ -319,17 +321,19 @@ def test_what_is_being_tried_when_its_endpoint_is_disabled_settles_itself(
     assert shop.redis.zcard(ALARMS) == 0
 
 
-# ── when it is tried again, and when no more ──────────────────────────────────────────────────
+# ── retries, and their end ────────────────────────────────────────────────────────────────────
 
 
 class Says:
-    """An endpoint that says what it is told to."""
+    """An endpoint that returns a given answer."""
 
     def __init__(self, came: Delivered) -> None:
         self.came = came
 
-    async def publish(self, event_id: str, event: bytes) -> Delivered:
-        """Say it."""
+    async def publish(
+        self, event_id: str, event: bytes, *, fresh: bool = False, traceparent: str = ""
+    ) -> Delivered:
+        """Return the answer."""
         return self.came
 
     async def aclose(self) -> None:
@@ -337,11 +341,13 @@ class Says:
 
 
 def pause(shop: SyncLedger, url: str, member: str, came: Delivered, chance: float = 0.5) -> float:
-    """Seconds until a delivery is tried again, after a try that came to this."""
+    """Seconds until a delivery is retried, after a try with this result."""
 
     async def work() -> None:
         ledger = AsyncLedger(url)
-        deliveries = Deliveries(ledger, KEYRING, {"crm": Says(came)}, RULES, lambda: chance)
+        deliveries = Deliveries(
+            ledger, KEYRING, {"crm": Says(came)}, replace(RULES, chance=lambda: chance)
+        )
         await deliveries(member)
         await ledger.aclose()
 
@@ -351,7 +357,7 @@ def pause(shop: SyncLedger, url: str, member: str, came: Delivered, chance: floa
 
 
 def test_it_is_tried_for_75_hours(shop: SyncLedger, redis_url: str) -> None:
-    """Ten times in all, with pauses that grow; then it is dead, and kept for a month."""
+    """Ten tries with growing pauses; then the delivery is dead and kept for a month."""
     [a] = due(shop, "a")
     pauses = [pause(shop, redis_url, a, Later("HTTP 503")) for _ in SCHEDULE]
     assert [round(one, -1) for one in pauses[1:]] == list(SCHEDULE[1:])
@@ -382,14 +388,15 @@ def test_an_endpoint_may_ask_for_a_longer_pause(
     least: float,
     most: float,
 ) -> None:
-    """Not for a shorter one, nor for more than a day; what failed together comes apart."""
+    """Not for a shorter one, nor for more than a day; retries of one moment are spread."""
     [a] = due(shop, "a")
     found = pause(shop, redis_url, a, Later("HTTP 429", asked), chance)
     assert least - 2 <= found <= most
 
 
 def test_no_endpoint_puts_an_event_off_for_ever(shop: SyncLedger, redis_url: str) -> None:
-    """After four days of waiting as it asks, the event is dead: its job's record goes then."""
+    """After four days of pauses that it asked for, the event is dead, because its job's record
+    expires."""
     [a] = due(shop, "a")
     start = int(record(shop, a)["created_at"])
     shop.redis.hset(delivery_key(a), "created_at", start - round((LONGEST_LIFE - 3600) * 1000))
@@ -407,7 +414,7 @@ async def _once(url: str, member: str, came: Delivered) -> str:
 
 
 def test_an_endpoint_that_is_never_to_be_disabled_is_not(shop: SyncLedger, redis_url: str) -> None:
-    """Whatever its failures; but by itself, with 410."""
+    """Failures never disable it; only the endpoint's own 410 does."""
     [a] = due(shop, "a", to="erp")
     settled(shop, tried(shop, a), "later")
     since = round((shop.redis.time()[0] - 50 * DAY) * 1000)  # type: ignore[index]
@@ -424,11 +431,11 @@ def test_an_endpoint_that_is_never_to_be_disabled_is_not(shop: SyncLedger, redis
         assert crm(shop, "erp").disabled is disabled
 
 
-# ── what is dead ──────────────────────────────────────────────────────────────────────────────
+# ── dead deliveries ───────────────────────────────────────────────────────────────────────────
 
 
 def test_what_is_dead_is_replayed_from_the_start(shop: SyncLedger) -> None:
-    """Under its id, with its schedule before it; once, though the answer was lost."""
+    """With the same id and a full retry schedule; once, even if the answer was lost."""
     [a] = due(shop, "a")
     settled(shop, tried(shop, a), "later")
     settled(shop, tried(shop, a), "dead")
@@ -445,7 +452,7 @@ def test_what_is_dead_is_replayed_from_the_start(shop: SyncLedger) -> None:
 
 
 def test_many_are_replayed_as_many_at_a_time_as_the_endpoint_may_get(shop: SyncLedger) -> None:
-    """The rest stands in line, and goes as places get free: no crowd of wake-ups."""
+    """The rest is queued and woken as places become free, not all at once."""
     members = due(shop, *"abcdef")
     for member in members:
         settled(shop, tried(shop, member), "dead")
@@ -462,7 +469,7 @@ def test_many_are_replayed_as_many_at_a_time_as_the_endpoint_may_get(shop: SyncL
 
 
 def test_nothing_is_replayed_to_an_endpoint_that_is_disabled(shop: SyncLedger) -> None:
-    """It would be dead again at once."""
+    """The delivery would be dead again at once."""
     [a] = due(shop, "a")
     settled(shop, tried(shop, a), "dead")
     shop(disable(crm(shop), "HTTP 410", EVENT, only_if_failing=False))
@@ -473,7 +480,7 @@ def test_nothing_is_replayed_to_an_endpoint_that_is_disabled(shop: SyncLedger) -
 
 
 def test_what_is_dead_for_long_is_forgotten(shop: SyncLedger) -> None:
-    """Out of the list too, with the next that dies."""
+    """It also leaves the list, when the next delivery dies."""
     a, b = due(shop, "a", "b")
     settled(shop, tried(shop, a), "dead")
     shop.redis.zadd(DEAD, {a: 1})
@@ -483,7 +490,7 @@ def test_what_is_dead_for_long_is_forgotten(shop: SyncLedger) -> None:
 
 
 def test_a_late_arrival_of_what_is_dead_counts(shop: SyncLedger) -> None:
-    """And nothing is left of it."""
+    """The delivery then leaves no data behind."""
     [a] = due(shop, "a")
     late = tried(shop, a, lease=0)
     settled(shop, tried(shop, a), "dead")
@@ -494,7 +501,7 @@ def test_a_late_arrival_of_what_is_dead_counts(shop: SyncLedger) -> None:
 
 
 def test_what_an_endpoint_did_is_in_the_jobs_timeline(endpoints: Endpoints) -> None:
-    """Each try, and why it is dead."""
+    """Each try, and why the delivery is dead."""
     [a] = due(endpoints.shop, "a")
     endpoints.answer(503, 410)
     endpoints(a)

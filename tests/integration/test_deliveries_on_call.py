@@ -1,4 +1,4 @@
-"""Deliveries that come to nothing, as a person on call sees them; and a live worker under them."""
+"""Failed deliveries as a person on call sees them; and with a live worker."""
 
 import socketserver
 import threading
@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 import typer
 
+from regworker.ledger import SyncLedger
+from regworker.ledger.endpoints import disable
+from regworker.ledger.transitions import DEAD, Publication, delivery_key
 from tests.integration.installation import PATIENCE, SECRET, Installation, installation
 from tests.integration.jobs import open2b
 from tests.integration.outbox import Cli, crm, due, failing, open_shop, settled, tried
-from worker.cli import moments, stack
-from worker.ledger import SyncLedger
-from worker.ledger.commands import DEAD, Publication, delivery_key
-from worker.ledger.endpoints import disable
+from worker.cli import time_arguments
+from worker.cli.local import stack
 
-EVENT = Publication("crm.1.disabled", b"{}", "sealed", "kept", ("results",))
+EVENT = Publication("crm.1.disabled", "x", b"{}", "sealed", "kept", ("results",))
 
 
 @pytest.fixture
@@ -28,18 +29,18 @@ def shop(ledger: SyncLedger) -> SyncLedger:
 
 @pytest.fixture
 def cli(redis_url: str) -> Cli:
-    """The commands, of somebody who has no key: none of them opens an event."""
+    """The commands, without a sealing key: none of them opens an event."""
     return Cli(REGWORKER_REDIS_URL=redis_url)
 
 
 def dead(shop: SyncLedger, *members: str) -> None:
-    """Give deliveries up."""
+    """Make deliveries dead."""
     for member in members:
         settled(shop, tried(shop, member), "dead")
 
 
 def made(shop: SyncLedger, member: str, hours: float) -> None:
-    """Let a delivery have been made so many hours ago."""
+    """Set back the creation of a delivery by so many hours."""
     at = datetime.now(UTC) - timedelta(hours=hours)
     shop.redis.hset(delivery_key(member), "created_at", round(at.timestamp() * 1000))
     if shop.redis.zscore("{reg}:pending:crm", member):
@@ -50,7 +51,7 @@ def made(shop: SyncLedger, member: str, hours: float) -> None:
 
 
 def test_the_list_tells_what_is_pending_and_what_is_dead(shop: SyncLedger, cli: Cli) -> None:
-    """With its endpoint, tries, age, why, and when it is tried next."""
+    """With its endpoint, tries, age, reason, and the time of the next try."""
     a, b = due(shop, "a", "b")
     settled(shop, tried(shop, a), "later", 300)
     dead(shop, b)
@@ -66,7 +67,7 @@ def test_the_list_tells_what_is_pending_and_what_is_dead(shop: SyncLedger, cli: 
 
 
 def test_the_list_is_narrowed(shop: SyncLedger, cli: Cli) -> None:
-    """By state, by endpoint, and by when a delivery was made, however that is said."""
+    """By state, by endpoint and by the time of creation, in each notation."""
     old, new = due(shop, "a", "b")
     [other] = due(shop, "c", to="erp")
     old_dead, new_dead = due(shop, "d", "e")
@@ -97,21 +98,21 @@ def test_the_list_is_narrowed(shop: SyncLedger, cli: Cli) -> None:
     ids=" ".join,
 )
 def test_wrong_use_ends_with_2(cli: Cli, arguments: list[str]) -> None:
-    """And a person is told how."""
+    """And the message says what is right."""
     assert "Usage" in cli("deliveries", *arguments, code=2)
 
 
 def test_moments_are_said_in_more_than_one_way() -> None:
     """A time, a day, or how long ago."""
     now = datetime(2026, 11, 22, 5, tzinfo=UTC)
-    assert moments.parse("90m", "--since", now) == now - timedelta(minutes=90)
-    assert moments.parse("2026-11-22T05:00Z", "--since") == now
-    assert moments.parse("2026-11-22T06:00+01:00", "--since") == now
-    assert moments.parse("2026-11-22", "--since") == now.replace(hour=0)
-    assert moments.parse(None, "--since") is None
+    assert time_arguments.parse("90m", "--since", now) == now - timedelta(minutes=90)
+    assert time_arguments.parse("2026-11-22T05:00Z", "--since") == now
+    assert time_arguments.parse("2026-11-22T06:00+01:00", "--since") == now
+    assert time_arguments.parse("2026-11-22", "--since") == now.replace(hour=0)
+    assert time_arguments.parse(None, "--since") is None
     with pytest.raises(typer.BadParameter, match="how long ago"):
-        moments.parse("soon", "--since")
-    lengths = [moments.length(one) for one in (-1, 0, 59.6, 61, 90_000, 172_800)]
+        time_arguments.parse("soon", "--since")
+    lengths = [time_arguments.length(one) for one in (-1, 0, 59.6, 61, 90_000, 172_800)]
     assert lengths == ["0s", "0s", "1m", "1m 1s", "1d 1h", "2d"]
 
 
@@ -121,21 +122,21 @@ def test_moments_are_said_in_more_than_one_way() -> None:
 def test_dead_deliveries_are_replayed_by_id_and_by_what_they_have_in_common(
     shop: SyncLedger, cli: Cli
 ) -> None:
-    """What is not dead is told, and is no reason to leave the others."""
+    """A delivery that is not dead is reported, and the others are replayed."""
     a, b, c = due(shop, "a", "b", "c")
     dead(shop, a, b, c)
     made(shop, c, hours=30)
     [one] = cli.json("deliveries", "replay", a, "d:nobody:crm", code=1)
-    assert one == {"replayed": 1, "gone": 1, "disabled": 0}
-    [one] = cli.json("deliveries", "replay", "--since", "1h")
+    assert (one["replayed"], one["gone"], one["disabled"]) == (1, 1, 0)
+    [one] = cli.json("deliveries", "replay", "--since", "1h", "--yes")
     assert one["replayed"] == 1
     assert shop.redis.zrange(DEAD, 0, -1) == [c.encode()]
-    assert "replayed 1" in cli("deliveries", "replay", "--endpoint", "crm")
+    assert "replayed 1" in cli("deliveries", "replay", "--endpoint", "crm", "--yes")
     assert crm(shop).pending == 3
 
 
 def test_an_endpoint_that_is_disabled_is_seen_and_enabled(shop: SyncLedger, cli: Cli) -> None:
-    """What went dead since it first failed is replayed, unless that is not wanted."""
+    """Deliveries that died since its first failure are replayed, unless the operator declines."""
     before, while_failing = due(shop, "a", "b")
     dead(shop, before, while_failing)
     shop.redis.zadd(DEAD, {before: 1})
@@ -144,7 +145,7 @@ def test_an_endpoint_that_is_disabled_is_seen_and_enabled(shop: SyncLedger, cli:
     [found, _] = cli.json("deliveries", "endpoints")
     assert (found["endpoint"], found["disabled"], found["why"]) == ("crm", True, "HTTP 410")
     assert "disabled" in cli("deliveries", "endpoints")
-    [one] = cli.json("deliveries", "replay", "--endpoint", "crm", code=1)
+    [one] = cli.json("deliveries", "replay", "--endpoint", "crm", "--yes", code=1)
     assert (one["replayed"], one["disabled"]) == (0, 2)
     [one] = cli.json("deliveries", "enable", "crm", "--no-replay")
     assert one == {"endpoint": "crm", "was_disabled": True, "replayed": 0}
@@ -154,16 +155,16 @@ def test_an_endpoint_that_is_disabled_is_seen_and_enabled(shop: SyncLedger, cli:
 
 
 def test_an_endpoint_that_nobody_knows_is_an_error(cli: Cli, shop: SyncLedger) -> None:
-    """By its name, for both."""
+    """Both commands name the unknown endpoint."""
     for command in (["enable", "nobody"], ["replay", "--endpoint", "nobody"]):
-        assert "no worker delivers to an endpoint nobody" in cli("deliveries", *command, code=1)
+        assert "no worker delivers to the endpoint nobody" in cli("deliveries", *command, code=1)
 
 
 # ── with a worker ─────────────────────────────────────────────────────────────────────────────
 
 
 class Hanging(socketserver.ThreadingTCPServer):
-    """An endpoint that takes every connection, and answers none."""
+    """An endpoint that accepts every connection and never answers."""
 
     daemon_threads = True
 
@@ -175,7 +176,7 @@ class Hanging(socketserver.ThreadingTCPServer):
         self._lock = threading.Lock()
 
     def finish_request(self, request: Any, client_address: Any) -> None:
-        """Keep silent until it is over, or the client has enough."""
+        """Do not answer until the test is over or the client closes the connection."""
         with self._lock:
             self.now += 1
             self.most = max(self.most, self.now)
@@ -198,7 +199,7 @@ class Hanging(socketserver.ThreadingTCPServer):
 
 @pytest.fixture(scope="module")
 def hanging() -> Iterator[Hanging]:
-    """One for this file."""
+    """One hanging endpoint for this file."""
     with Hanging() as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
@@ -208,7 +209,7 @@ def hanging() -> Iterator[Hanging]:
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory, hanging: Hanging) -> Iterator[Installation]:
-    """A worker with four slots: it delivers to an endpoint that hangs, and to one that is well."""
+    """A worker with four slots and two endpoints: one hangs, one works."""
     slow = {
         "endpoints__slow__kind": "webhook",
         "endpoints__slow__url": hanging.url,
@@ -220,14 +221,14 @@ def here(tmp_path_factory: pytest.TempPathFactory, hanging: Hanging) -> Iterator
     folder = tmp_path_factory.mktemp("deliveries")
     with installation(folder, **{**slow, "concurrency": 4}) as running:
         yield running
-        # Or the worker would wait for what is on the wire.
+        # Otherwise the worker would wait for the open requests.
         hanging.let_go()
 
 
 def test_an_endpoint_that_hangs_holds_nobody_else_back(
     here: Installation, hanging: Hanging
 ) -> None:
-    """It hangs for its whole budget, on every call; the other gets all of its events meanwhile."""
+    """It hangs on every call for the whole time limit; the other endpoint gets all its events."""
     jobs = [open2b(reply_to=["slow"]) for _ in range(10)]
     for receipt in here.producer.enqueue_many(jobs):
         here.producer.wait(receipt.job_id, PATIENCE)  # type: ignore[union-attr]
@@ -263,8 +264,8 @@ def test_an_endpoint_is_disabled_enabled_and_gets_what_it_missed(here: Installat
     stack.until(all_dead, "the events are dead", PATIENCE)
     assert [one for one in here.receiver.log if one.subject in ids[1:]] == []
     here.wait_for_line('"alert": "endpoint"')
-    [told] = [event for event in cli.json("results") if event["type"] == "endpoint.disabled"]
-    assert told["data"]["endpoint"] == "crm"
+    [notice] = [event for event in cli.json("results") if event["type"] == "endpoint.disabled"]
+    assert notice["data"]["endpoint"] == "crm"
     [done] = cli.json("deliveries", "enable", "crm")
     assert done == {"endpoint": "crm", "was_disabled": True, "replayed": 6}
     for job_id in ids:

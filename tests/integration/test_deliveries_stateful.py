@@ -1,4 +1,4 @@
-"""Whatever workers, endpoints and operators do to deliveries, and in whatever order."""
+"""Whatever workers, endpoints and operators do to deliveries, in any order."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,9 +16,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.integration.outbox import crm, due, open_shop, texts
-from worker.ledger import SyncLedger
-from worker.ledger.commands import (
+from regworker.ledger import SyncLedger
+from regworker.ledger.endpoints import bury, disable, enable
+from regworker.ledger.endpoints import replay as replay_command
+from regworker.ledger.records import Delivery
+from regworker.ledger.transitions import (
     ALARMS,
     DEAD,
     PREFIX,
@@ -29,23 +31,21 @@ from worker.ledger.commands import (
     delivery_key,
     ring,
 )
-from worker.ledger.endpoints import bury, disable, enable
-from worker.ledger.endpoints import replay as replay_command
-from worker.ledger.records import Delivery
+from tests.integration.outbox import crm, due, open_shop, texts
 
 LEASE = 30.0
 PLACES = 2
-EVENT = Publication("crm.disabled", b"{}", "sealed", "kept", ("results",))
+EVENT = Publication("crm.disabled", "x", b"{}", "sealed", "kept", ("results",))
 PENDING, TRYING, LINE = (f"{PREFIX}{name}:crm" for name in ("pending", "trying", "line"))
 
-#: Milliseconds. The server's clock goes on between two looks at it: what ends within this is not
-#: looked at.
+#: Milliseconds. The server's clock moves between two reads: leases that end within this time are
+#: not compared.
 NEAR = 500
 
 
 @dataclass
 class Seen:
-    """All that the ledger holds of deliveries, at one moment."""
+    """Everything that the ledger holds of deliveries at one moment."""
 
     now: int
     records: dict[str, dict[str, str]]
@@ -53,7 +53,7 @@ class Seen:
     zsets: dict[str, dict[str, float]]
 
     def leased(self) -> dict[str, float]:
-        """What is being tried, by its record, and until when."""
+        """The deliveries that are being tried, by their records, and until when."""
         found = {id_: float(one.get("lease_until", 0)) for id_, one in self.records.items()}
         return {id_: until for id_, until in found.items() if until > self.now + NEAR}
 
@@ -65,7 +65,7 @@ class Seen:
 class Outbox(RuleBasedStateMachine):
     """One endpoint with two places, workers that die, and an operator.
 
-    The server's clock can't be set: instead, all that the ledger says of times is moved back.
+    The server's clock cannot be set: instead, all times in the ledger are moved back.
     """
 
     claims = Bundle("claims")
@@ -82,7 +82,7 @@ class Outbox(RuleBasedStateMachine):
 
     @rule()
     def publish(self) -> None:
-        """Two jobs are done, and their events due."""
+        """Two jobs end, and their events are due."""
         number = len(self.members)
         self.members += due(self.shop, f"job-{number}", f"job-{number + 1}")
 
@@ -108,7 +108,7 @@ class Outbox(RuleBasedStateMachine):
         lost=st.booleans(),
     )
     def settle(self, one: Delivery, verdict: str, lost: bool) -> None:
-        """A worker settles its try, perhaps long after its lease, or a second time."""
+        """A worker settles its try, possibly long after its lease, or a second time."""
         before = self.look().records.get(one.member)
         command = delivered(one, verdict, "", 60)
         came = self.shop(command)
@@ -128,14 +128,14 @@ class Outbox(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([1, 31, 61, 700]))
     def time_passes(self, seconds: int) -> None:
-        """Every time in the ledger moves into the past; alarms that are due ring."""
+        """All times in the ledger move into the past; alarms that are due ring."""
         self.shift(seconds)
         self.shop(ring(100))
 
     @precondition(lambda self: self.members)
     @rule(what=st.sampled_from(["disable", "enable", "enable", "replay", "replay"]), number=numbers)
     def operate(self, what: str, number: int) -> None:
-        """What happens now and then: the endpoint is gone, or a person mends it."""
+        """What happens now and then: the endpoint is gone, or an operator enables it or replays."""
         match what:
             case "disable":
                 self.disable()
@@ -145,7 +145,7 @@ class Outbox(RuleBasedStateMachine):
                 self.replay(number)
 
     def disable(self) -> None:
-        """The endpoint says that it is gone."""
+        """The endpoint answers that it is gone."""
         self.twice(disable(crm(self.shop), "HTTP 410", EVENT, only_if_failing=False))
         leased = set(self.look().leased())
         while self.shop(bury("crm", 2)):
@@ -153,18 +153,18 @@ class Outbox(RuleBasedStateMachine):
         assert self.look().among("pending") == leased, "given up, or not"
 
     def replay(self, number: int) -> None:
-        """An operator replays what may be dead, or not."""
+        """An operator replays deliveries, dead or not."""
         dead = self.look().among("dead")
         some = dict.fromkeys([self.members[number % len(self.members)], *sorted(dead)[:2]])
         answer = self.twice(replay_command(list(some)))
         off = "disabled" if crm(self.shop).disabled else "replayed"
         assert answer == tuple(off if one in dead else "gone" for one in some)
 
-    # -- what must hold ---------------------------------------------------------------------------
+    # -- invariants -------------------------------------------------------------------------------
 
     @invariant()
     def each_delivery_is_in_one_place(self) -> None:
-        """Pending with an alarm, dead without, or arrived; nothing of it is left elsewhere."""
+        """Pending with an alarm, dead without one, or arrived; nothing of it remains elsewhere."""
         seen = self.look()
         assert set(self.members) - set(seen.records) <= self.arrived, "a delivery is lost"
         pending, dead, leased = seen.among("pending"), seen.among("dead"), seen.leased()
@@ -177,7 +177,7 @@ class Outbox(RuleBasedStateMachine):
         assert set(seen.zsets[LINE]) <= pending - set(leased)
 
     def teardown(self) -> None:
-        """From wherever that led, alarms and an endpoint that is well bring all to an end."""
+        """From whatever state was reached, alarms and a working endpoint finish all deliveries."""
         self.shop(enable("crm"))
         for _ in range(400):
             woken = [wake.member for wake in self.shop(ring(100)).wakes]
@@ -196,10 +196,10 @@ class Outbox(RuleBasedStateMachine):
         assert not seen.among("pending"), "still not over"
         assert not seen.zsets[LINE]
 
-    # -- how --------------------------------------------------------------------------------------
+    # -- helpers ----------------------------------------------------------------------------------
 
     def look(self) -> Seen:
-        """Read it all."""
+        """Read all deliveries."""
         pipeline: Any = self.shop.redis.pipeline()
         pipeline.time()
         zsets = [ALARMS, PENDING, DEAD, TRYING, LINE]
@@ -218,20 +218,20 @@ class Outbox(RuleBasedStateMachine):
         )
 
     def twice(self, command: Command[Any]) -> Any:
-        """Carry a command out, its answer lost: the second time it says the same, and no more."""
+        """Run a command twice, as after a lost answer: the same answer, and no further change."""
         answer = self.shop(command)
         assert self.unchanged(command) == answer, f"{command.script} repeated says something else"
         return answer
 
     def unchanged(self, command: Command[Any]) -> Any:
-        """The same command once more, as after a lost answer: nothing changes."""
+        """Repeat the command, as after a lost answer: nothing changes."""
         before = self.everything()
         answer = self.shop(command)
         assert self.everything() == before, f"{command.script} repeated did something"
         return answer
 
     def everything(self) -> list[Any]:
-        """All that is not of jobs, raw."""
+        """Every key that belongs to no job, raw."""
         client: Any = self.shop.redis
         keys = sorted(key for key in client.keys("*") if not key.startswith(b"{reg}:job:"))
         pipeline = client.pipeline()
@@ -240,7 +240,7 @@ class Outbox(RuleBasedStateMachine):
         return [keys, pipeline.execute()]
 
     def shift(self, seconds: int) -> None:
-        """Let time pass for whatever is due or leased."""
+        """Move all due times and leases back."""
         seen, past = self.look(), seconds * 1000
         pipeline: Any = self.shop.redis.pipeline()
         for key in (ALARMS, TRYING):
@@ -267,5 +267,5 @@ PROFILE = settings(
 
 
 def test_no_sequence_of_steps_loses_a_delivery_or_a_place(ledger: SyncLedger) -> None:
-    """Whatever is tried, late, lost, repeated, given up, replayed, disabled or enabled."""
+    """Deliveries that are tried, late, lost, repeated, given up, replayed, disabled or enabled."""
     explore(ledger, PROFILE)

@@ -1,9 +1,8 @@
-"""`regworker demo` and `regworker up`, as a newcomer runs them."""
+"""`regworker demo` and `regworker up` as a new user runs them."""
 
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import uuid
@@ -13,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from worker.cli import stack
+from worker.cli.local import stack
 
 REGWORKER = [sys.executable, "-m", "worker.cli"]
 EXAMPLES = Path(__file__).parents[2] / "examples" / "registrations.ndjson"
@@ -21,16 +20,18 @@ EXAMPLES = Path(__file__).parents[2] / "examples" / "registrations.ndjson"
 
 @pytest.fixture
 def mark() -> str:
-    """Stands in the environment of everything that a test starts, so that it can be found."""
+    """A mark in the environment of every process that a test starts, to find these processes."""
     return uuid.uuid4().hex
 
 
 def start(mark: str, folder: Path, *arguments: str, **options: Any) -> subprocess.Popen[str]:
-    """Start a command in a folder, marked."""
+    """Start a command in a folder, with the mark, behind a company's proxy that is for others."""
+    nobody = f"http://127.0.0.1:{stack.free_port()}"
+    proxy = {"HTTP_PROXY": nobody, "http_proxy": nobody, "NO_PROXY": "", "no_proxy": ""}
     return subprocess.Popen(
         [*REGWORKER, *arguments],
         cwd=folder,
-        env={**os.environ, "TEST_MARK": mark, "HOME": str(folder), "COLUMNS": "200"},
+        env={**os.environ, **proxy, "TEST_MARK": mark, "HOME": str(folder), "COLUMNS": "200"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -39,7 +40,7 @@ def start(mark: str, folder: Path, *arguments: str, **options: Any) -> subproces
 
 
 def alive(mark: str) -> list[str]:
-    """The command lines of all processes that carry the mark."""
+    """The command lines of all processes with the mark."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -51,7 +52,7 @@ def alive(mark: str) -> list[str]:
 
 
 def test_the_demo_loses_nothing_and_makes_nothing_twice(tmp_path: Path, mark: str) -> None:
-    """Its account adds up, counted from the ledger, the stream and the providers' own books."""
+    """Its final count agrees with the ledger, the stream and the providers' records."""
     demo = start(mark, tmp_path, "demo", "--json")
     out, err = demo.communicate(timeout=90)
     assert demo.returncode == 0, err
@@ -60,7 +61,7 @@ def test_the_demo_loses_nothing_and_makes_nothing_twice(tmp_path: Path, mark: st
     lines = EXAMPLES.read_text().splitlines()
     assert account["lost"] == account["duplicates"] == 0
     assert account["accepted"] == sum(account[state] for state in states) == account["events"]
-    # One line repeats a key with the same content, and is no job of its own.
+    # One line repeats a key with the same content; it is no job of its own.
     assert account["accepted"] + account["refused"] + 1 == len(lines)
     assert account["accounts_at_providers"] == account["registered"]
     assert all(account[state] > 0 for state in states), "the examples show every way to end"
@@ -70,7 +71,7 @@ def test_the_demo_loses_nothing_and_makes_nothing_twice(tmp_path: Path, mark: st
 
 
 def test_the_demo_shows_a_table_of_what_became_of_every_job(tmp_path: Path, mark: str) -> None:
-    """And where each result was published, and what was refused at the door, and why."""
+    """And where each result was published, and what was refused at once, and why."""
     demo = start(mark, tmp_path, "demo")
     out, err = demo.communicate(timeout=90)
     assert demo.returncode == 0, err
@@ -83,28 +84,21 @@ def test_the_demo_shows_a_table_of_what_became_of_every_job(tmp_path: Path, mark
 def test_ctrl_c_ends_the_demo_and_leaves_no_process_behind(
     tmp_path: Path, mark: str, number: int
 ) -> None:
-    """Also in the middle of starting: whatever was started is stopped."""
+    """Also during the start: every started process is stopped."""
     demo = start(mark, tmp_path, "demo", "--json")
     stack.until(lambda: any("celery" in line for line in alive(mark)), "the worker is started")
     demo.send_signal(number)
     _, said = demo.communicate(timeout=60)
-    # Python ends itself by SIGINT, with everything stopped, if the interrupt came in the middle of
-    # a text it was executing (a dataclass being made, say); any shell shows both as 130.
+    # Python ends itself with SIGINT, everything stopped, if the interrupt came while it executed
+    # generated code (for a dataclass, say); a shell shows both as 130.
     assert demo.returncode in {130, -signal.SIGINT}, said
     assert alive(mark) == []
 
 
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
-
-
 def test_up_stays_and_keeps_its_jobs_over_a_restart(tmp_path: Path, mark: str) -> None:
-    """Submit from another terminal; after a restart the job's outcome is still there."""
-    arguments = ["up", "--port", str(free_port()), "--sandbox-port", str(free_port())]
-    arguments += ["--flower-port", str(free_port())]
+    """Jobs are submitted from another terminal; after a restart a job's outcome is still there."""
+    arguments = ["up", "--port", str(stack.free_port()), "--sandbox-port", str(stack.free_port())]
+    arguments += ["--flower-port", str(stack.free_port()), "--gateway-port", str(stack.free_port())]
 
     def run(*command: str) -> str:
         shell = '. .regworker/env && exec "$@"'
@@ -123,16 +117,23 @@ def test_up_stays_and_keeps_its_jobs_over_a_restart(tmp_path: Path, mark: str) -
         server = start(mark, tmp_path, *arguments)
         assert server.stderr is not None
         try:
+            before = []
             for line in server.stderr:
-                if "Ready." in line:
+                if line.startswith("Ready."):
                     break
+                before.append(line)
             else:
                 pytest.fail("`up` ended before it was ready")
+            # The last line of each, above `Ready.`; and no line in the middle of another.
+            assert any("worker ready" in line for line in before)
+            assert f"gateway │ listening on http://127.0.0.1:{arguments[-1]}\n" in before
+            assert all(" │ " in line for line in before)
             return [run(*command) for command in commands]
         finally:
             server.send_signal(signal.SIGINT)
-            server.communicate(timeout=60)
+            _, rest = server.communicate(timeout=60)
             assert server.returncode == 0
+            assert "worker stopped" in rest
             assert alive(mark) == []
 
     [submitted] = session(["submit", str(EXAMPLES), "--json", "--wait"])

@@ -1,4 +1,4 @@
-"""What stands in `examples/` works as it stands, with live workers, from any language."""
+"""The programs in `examples/` work unchanged with live workers, in each language."""
 
 import json
 import subprocess
@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from kombu import Connection
 
+from regworker.domain.job import job_id
+from regworker.ledger.transitions import JOBS
 from tests.integration.examples import (
     EXAMPLES,
     Example,
@@ -30,10 +32,8 @@ from tests.integration.installation import (
     installation,
 )
 from tests.rabbitmq import borrowed
-from worker.cli import stack
-from worker.job import job_id
-from worker.ledger.commands import JOBS
-from worker.wakeups import DOOR
+from worker.broker.wakeups import REQUESTS
+from worker.cli.local import stack
 
 OLD_SECRET = "whsec_YW4gb2xkIHNlY3JldCwgb2YgdGhlIHRlc3RzIG9ubHk="
 QUEUE = "crm.results"
@@ -45,14 +45,14 @@ Command = Callable[..., list[str]]
 
 @pytest.fixture(scope="module")
 def node(request: pytest.FixtureRequest) -> Command:
-    """How an example in JavaScript is run."""
+    """The command that runs an example in JavaScript."""
     made = node_examples(request.config)
     return lambda name, *arguments: ["node", str(made / name), *arguments]
 
 
 @dataclass
 class Live:
-    """A running installation, whose endpoints are the examples' receivers."""
+    """A running installation whose endpoints are the examples' receivers."""
 
     here: Installation
     folder: Path
@@ -60,19 +60,19 @@ class Live:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What the examples are told."""
+        """The environment of the examples."""
         url = self.here.valkey.connection_url
         return {"REGWORKER_REDIS_URL": url, "BROKER_URL": url, "SEALING_KEY": KEYS}
 
     def hand_in(self, command: list[str], key: str, **environment: str) -> str:
-        """Run a producer; its job's e-mail."""
+        """Run a producer; return the e-mail of its job."""
         email = f"{key}@example.com"
         folder = self.folder / key
         run([*command, key, email], {**self.environment, **environment}, folder)
         return email
 
     def registered(self, key: str, email: str) -> None:
-        """Wait until a job has its customer, and only one."""
+        """Wait until a job has exactly one customer."""
         id_ = job_id("open2b", "default", key)
         stack.until(lambda: bool(self.here.events(id_)), f"an outcome of {key}", PATIENCE)
         assert self.here.producer.status(id_).state == "registered"
@@ -81,9 +81,9 @@ class Live:
 
 @pytest.fixture(scope="module")
 def live(node: Command, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """One installation for all that needs no RabbitMQ; the webhook receivers are there first."""
+    """One installation for everything without RabbitMQ; the webhook receivers start first."""
     folder = tmp_path_factory.mktemp("examples")
-    # The receivers are changing over: workers sign with the new secret only.
+    # The secrets are being rotated: workers sign with the new secret only.
     environment = {"WEBHOOK_SECRETS": f"{OLD_SECRET},{SECRET}", "PORT": "0"}
     with ExitStack() as entered:
         receivers, endpoints = {}, {}
@@ -107,17 +107,17 @@ def live(node: Command, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Li
 
 @pytest.fixture
 def key() -> str:
-    """A job's key that nobody else has."""
+    """A unique key for a job."""
     return f"example-{next(_numbers)}"
 
 
-# ── doors ─────────────────────────────────────────────────────────────────────────────────────
+# ── entry points ──────────────────────────────────────────────────────────────────────────────────
 
 PRODUCERS = ["python produce.py", "node produce.mjs", "node seal.mjs", "node celery.mjs"]
 
 
 def producer(node: Command, name: str) -> list[str]:
-    """How a producer is run."""
+    """The command that runs a producer."""
     language, file = name.split()
     return python(file) if language == "python" else node(file)
 
@@ -126,19 +126,19 @@ def producer(node: Command, name: str) -> list[str]:
 def test_a_job_that_an_example_hands_in_twice_makes_one_customer(
     live: Live, node: Command, key: str, name: str
 ) -> None:
-    """By the job stream, plain or sealed, and as a Celery task."""
+    """Through the job stream, plain or sealed, and as a Celery task."""
     command = producer(node, name)
     email = live.hand_in(command, key)
     live.hand_in(command, key)
     live.registered(key, email)
     redis: Any = live.here.ledger.redis
-    stack.until(lambda: redis.xlen(JOBS) == redis.llen(DOOR) == 0, "both taken", PATIENCE)
+    stack.until(lambda: redis.xlen(JOBS) == redis.llen(REQUESTS) == 0, "both taken", PATIENCE)
     assert live.here.made(email) == 1
     assert len(live.here.events(job_id("open2b", "default", key))) == 1
 
 
 def test_a_sealed_job_cannot_be_read_on_its_way(node: Command, key: str, tmp_path: Path) -> None:
-    """It stands in the stream as JWE: neither e-mail nor password."""
+    """The stream contains a JWE, neither e-mail nor password."""
     with stack.valkey(tmp_path / "valkey") as valkey:
         environment = {"REGWORKER_REDIS_URL": valkey.connection_url, "SEALING_KEY": KEYS}
         run([*node("seal.mjs"), key, "holmes@example.com"], environment, tmp_path)
@@ -157,25 +157,25 @@ CONSUMERS = ["python consume.py", "node consume.mjs"]
 def test_a_consumer_is_told_of_each_outcome_once(
     live: Live, node: Command, key: str, name: str
 ) -> None:
-    """Also of what a dead consumer was given; and nothing twice that comes twice."""
+    """Also the events of a dead consumer; an event that arrives twice is printed once."""
     redis: Any = live.here.ledger.redis
     stream, group = "{reg}:results", f"group-{key}"
     redis.xgroup_create(stream, group, "$", mkstream=True)
     live.registered(key, live.hand_in(python("produce.py"), key))
-    # A consumer died with it, a good while ago.
+    # A consumer got this event and died a while ago.
     [(_, [(entry, fields)])] = _page(redis.xreadgroup(group, "dead", {stream: ">"}))
     redis.xclaim(stream, group, "dead", 0, [entry], idle=3_600_000)
     command = [*producer(node, name), group, "alive"]
     with running(command, live.environment, live.folder / group) as consumer:
         line = consumer.wait_for(key)
         assert line == f"registration.registered {key} customer_key"
-        redis.xadd(stream, fields)  # what comes twice
+        redis.xadd(stream, fields)  # the second arrival
         refused = f"{key}-refused"
         redis.xadd(JOBS, {"job": json.dumps({"provider": "open2b", "idempotency_key": refused})})
         assert consumer.wait_for(refused).startswith("registration.rejected")
         stack.until(lambda: not _unread(redis, stream, group), "all acknowledged", PATIENCE)
-        told = [line for line in consumer.said().splitlines() if f" {key} " in line]
-        assert len(told) == 1
+        lines = [line for line in consumer.said().splitlines() if f" {key} " in line]
+        assert len(lines) == 1
     customer_key = live.here.sandbox.accounts.find(email=f"{key}@example.com")[0].customer_key
     assert customer_key not in consumer.said()
 
@@ -205,7 +205,7 @@ def test_a_receiver_verifies_what_workers_sign(live: Live, key: str, name: str) 
 
 @pytest.mark.parametrize("name", RECEIVERS)
 def test_a_receiver_refuses_what_is_not_signed_well(live: Live, key: str, name: str) -> None:
-    """Another's secret, a body that was changed, an old time, headers that are none."""
+    """Another secret, a changed body, an old time, missing or invalid headers."""
     from datetime import UTC, datetime, timedelta
 
     from standardwebhooks import Webhook
@@ -250,7 +250,8 @@ AMQP_CONSUMERS = ["python queue_consumer.py", "node queue_consumer.mjs"]
 
 
 def test_jobs_and_results_pass_over_rabbitmq(node: Command, key: str, tmp_path: Path) -> None:
-    """A job as a Celery task by celery-node, results on queues by plain AMQP: each told once."""
+    """The job is a Celery task by celery-node, the results arrive on queues by plain AMQP; each
+    once."""
     queues = {f"{QUEUE}.{n}": name for n, name in enumerate(AMQP_CONSUMERS)}
     endpoints = {}
     for n, queue in enumerate(queues):
@@ -258,7 +259,7 @@ def test_jobs_and_results_pass_over_rabbitmq(node: Command, key: str, tmp_path: 
         endpoints[f"endpoints__queue{n}__queue"] = queue
     with ExitStack() as entered:
         url = entered.enter_context(borrowed())
-        entered.callback(_delete, url, [*queues, DOOR])
+        entered.callback(_delete, url, [*queues, REQUESTS])
         # The client is first, and declares the queue in its own way.
         environment = {"BROKER_URL": url, "AMQP_URL": url}
         by_celery = f"{key}@example.com"
@@ -291,14 +292,14 @@ def _delete(url: str, queues: list[str]) -> None:
 
 
 def test_every_example_is_run_here() -> None:
-    """None stands there untried."""
+    """No example is left untested."""
     files = [*EXAMPLES.glob("python/*.py"), *EXAMPLES.glob("node/*.mjs")]
     tried = {name.split()[1] for name in [*PRODUCERS, *CONSUMERS, *AMQP_CONSUMERS]}
     assert {file.name for file in files} == tried | {"webhook.py", "webhook.mjs"}
 
 
 def test_the_lock_names_no_registry() -> None:
-    """Packages come from wherever the machine gets them, and are the same by their hashes."""
+    """Packages come from any registry, and their hashes make sure that they are the same."""
     lock = json.loads((EXAMPLES / "node" / "package-lock.json").read_text("utf-8"))
     packages = [one for path, one in lock["packages"].items() if path]
     assert packages
@@ -306,36 +307,61 @@ def test_the_lock_names_no_registry() -> None:
 
 
 def test_an_example_says_how_it_is_run() -> None:
-    """In its first lines: by a command that names it."""
+    """The first lines contain the command that runs it."""
     for file in [*EXAMPLES.glob("python/*.py"), *EXAMPLES.glob("node/*.mjs")]:
         head = file.read_text("utf-8")[:700]
         assert f" {file.name}" in head, file.name
         assert "_URL=" in head or "WEBHOOK_SECRETS=" in head, file.name
 
 
-def test_an_example_without_its_settings_says_so(
-    node: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It must not find a server by itself: one on a client's default port is somebody else's."""
-    # Nor may it here, where it is wrong.
+@pytest.fixture
+def unconnected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Node.js programs fail when they connect: a faulty one must not find a real server."""
     alone = tmp_path / "alone.cjs"
     alone.write_text(
         "require('net').Socket.prototype.connect = () => { throw new Error('it connects'); };"
     )
     monkeypatch.setenv("NODE_OPTIONS", f"--require {alone}")
-    names = ("REGWORKER_REDIS_URL", "BROKER_URL", "AMQP_URL", "SEALING_KEY", "WEBHOOK_SECRETS")
-    for name in names:
+
+
+SETTINGS = ("REGWORKER_REDIS_URL", "BROKER_URL", "AMQP_URL", "SEALING_KEY", "WEBHOOK_SECRETS")
+
+
+@pytest.mark.usefixtures("unconnected")
+def test_an_example_without_its_settings_says_so(
+    node: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It must not look for a server: one on a client's default port may be somebody else's."""
+    for name in SETTINGS:
         monkeypatch.delenv(name, raising=False)
-    files = sorted([*EXAMPLES.glob("python/*.py"), *EXAMPLES.glob("node/*.mjs")])
-    for file in files:
+    for file in sorted([*EXAMPLES.glob("python/*.py"), *EXAMPLES.glob("node/*.mjs")]):
         language = "python" if file.suffix == ".py" else "node"
-        done = subprocess.run(
-            [*producer(node, f"{language} {file.name}"), "a", "b"],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=4 * PATIENCE,
-            check=False,
-        )
-        assert done.returncode == 1, file.name
-        assert any(name in done.stderr for name in names), file.name
+        arguments = ["a"] if "queue" in file.name else ["a", "b"]
+        done = _failed([*producer(node, f"{language} {file.name}"), *arguments], tmp_path)
+        assert any(name in done for name in SETTINGS), file.name
+
+
+@pytest.mark.usefixtures("unconnected")
+@pytest.mark.parametrize("name", [*PRODUCERS, *CONSUMERS, *AMQP_CONSUMERS])
+@pytest.mark.parametrize("argument", [(), ("",)])
+def test_an_example_without_its_arguments_says_how_to_run_it(
+    node: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    argument: tuple[str, ...],
+) -> None:
+    """It creates no consumer group without a name and sends no job without a key."""
+    for setting in SETTINGS:
+        monkeypatch.setenv(setting, KEYS if setting == "SEALING_KEY" else "redis://127.0.0.1:1/0")
+    said = _failed([*producer(node, name), *argument], tmp_path)
+    assert f"usage: {name} " in said
+
+
+def _failed(command: list[str], folder: Path) -> str:
+    """Run an example that must fail; return its stderr."""
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=4 * PATIENCE, check=False
+    )
+    assert done.returncode == 1, command
+    return done.stderr

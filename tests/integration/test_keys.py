@@ -1,4 +1,4 @@
-"""Changing over to a new sealing key, with everything there is that is sealed, under way."""
+"""Change to a new sealing key, while everything that can be sealed is in use."""
 
 import json
 import os
@@ -13,25 +13,29 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from regworker.domain.errors import IdempotencyConflict, SealingError
+from regworker.ledger import SyncLedger
+from regworker.ledger.admin import quarantined, reseal
+from regworker.ledger.admin import seals as sealed_under
+from regworker.ledger.transitions import ALARMS, delivery_key, job_key
+from regworker.producer import Producer
+from regworker.sealing import seals
+from regworker.sealing.keyring import Keyring, kid_of
+from regworker.settings import Settings
 from tests.integration.brokers import Message
 from tests.integration.installation import KEYS, PATIENCE, SECRET, Installation, installation
-from tests.integration.jobs import email_of, open2b, skypostal
-from worker.cli import stack
-from worker.errors import IdempotencyConflict, SealingError
-from worker.ledger import SyncLedger
-from worker.ledger.commands import ALARMS, delivery_key, job_key
-from worker.ledger.operations import quarantined, reseal
-from worker.operator import Operator
-from worker.producer import Producer
-from worker.quarantine import Quarantine
-from worker.rotation import KINDS
-from worker.sealing import Keyring, kid_of
-from worker.wakeups import QUEUES
+from tests.integration.jobs import ACTOR, email_of, open2b, skypostal
+from worker.broker.wakeups import QUEUES
+from worker.cli.local import stack
+from worker.intake.quarantine import Quarantine
+from worker.monitoring import doctor
+from worker.operations.admin_actions import AdminActions
+from worker.operations.key_rotation import KINDS
 
 NEW = Keyring.new("new")
 BOTH = f"{NEW},{KEYS}"
 
-#: What `rotate` moves; streams' entries can't be, and repeats' content is gone.
+#: What `rotate` reseals; it cannot reseal entries of streams, and the content of repeats is gone.
 MOVED = set(KINDS) - {"streams", "repeats"}
 
 #: A second endpoint, which will be disabled.
@@ -40,7 +44,7 @@ ERP = {
     "endpoints__erp__secrets": SECRET,
     "endpoints__erp__allow_http": True,
     "endpoints__erp__allow_private": True,
-    # Nobody is there; the receiver's address takes its place in each installation.
+    # Nothing listens here; each installation replaces it with the receiver's address.
     "endpoints__erp__url": "http://127.0.0.1:1/",
 }
 
@@ -48,7 +52,7 @@ ERP = {
 def regworker(
     here: Installation, keys: str, *arguments: str, code: int = 0
 ) -> list[dict[str, Any]]:
-    """Run a command with a keyring, and `--json`; the objects it printed."""
+    """Run a command with a keyring and `--json`; return the objects that it printed."""
     done = subprocess.run(
         [sys.executable, "-m", "worker.cli", *arguments, "--json"],
         env={**os.environ, **here.environment, "REGWORKER_SEALING_KEYS": keys},
@@ -64,7 +68,7 @@ def regworker(
 
 
 def kept(here: Installation, keys: str) -> dict[str, dict[str, Any]]:
-    """What `regworker keys list` says, by the key's name."""
+    """The output of `regworker keys list`, by key name."""
     return {row["kid"]: row for row in regworker(here, keys, "keys", "list")}
 
 
@@ -78,7 +82,7 @@ def producing(here: Installation, keys: str) -> Iterator[Producer]:
 
 @contextmanager
 def flowing(producer: Producer) -> Iterator[list[str]]:
-    """Enqueue jobs all the while; their ids."""
+    """Enqueue jobs continuously; their ids."""
     ids: list[str] = []
     stop = threading.Event()
 
@@ -96,7 +100,7 @@ def flowing(producer: Producer) -> Iterator[list[str]]:
 
 
 def change_worker(here: Installation, keys: str) -> None:
-    """Start a worker with a keyring; then stop the one before."""
+    """Start a worker with a keyring; then stop the previous one."""
     here.start_worker(sealing_keys=keys)
     here.wait_for_line("ready.", len(here.workers) - 1)
     here.workers[-2].terminate()
@@ -105,7 +109,7 @@ def change_worker(here: Installation, keys: str) -> None:
 
 @pytest.fixture
 def begun(tmp_path: Path) -> Iterator[tuple[Installation, dict[str, str]]]:
-    """An installation that holds one of everything, sealed under the old key; their ids."""
+    """An installation with one of everything sealed under the old key; returns the ids."""
     with installation(tmp_path, workers=0, broker_url="", **ERP) as here:
         here.environment["REGWORKER_ENDPOINTS__ERP__URL"] = f"{here.server.url}/hooks/erp"
         stack.wait_for_worker(here.ledger, here.start_worker())
@@ -134,7 +138,7 @@ def begun(tmp_path: Path) -> Iterator[tuple[Installation, dict[str, str]]]:
         jobs["quarantine"] = entry.id
 
         with operating(here) as operator:
-            operator.pause("open2b", "default", "")
+            operator.pause("open2b", "default", ACTOR)
         jobs["waiting"] = here.producer.enqueue(WAITING).job_id
         stack.until(
             lambda: here.producer.status(jobs["waiting"]).why == "paused", "the wait", PATIENCE
@@ -146,25 +150,25 @@ WAITING = open2b(idempotency_key="waiting", metadata={"order": "A-17", "sum": 1.
 
 
 @contextmanager
-def operating(here: Installation, keys: str = KEYS) -> Iterator[Operator]:
+def operating(here: Installation, keys: str = KEYS) -> Iterator[AdminActions]:
     """An operator with a keyring."""
     changed = {"sealing_keys": SecretStr(keys)}
-    with Operator(here.producer.settings.model_copy(update=changed)) as operator:
+    with AdminActions(here.producer.settings.model_copy(update=changed)) as operator:
         yield operator
 
 
 def test_all_that_is_kept_is_put_under_a_new_key_while_jobs_flow(
     begun: tuple[Installation, dict[str, str]],
 ) -> None:
-    """Jobs, reviews, events, deliveries, quarantine; then the old key goes, and all of it opens."""
+    """Jobs, reviews, events, deliveries, quarantine; then the old key is removed, and everything
+    opens."""
     here, jobs = begun
 
-    # With the new key alone nothing of it could be opened, and both commands say so.
+    # No worker has the new key yet: nothing may be sealed under it.
     assert kept(here, NEW)["test"]["use"] == "not set"
-    [failed] = regworker(here, NEW, "keys", "rotate", code=1)
-    assert failed["unopened"]["test"] >= 6
+    assert regworker(here, NEW, "keys", "rotate", code=1) == []
 
-    # The new key is in front everywhere, the old one behind it; jobs come all the time.
+    # The new key is first everywhere, the old one second; jobs arrive all the time.
     change_worker(here, BOTH)
     before = kept(here, BOTH)["test"]
     assert all(before[name] for name in MOVED)
@@ -180,14 +184,14 @@ def test_all_that_is_kept_is_put_under_a_new_key_while_jobs_flow(
             assert producer.wait(job_id, PATIENCE)["type"] == "registration.registered"
         assert producer.enqueue(WAITING).repeat
 
-    # What is left under the old key is what tells repeats of finished jobs, until they expire.
+    # The old key still recognizes repeats of finished jobs, until they expire.
     after = kept(here, BOTH)["test"]
     assert {name for name in KINDS if after[name]} == {"repeats"}
     assert not after["removable"]
     assert after["repeats_until"] is not None
     assert regworker(here, BOTH, "keys", "rotate")[0]["resealed"] == 0
 
-    # Without the old key: everything opens, and goes on.
+    # Without the old key: everything opens, and jobs continue.
     change_worker(here, NEW)
     with producing(here, NEW) as producer:
         assert producer.status(jobs["finished"]).event is not None
@@ -197,8 +201,8 @@ def test_all_that_is_kept_is_put_under_a_new_key_while_jobs_flow(
 
         here.sandbox.accounts.clear()
         with operating(here, NEW) as operator:
-            operator.resume("open2b", "default")
-            operator.resend(jobs["review"], "ann")
+            operator.resume("open2b", "default", ACTOR)
+            operator.resend(jobs["review"], ACTOR)
         event = producer.wait(jobs["waiting"], PATIENCE)
         assert event["data"]["metadata"] == WAITING["metadata"]
         assert producer.wait(jobs["review"], PATIENCE)["type"] == "registration.registered"
@@ -215,7 +219,7 @@ def test_all_that_is_kept_is_put_under_a_new_key_while_jobs_flow(
     assert store.content(store.get(jobs["quarantine"]))["body"] == b"malformed"
     store.close()
 
-    # And once the records are gone, so is the last use of it.
+    # Once the records are deleted, nothing uses the old key.
     for key in here.ledger.redis.scan_iter("{reg}:job:*"):
         here.ledger.redis.pexpire(key, 1)
     gone(lambda: here.ledger.redis.exists(job_key(jobs["finished"])))
@@ -224,34 +228,57 @@ def test_all_that_is_kept_is_put_under_a_new_key_while_jobs_flow(
 
 
 def deliveries(here: Installation) -> list[str]:
-    """The members of all deliveries that are kept."""
+    """The members of all deliveries in the ledger."""
     prefix = delivery_key("")
     return [key.decode()[len(prefix) :] for key in here.ledger.redis.scan_iter(f"{prefix}*")]
 
 
 def gone(there: Callable[[], Any]) -> None:
-    """Wait until something is not there any more."""
+    """Wait until something no longer exists."""
     stack.until(lambda: not there(), "its end", PATIENCE)
 
 
 def test_what_has_changed_meanwhile_is_left_as_it_is(ledger: SyncLedger) -> None:
-    """A job that ended between looking and writing keeps what its end wrote, and expires."""
+    """A job that ended between the look and the write keeps what its end wrote, and expires."""
     ledger.redis.hset("{reg}:job:x", mapping={"event": "second"})
     ledger.redis.pexpire("{reg}:job:x", 60_000)
     changes = [("payload", "old", "new"), ("event", "first", "new")]
-    assert ledger(reseal("{reg}:job:x", changes)) == 0
+    assert ledger(reseal("{reg}:job:x", changes, "k")) == 0
     assert ledger.redis.hgetall("{reg}:job:x") == {b"event": b"second"}
-    assert ledger(reseal("{reg}:job:x", [("event", "second", "third")])) == 1
-    assert ledger(reseal("{reg}:job:x", [("event", "second", "third")])) == 1, "safe to repeat"
+    assert ledger(reseal("{reg}:job:x", [("event", "second", "third")], "k")) == 1
+    assert ledger(reseal("{reg}:job:x", [("event", "second", "third")], "k")) == 1, "safe to repeat"
     assert ledger.redis.hget("{reg}:job:x", "event") == b"third"
     assert int(ledger.redis.pttl("{reg}:job:x")) > 0  # type: ignore[arg-type]
 
 
 def test_a_sealed_text_says_its_key_and_what_is_none_says_so() -> None:
-    """Without being opened."""
-    sealed = Keyring.parse(NEW).seal(b"plain")
+    """Without opening it."""
+    sealed = Keyring.parse(NEW).seal(b"plain", seals.kept("job"))
     assert kid_of(sealed) == "new"
     for text in ("", "plain", "eyJ", "e30.", sealed[3:]):
         assert kid_of(text) == "?"
     with pytest.raises(SealingError):
-        Keyring.parse(KEYS).open(sealed)
+        Keyring.parse(KEYS).open(sealed, seals.kept("job"))
+
+
+def test_seals_under_a_key_are_counted_from_its_first_use(
+    ledger: SyncLedger, redis_url: str
+) -> None:
+    """An upper bound, by purpose; the doctor warns long before the limit."""
+    settings = Settings.load(redis_url=redis_url, sealing_keys=BOTH)
+
+    def said() -> doctor.Finding:
+        with AdminActions(settings) as operator:
+            [found] = [one for one in operator.examine() if one.subject == "seals"]
+        return found
+
+    ledger.redis.hset("{reg}:stats", "accepted", doctor.MOST_SEALS)
+    assert "sealed under new" in said().found
+    assert ledger(sealed_under("new", note=True)) == 0
+    assert said().level == "ok"
+    ledger.redis.hincrby("{reg}:stats", "accepted", 1000)
+    ledger.redis.hincrby("{reg}:stats", "again", 10)
+    assert ledger(sealed_under("new", note=True)) == 4020
+    ledger.redis.hincrby("{reg}:stats", "accepted", doctor.MOST_SEALS // 4)
+    assert (said().level, "keys rotate" in said().advice) == ("warning", True)
+    assert ledger(sealed_under("newer", note=True)) == 0

@@ -1,4 +1,4 @@
-"""The way of a job through the ledger, step by step: read it from the top."""
+"""A job's life in the ledger, step by step: read it from the top."""
 
 from dataclasses import replace
 from typing import Any
@@ -6,32 +6,17 @@ from typing import Any
 import pytest
 import redis
 
-from worker.announcer import Announcer
-from worker.errors import SealingError
-from worker.event import EventType, read_event
-from worker.job import Job
-from worker.ledger import SyncLedger
-from worker.ledger.client import scripts
-from worker.ledger.commands import (
-    ALARMS,
-    ClaimRules,
-    SettleRules,
-    Verdict,
-    abandon,
-    accept,
-    account_key,
-    cancel,
-    claim,
-    deliver,
-    delivered,
-    job_key,
-    look,
-    renew,
-    ring,
-    settle,
-)
-from worker.ledger.operations import Limits, announce, redrive
-from worker.ledger.records import (
+from regworker.domain.errors import SealingError
+from regworker.domain.event import EventType, read_event
+from regworker.domain.job import Job
+from regworker.domain.outcome import Code, Fault, Registered
+from regworker.domain.states import State
+from regworker.event_builder import EventBuilder
+from regworker.ledger import SyncLedger, replication
+from regworker.ledger.admin import Limits, announce, redrive
+from regworker.ledger.client import scripts
+from regworker.ledger.identity import IDENTITY
+from regworker.ledger.records import (
     USUAL,
     Accepted,
     Claim,
@@ -47,20 +32,37 @@ from worker.ledger.records import (
     Unconfigured,
     Wake,
 )
-from worker.lifecycle import State
-from worker.outcome import Code, Fault, Registered
-from worker.sealing import Keyring
-from worker.settings import Settings
+from regworker.ledger.transitions import (
+    ALARMS,
+    ClaimRules,
+    Decision,
+    SettleRules,
+    abandon,
+    accept,
+    account_key,
+    cancel,
+    claim,
+    deliver,
+    delivered,
+    job_key,
+    look,
+    renew,
+    ring,
+    settle,
+)
+from regworker.sealing import seals
+from regworker.sealing.keyring import Keyring
+from regworker.settings import Settings
 
 DAY = 86_400.0
-#: Seconds. Nothing in this file waits for time to pass: what has to be over has none to begin with.
+#: Seconds. No test in this file waits: what has to expire is created with no time left.
 RULES = ClaimRules("this worker", lease=60, settle_delay=60, max_attempts=3, probe=20)
 AT_ONCE = replace(RULES, lease=0, settle_delay=0)
 SETTLE = SettleRules(settle_delay=60, breaker_threshold=2, breaker_pause=60, retention=7 * DAY)
 IMPATIENT = replace(SETTLE, settle_delay=0)
 KEYS = Keyring.new("test")
 KEYRING = Keyring.parse(KEYS)
-ANNOUNCER = Announcer(Settings.load(sealing_keys=KEYS), KEYRING)
+ANNOUNCER = EventBuilder(Settings.load(sealing_keys=KEYS), KEYRING)
 RESULTS = "{reg}:results"
 
 
@@ -81,27 +83,27 @@ def take_in(ledger: SyncLedger, one: Job, *fingerprints: str, deadline: float = 
 
 @pytest.fixture
 def shop(ledger: SyncLedger) -> SyncLedger:
-    """A ledger to which a worker has announced itself."""
+    """A ledger where a worker has announced itself."""
     serve(ledger)
     return ledger
 
 
 @pytest.fixture
 def accepted(shop: SyncLedger) -> Record:
-    """A job that is in."""
+    """A job that was accepted."""
     take_in(shop, job(reply_to=("results", "crm")))
     return record(shop)
 
 
 def record(ledger: SyncLedger, key: str = "crm-1") -> Record:
-    """What the ledger has of a job."""
+    """The ledger's record of a job."""
     found = ledger(look(job(key).id))
     assert found is not None
     return found
 
 
 def claimed(ledger: SyncLedger, key: str = "crm-1", rules: ClaimRules = RULES) -> Claim:
-    """A lease that is granted."""
+    """A claim that was granted."""
     found = ledger(claim(job(key).id, rules, 0.5))
     assert isinstance(found, Claim), found
     return found
@@ -110,24 +112,24 @@ def claimed(ledger: SyncLedger, key: str = "crm-1", rules: ClaimRules = RULES) -
 def concluded(
     ledger: SyncLedger, held: Claim, name: str, rules: SettleRules = SETTLE, **more: Any
 ) -> Any:
-    """What a settle comes to."""
+    """The answer to a settle."""
     event = None
     if name == "registered":
         event = ANNOUNCER.registered(held.record, held.at, Registered({"customer_key": "k"}))
     if name in {"rejected", "unresolvable"}:
         kind = EventType.REJECTED if name == "rejected" else EventType.REVIEW
         event = ANNOUNCER.failed(kind, held.record, held.at, (Fault(Code.INVALID, "f", "no"),))
-    return ledger(settle(held, Verdict(name, **more), rules, event))
+    return ledger(settle(held, Decision(name, **more), rules, event))
 
 
 def events(ledger: SyncLedger) -> list[dict[str, Any]]:
-    """What was published."""
+    """The published events."""
     entries: Any = ledger.redis.xrange(RESULTS)
     return [read_event(fields[b"event"]) for _, fields in entries]
 
 
 def alarms(ledger: SyncLedger) -> list[str]:
-    """Whose alarms are set."""
+    """The ids with an alarm."""
     return [member.decode() for member in ledger.redis.zrange(ALARMS, 0, -1)]
 
 
@@ -137,11 +139,11 @@ def due_now(ledger: SyncLedger) -> None:
         ledger.redis.zadd(ALARMS, {member: 1})
 
 
-# -- a job comes in --------------------------------------------------------------------------------
+# -- a job is accepted -----------------------------------------------------------------------------
 
 
 def test_a_job_is_queued_with_an_alarm_the_moment_it_is_accepted(shop: SyncLedger) -> None:
-    """Once accepted, a job is looked at in time even if nobody is ever woken for it."""
+    """An accepted job has an alarm, even if no worker is ever woken for it."""
     answer = take_in(shop, job())
     assert isinstance(answer, Accepted)
     assert (answer.state, answer.repeat) == (State.QUEUED, False)
@@ -169,15 +171,17 @@ def test_a_key_with_other_content_is_refused(shop: SyncLedger) -> None:
 
 
 def test_an_accept_whose_answer_was_lost_is_no_repeat(shop: SyncLedger) -> None:
-    """The client's own second try is told what the first was."""
+    """The client's own repeat gets the answer to the first request."""
     command = accept(job(), "sealed", ["k1:same"], DAY)
     assert shop(command) == shop(command)
 
 
 def test_a_job_for_an_account_that_nobody_serves_is_refused(shop: SyncLedger) -> None:
-    """Better a clear no at once than a job that waits for ever."""
+    """A clear refusal at once is better than a job that waits for ever."""
     answer = take_in(shop, job(account="other", reply_to=("results", "nowhere")))
-    assert answer == Unconfigured(("account:acme:other", "endpoint:nowhere"))
+    assert isinstance(answer, Unconfigured)
+    assert answer.names == ("account:acme:other", "endpoint:nowhere")
+    assert "account:acme:default" in answer.known
     assert not alarms(shop)
 
 
@@ -185,7 +189,7 @@ def test_a_job_for_an_account_that_nobody_serves_is_refused(shop: SyncLedger) ->
 
 
 def test_a_claim_is_a_lease_before_anything_leaves(shop: SyncLedger, accepted: Record) -> None:
-    """The intent to call is in the ledger before the call."""
+    """The intent to call is in the ledger before the call starts."""
     held = claimed(shop)
     assert (held.asking, held.record.state, held.record.attempts) == (False, State.CALLING, 1)
     assert held.record.payload == "sealed"
@@ -193,7 +197,7 @@ def test_a_claim_is_a_lease_before_anything_leaves(shop: SyncLedger, accepted: R
 
 
 def test_a_second_worker_finds_a_live_lease(shop: SyncLedger, accepted: Record) -> None:
-    """A wake-up that was doubled ends at once."""
+    """A duplicate wake-up ends at once."""
     held = claimed(shop)
     assert shop(claim(held.id, RULES, 0)) == NotNow("leased", held.record.lease_until)
 
@@ -209,9 +213,9 @@ def test_a_claim_whose_answer_was_lost_is_the_same_claim(
 
 
 def test_a_registered_job_is_finished_in_one_step(shop: SyncLedger, accepted: Record) -> None:
-    """State, event, erased payload, ended alarm and begun deliveries come together."""
+    """State, event, deleted payload, removed alarm and new deliveries are one atomic step."""
     answer = concluded(shop, claimed(shop), "registered")
-    member = f"d:{accepted.id}.1.registered:crm"
+    member = f"d:{accepted.id}.registered:crm"
     assert answer == Settled(State.REGISTERED, 0, (Wake(member, "delivery"),))
     found = record(shop)
     assert (found.state, found.payload) == (State.REGISTERED, "")
@@ -220,50 +224,50 @@ def test_a_registered_job_is_finished_in_one_step(shop: SyncLedger, accepted: Re
 
 
 def test_the_event_is_kept_sealed(shop: SyncLedger, accepted: Record) -> None:
-    """What was published can be read again by who holds a key, and by nobody else."""
+    """A published event can be read again only with a sealing key."""
     concluded(shop, claimed(shop), "registered")
     over = record(shop)
     assert ANNOUNCER.last(over) == events(shop)[0]
-    assert b"customer_key" in KEYRING.open(over.event)
+    assert b"customer_key" in KEYRING.open(over.event, seals.kept(over.id))
     strangers = Keyring.parse(Keyring.new("k1"))
     with pytest.raises(SealingError):
-        Announcer(Settings.load(sealing_keys=KEYS), strangers).last(over)
+        EventBuilder(Settings.load(sealing_keys=KEYS), strangers).last(over)
 
 
 def test_a_finished_record_expires(shop: SyncLedger, accepted: Record) -> None:
-    """A key may be used again after the retention, and not before."""
+    """A key may be used again after the retention period, and not before."""
     assert shop.redis.ttl(job_key(accepted.id)) == -1
     concluded(shop, claimed(shop), "rejected")
     assert 6 * DAY < shop.redis.ttl(job_key(accepted.id)) <= 7 * DAY
 
 
 def test_a_record_holds_nothing_that_nobody_needs(shop: SyncLedger) -> None:
-    """Nothing empty, and of a job that is over only what tells of it, or a repeat from another."""
+    """No empty field; of a finished job only what describes it or recognizes a repeat."""
     take_in(shop, job())
     key = job_key(job().id)
-    told = {b"state", b"provider", b"account", b"key"}
-    told |= {b"accepted_at", b"deadline_at", b"log", b"ticket", b"fingerprint"}
+    expected = {b"state", b"provider", b"account", b"key"}
+    expected |= {b"accepted_at", b"deadline_at", b"log", b"ticket", b"fingerprint"}
     queued: Any = shop.redis.hgetall(key)
     usual = {name.encode() for name in USUAL}
-    assert set(queued) == told | usual | {b"payload", b"wakes"}
+    assert set(queued) == expected | usual | {b"payload", b"wakes"}
     concluded(shop, claimed(shop), "registered")
     over: Any = shop.redis.hgetall(key)
-    assert set(over) == told | {b"attempts", b"fence", b"finished_at", b"settled", b"event"}
+    assert set(over) == expected | {b"attempts", b"fence", b"finished_at", b"settled", b"event"}
 
 
 def test_a_record_of_a_job_that_is_over_is_small(shop: SyncLedger) -> None:
-    """It stays for days, beside millions of others."""
+    """A record is kept for days, with millions of others."""
     take_in(shop, job("order-0012345678"), f"k1:{'0' * 64}")
     held = claimed(shop, "order-0012345678")
     customer = Registered({"customer_box_id": 811111, "customer_key": "k" * 44})
     event = ANNOUNCER.registered(held.record, held.at, customer)
-    shop(settle(held, Verdict("registered"), SETTLE, event))
+    shop(settle(held, Decision("registered"), SETTLE, event))
     found: Any = shop.redis.hgetall(job_key(held.id))
-    assert sum(len(name) + len(value) for name, value in found.items()) < 700
+    assert sum(len(name) + len(value) for name, value in found.items()) < 780
 
 
 def test_what_an_ended_record_leaves_out_is_what_most_jobs_say() -> None:
-    """The same in the model, in what reads a record, and in the script that leaves it out."""
+    """The model, the reader of records and the script that omits them agree on the values."""
     names = ("lane", "if_exists", "reply_to", "metadata")
     given = job(reply_to=("results",))
     written = dict(zip(names, accept(given, "", ["k1:same"], DAY).args[8:12], strict=True))
@@ -273,7 +277,7 @@ def test_what_an_ended_record_leaves_out_is_what_most_jobs_say() -> None:
 
 
 def test_what_is_not_usual_is_kept_to_the_end(shop: SyncLedger) -> None:
-    """Of a record that is over, too."""
+    """Also in a finished record."""
     given = job(lane="bulk", if_exists="adopt", reply_to=(), metadata={"order": 17})
     take_in(shop, given)
     before = record(shop)
@@ -284,7 +288,7 @@ def test_what_is_not_usual_is_kept_to_the_end(shop: SyncLedger) -> None:
 
 
 def test_a_job_that_is_redriven_has_all_that_its_end_left_out(shop: SyncLedger) -> None:
-    """A claim reads it as of any other job."""
+    """A claim reads it like any other job."""
     take_in(shop, job(), f"k1:{'a' * 64}")
     spent = shop(claim(job().id, replace(RULES, max_attempts=0), 0))
     assert isinstance(spent, Spent)
@@ -296,14 +300,14 @@ def test_a_job_that_is_redriven_has_all_that_its_end_left_out(shop: SyncLedger) 
     assert asked.asking
     assert (asked.record.lane, asked.record.if_exists) == ("live", "reject")
     assert (asked.record.reply_to, asked.record.metadata) == (("results",), {})
-    told = ANNOUNCER.last(record(shop))
-    assert told == events(shop)[0]
-    assert told["type"] == "registration.abandoned"
+    expected = ANNOUNCER.last(record(shop))
+    assert expected == events(shop)[0]
+    assert expected["type"] == "registration.abandoned"
 
 
 @pytest.mark.parametrize("digits", ["0", "0123456789abcdef"])
 def test_a_repeat_is_known_by_a_job_that_is_over(shop: SyncLedger, digits: str) -> None:
-    """By as many digits of its fingerprint as are kept, and no fewer."""
+    """By as many digits of its fingerprint as the record keeps, and no fewer."""
     print_ = f"k1:{(digits * 64)[:64]}"
     take_in(shop, job(), print_)
     concluded(shop, claimed(shop), "registered")
@@ -315,7 +319,9 @@ def test_a_repeat_is_known_by_a_job_that_is_over(shop: SyncLedger, digits: str) 
 
 
 def test_a_job_costs_the_server_few_commands(shop: SyncLedger) -> None:
-    """Each costs about as much as all that a script does between two of them."""
+    """A command costs about as much as everything that a script does between two commands."""
+    # A client checks this every five seconds, and so perhaps once during the test.
+    shop(replication.announce(replication.Wanted(), starts=True))
     take_in(shop, job("warm"))
     concluded(shop, claimed(shop, "warm"), "registered", health="ok")
 
@@ -327,19 +333,37 @@ def test_a_job_costs_the_server_few_commands(shop: SyncLedger) -> None:
     take_in(shop, job())
     held = claimed(shop)
     concluded(shop, held, "registered", health="ok")
-    # And the look itself.
-    assert commands() - before <= 8 + 11 + 16 + 1
+    # Plus one for the check itself, and one for replicas.
+    assert commands() - before <= 8 + 2 + 12 + 18 + 1 + 1
+
+
+@pytest.mark.parametrize("claims", [0, 1, 2], ids=["queued", "calling", "unknown"])
+def test_a_job_in_doubt_is_asked_about_until_a_forgotten_call_is_over(
+    shop: SyncLedger, accepted: Record, claims: int
+) -> None:
+    """Whatever state the ledger returned to: the job's own settle delay is not enough."""
+    for _ in range(claims):
+        claimed(shop, rules=AT_ONCE)
+    seconds, micros = shop.redis.time()
+    since = seconds * 1000 + micros // 1000
+    doubt = {"doubted_at": since, "doubt_until": since + 1000}
+    shop.redis.hset(IDENTITY, mapping=doubt)
+    held = claimed(shop)
+    assert held.asking
+    assert held.record.settle_until == since + 120_000
+    assert held.record.fence >= since
+    assert concluded(shop, held, "absent").state is State.UNKNOWN
 
 
 def test_nobody_claims_what_is_over(shop: SyncLedger, accepted: Record) -> None:
-    """A wake-up that comes too late ends at once."""
+    """A late wake-up ends at once."""
     concluded(shop, claimed(shop), "registered")
     assert shop(claim(accepted.id, RULES, 0)) == Over("registered")
     assert shop(claim(job("never").id, RULES, 0)) == Over("gone")
 
 
 def test_a_settle_whose_answer_was_lost_is_settled_once(shop: SyncLedger, accepted: Record) -> None:
-    """Repeating a settle publishes nothing twice."""
+    """Repeating a settle publishes no second event."""
     held = claimed(shop)
     concluded(shop, held, "registered")
     assert concluded(shop, held, "registered").state is State.REGISTERED
@@ -347,7 +371,7 @@ def test_a_settle_whose_answer_was_lost_is_settled_once(shop: SyncLedger, accept
 
 
 def test_one_stream_named_twice_gets_one_event(shop: SyncLedger) -> None:
-    """A job has one final event on a stream, however often it asks for it."""
+    """A job has one final event on each stream, however often it names the stream."""
     take_in(shop, job(reply_to=("results", "results")))
     concluded(shop, claimed(shop), "registered")
     assert len(events(shop)) == 1
@@ -356,7 +380,7 @@ def test_one_stream_named_twice_gets_one_event(shop: SyncLedger) -> None:
 def test_a_stream_that_cannot_be_written_finishes_no_job(
     shop: SyncLedger, accepted: Record
 ) -> None:
-    """An end without its event never comes about: the job stays open, with payload and alarm."""
+    """A job never ends without its event: it stays open, with payload and alarm."""
     held = claimed(shop)
     shop.redis.set(RESULTS, "not a stream")
     with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
@@ -367,24 +391,24 @@ def test_a_stream_that_cannot_be_written_finishes_no_job(
     assert concluded(shop, held, "registered").state is State.REGISTERED
 
 
-# -- it is tried again -----------------------------------------------------------------------------
+# -- retries ---------------------------------------------------------------------------------------
 
 
 def test_what_had_no_effect_is_queued_again(shop: SyncLedger, accepted: Record) -> None:
-    """A call that provably never left is tried again after its delay."""
+    """A request that was provably never sent is retried after its delay."""
     answer = concluded(shop, claimed(shop), "retry", delay=60)
     assert (answer.state, record(shop).due_at) == (State.QUEUED, answer.until)
     assert shop(claim(accepted.id, RULES, 0)) == NotNow("due", answer.until)
 
 
 def test_what_was_not_the_jobs_fault_costs_no_attempt(shop: SyncLedger, accepted: Record) -> None:
-    """A worker that lacks a key spends nothing of the job's attempts."""
+    """A worker that lacks a key uses up none of the job's attempts."""
     concluded(shop, claimed(shop), "retry", spends=False)
     assert record(shop).attempts == 0
 
 
 def test_a_job_out_of_attempts_is_abandoned(shop: SyncLedger, accepted: Record) -> None:
-    """Past its attempts a job ends, and its producer hears of it."""
+    """A job without attempts left ends, and its event is published."""
     for _ in range(3):
         concluded(shop, claimed(shop), "retry")
     spent = shop(claim(accepted.id, RULES, 0))
@@ -396,20 +420,21 @@ def test_a_job_out_of_attempts_is_abandoned(shop: SyncLedger, accepted: Record) 
 
 
 def test_a_job_past_its_deadline_is_abandoned(shop: SyncLedger) -> None:
-    """Time alone ends a job of which nothing is outstanding."""
+    """The deadline alone ends a job without an open request."""
     take_in(shop, job(), deadline=0.001)
     shop.redis.hset(job_key(job().id), "deadline_at", 1)
     assert isinstance(shop(claim(job().id, RULES, 0)), Spent)
 
 
 def test_a_job_that_may_be_called_for_is_not_abandoned(shop: SyncLedger, accepted: Record) -> None:
-    """Whoever thinks a job spent must find it so at the end, too."""
+    """A worker that found a job spent checks this again when it abandons the job."""
     event = ANNOUNCER.failed(EventType.ABANDONED, accepted, 0, ())
     assert shop(abandon(accepted, "deadline", 3, DAY, event)) == Stale("queued")
 
 
 def test_a_queued_job_can_be_cancelled(shop: SyncLedger, accepted: Record) -> None:
-    """A producer takes back what nobody has called for yet; twice, if the answer was lost."""
+    """A producer can cancel a job before its first call; and repeat the cancel after a lost
+    answer."""
     command = cancel(accepted, DAY, ANNOUNCER.failed(EventType.CANCELLED, accepted, 0, ()))
     done = Settled(State.CANCELLED, 0, ())
     assert [replace(shop(command), wakes=()), shop(command)] == [done, done]
@@ -417,17 +442,17 @@ def test_a_queued_job_can_be_cancelled(shop: SyncLedger, accepted: Record) -> No
 
 
 def test_a_job_on_the_wire_cannot_be_cancelled(shop: SyncLedger, accepted: Record) -> None:
-    """Once a call may have left, only its outcome ends the job."""
+    """Once a request may have been sent, only its outcome ends the job."""
     claimed(shop)
     event = ANNOUNCER.failed(EventType.CANCELLED, accepted, 0, ())
     assert shop(cancel(accepted, DAY, event)) == Stale("calling")
 
 
-# -- nobody knows ----------------------------------------------------------------------------------
+# -- unknown ---------------------------------------------------------------------------------------
 
 
 def test_a_lost_answer_makes_a_job_unknown(shop: SyncLedger, accepted: Record) -> None:
-    """What may have been carried out is asked after at once, and not sent again."""
+    """A request that may have been carried out is looked up at once, and not sent again."""
     assert concluded(shop, claimed(shop), "unknown").state is State.UNKNOWN
     assert claimed(shop).asking
 
@@ -435,7 +460,7 @@ def test_a_lost_answer_makes_a_job_unknown(shop: SyncLedger, accepted: Record) -
 def test_a_lease_that_runs_out_while_calling_means_unknown(
     shop: SyncLedger, accepted: Record
 ) -> None:
-    """A dead worker's call may have arrived."""
+    """The call of a dead worker may have reached the provider."""
     claimed(shop, rules=AT_ONCE)
     held = claimed(shop)
     assert (held.asking, held.record.state) == (True, State.UNKNOWN)
@@ -443,7 +468,8 @@ def test_a_lease_that_runs_out_while_calling_means_unknown(
 
 
 def test_who_asks_is_told_that_a_worker_was_lost(shop: SyncLedger, accepted: Record) -> None:
-    """Also when the claim that noticed it is repeated, its answer lost; and nobody else is."""
+    """Also if the claim that noticed it is repeated after a lost answer; other claims do not report
+    it."""
     assert claimed(shop, rules=AT_ONCE).lost == ""
     noticing = claim(accepted.id, RULES, 0.5)
     first, again = shop(noticing), shop(noticing)
@@ -458,25 +484,25 @@ def test_who_asks_is_told_that_a_worker_was_lost(shop: SyncLedger, accepted: Rec
 def test_absence_before_the_settle_delay_is_not_believed(
     shop: SyncLedger, accepted: Record
 ) -> None:
-    """A request may be carried out after we stopped waiting for it."""
+    """A request may still be carried out after the worker stopped waiting for it."""
     concluded(shop, claimed(shop), "unknown")
     assert concluded(shop, claimed(shop), "absent").state is State.UNKNOWN
 
 
 def test_absence_after_the_settle_delay_queues_the_job(shop: SyncLedger, accepted: Record) -> None:
-    """Only then is it safe to send again."""
+    """Only then is it safe to send the request again."""
     concluded(shop, claimed(shop), "unknown", IMPATIENT)
     assert concluded(shop, claimed(shop), "absent").state is State.QUEUED
     assert not claimed(shop).asking
 
 
 def test_absence_is_not_believed_of_a_call(shop: SyncLedger, accepted: Record) -> None:
-    """Only a question can prove that nobody is there."""
+    """Only a lookup can prove that there is no customer."""
     assert concluded(shop, claimed(shop), "absent", IMPATIENT).state is State.UNKNOWN
 
 
 def test_a_retry_after_lengthens_the_settle_delay(shop: SyncLedger, accepted: Record) -> None:
-    """A provider that asks for an hour may take as long over what it has."""
+    """A provider that asks for an hour may need as long for a request that it already has."""
     held = claimed(shop)
     concluded(shop, held, "unknown", delay=3600)
     assert record(shop).settle_until >= held.at + 3_600_000
@@ -492,7 +518,7 @@ def test_a_question_that_cannot_be_asked_settles_nothing(
 
 
 def test_what_nobody_can_tell_is_parked_for_a_person(shop: SyncLedger, accepted: Record) -> None:
-    """A job in review has told so, keeps its payload, and wakes nobody."""
+    """A job in review has an event, keeps its payload, and has no alarm."""
     concluded(shop, claimed(shop), "unknown")
     assert concluded(shop, claimed(shop), "unresolvable").state is State.REVIEW
     assert accepted.id not in alarms(shop)
@@ -500,12 +526,12 @@ def test_what_nobody_can_tell_is_parked_for_a_person(shop: SyncLedger, accepted:
     assert [event["type"] for event in events(shop)] == ["registration.review"]
 
 
-# -- late and stale --------------------------------------------------------------------------------
+# -- late and stale workers ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("verdict", ["retry", "rejected", "unknown", "absent", "unresolvable"])
 def test_a_stale_worker_decides_nothing(shop: SyncLedger, accepted: Record, verdict: str) -> None:
-    """Decisions are the lease holder's."""
+    """Only the lease holder decides."""
     stale = claimed(shop, rules=AT_ONCE)
     claimed(shop)
     before = record(shop)
@@ -517,7 +543,7 @@ def test_a_stale_worker_decides_nothing(shop: SyncLedger, accepted: Record, verd
 def test_a_late_answer_counts_while_the_job_is_open(
     shop: SyncLedger, accepted: Record, steps: tuple[str, ...]
 ) -> None:
-    """That a customer exists is a fact, whoever says it; unknown, queued or in review."""
+    """A customer exists, whoever reports it: while the job is unknown, queued or in review."""
     stale = claimed(shop, rules=AT_ONCE)
     for verdict in steps:
         concluded(shop, claimed(shop, rules=AT_ONCE), verdict)
@@ -535,7 +561,7 @@ def test_a_late_answer_does_not_reopen_a_job(shop: SyncLedger, accepted: Record)
 
 
 def test_a_lease_is_renewed_by_its_holder_only(shop: SyncLedger, accepted: Record) -> None:
-    """A worker learns of each lease whether it still holds it."""
+    """A worker learns for each lease whether it still holds it."""
     stale = claimed(shop, rules=AT_ONCE)
     held = claimed(shop)
     leases = [(one.id, one.record.fence) for one in (stale, held)]
@@ -547,27 +573,27 @@ def test_a_lease_is_renewed_by_its_holder_only(shop: SyncLedger, accepted: Recor
 
 
 def test_an_alarm_that_is_due_rings_and_is_pushed_ahead(shop: SyncLedger, accepted: Record) -> None:
-    """A wake-up that gets lost comes again, and each time later, but within a minute."""
+    """A lost wake-up is repeated, each time later, but at most a minute later."""
     pushed = []
     for number in range(11):
         due_now(shop)
         rung = shop(ring(10))
-        # Its producer has sent one already. Now and then it is sure to need one all the same, in
-        # case that it got lost in a crowd.
+        # The producer has already sent a wake-up. Some alarms demand one nevertheless, in case the
+        # first was lost in a long queue.
         assert rung.wakes == (Wake(accepted.id, "live", sure=number == 9),)
         pushed.append(rung.next_at - rung.at)
     assert pushed == [20_000, 40_000] + [60_000] * 9
 
 
 def test_a_job_that_was_put_off_is_sure_to_be_woken(shop: SyncLedger, accepted: Record) -> None:
-    """Nobody but its alarm wakes it when its time has come: also if its lane is crowded."""
+    """Only its alarm wakes it when it is due, even if its lane is full."""
     concluded(shop, claimed(shop), "retry", delay=0.001)
     due_now(shop)
     assert shop(ring(10)).wakes == (Wake(accepted.id, "live", sure=True),)
 
 
 def test_only_so_many_alarms_ring_at_once(shop: SyncLedger) -> None:
-    """A backlog rings in turns."""
+    """A backlog rings in several turns."""
     for number in range(5):
         take_in(shop, job(f"crm-{number}"))
     due_now(shop)
@@ -575,17 +601,17 @@ def test_only_so_many_alarms_ring_at_once(shop: SyncLedger) -> None:
 
 
 def test_an_alarm_of_nobody_is_cleared(shop: SyncLedger) -> None:
-    """A member without a record rings once, for nothing."""
+    """An alarm without a record rings once and wakes nobody."""
     shop.redis.zadd(ALARMS, {"nobody": 1})
     assert shop(ring(10)).wakes == ()
     assert not alarms(shop)
 
 
-# -- an account's gate -----------------------------------------------------------------------------
+# -- limits of an account --------------------------------------------------------------------------
 
 
 def test_a_full_account_passes_its_place_on_live_before_bulk(ledger: SyncLedger) -> None:
-    """Of those who wait, whoever is live goes first, then whoever came first."""
+    """Of the waiting jobs, live ones go first, then the oldest."""
     serve(ledger, cap=1)
     for key, lane in (("first", "live"), ("bulk", "bulk"), ("live", "live")):
         take_in(ledger, job(key, lane=lane))
@@ -597,7 +623,7 @@ def test_a_full_account_passes_its_place_on_live_before_bulk(ledger: SyncLedger)
 
 
 def test_a_place_that_is_passed_on_is_kept(ledger: SyncLedger) -> None:
-    """A bulk job that asks in the moment between does not take it from the live one."""
+    """A bulk job that claims in the meantime does not take it from the live job."""
     serve(ledger, cap=1)
     for key, lane in (("a", "live"), ("b", "live"), ("c", "bulk")):
         take_in(ledger, job(key, lane=lane))
@@ -609,7 +635,7 @@ def test_a_place_that_is_passed_on_is_kept(ledger: SyncLedger) -> None:
 
 
 def test_a_place_that_ran_out_is_filled_again(ledger: SyncLedger) -> None:
-    """After two workers died, both of their places are used at once again."""
+    """After two workers died, both places are used again at once."""
     serve(ledger, cap=2)
     for key in ("a", "b", "c", "d"):
         take_in(ledger, job(key))
@@ -624,7 +650,7 @@ def test_a_place_that_ran_out_is_filled_again(ledger: SyncLedger) -> None:
 
 
 def test_who_settles_late_waits_no_more(ledger: SyncLedger) -> None:
-    """A question whose lease ran out, and that stood in line again, is out of it once answered."""
+    """A lookup whose lease expired and that waits again leaves the queue once it is settled."""
     serve(ledger, cap=1)
     for key in ("crm-1", "other"):
         take_in(ledger, job(key))
@@ -638,7 +664,7 @@ def test_who_settles_late_waits_no_more(ledger: SyncLedger) -> None:
 
 
 def test_a_pace_reserves_a_slot(ledger: SyncLedger) -> None:
-    """Who comes too early is told when to come, and then goes through."""
+    """An early claim gets the time at which to return, and succeeds then."""
     serve(ledger, interval=5000)
     for key in ("a", "b", "c"):
         take_in(ledger, job(key))
@@ -650,7 +676,7 @@ def test_a_pace_reserves_a_slot(ledger: SyncLedger) -> None:
 
 
 def test_a_backlog_of_bulk_does_not_book_the_slots_of_the_live(ledger: SyncLedger) -> None:
-    """However many import, somebody at a sign-up page waits a few seconds at the most."""
+    """However large an import is, a live job waits a few seconds at most."""
     serve(ledger, interval=1000)
     for number in range(20):
         take_in(ledger, job(f"bulk-{number}", lane="bulk"))
@@ -661,7 +687,7 @@ def test_a_backlog_of_bulk_does_not_book_the_slots_of_the_live(ledger: SyncLedge
 
 
 def test_a_breaker_opens_on_faults_and_lets_one_probe_through(ledger: SyncLedger) -> None:
-    """A provider that is down is left alone, but for one call now and then."""
+    """A provider that is down gets no calls except one probe now and then."""
     serve(ledger)
     for key in ("a", "b", "c"):
         take_in(ledger, job(key))
@@ -688,7 +714,7 @@ def test_no_probe_is_spent_on_who_finds_the_account_full(ledger: SyncLedger) -> 
 
 
 def test_refused_credentials_hold_all_jobs_of_the_account(ledger: SyncLedger) -> None:
-    """What only an operator can mend is not closed by a call that was on the wire meanwhile."""
+    """Only an operator closes this breaker; the success of an earlier call does not."""
     serve(ledger)
     for key in ("a", "b", "c"):
         take_in(ledger, job(key))
@@ -704,7 +730,7 @@ def test_refused_credentials_hold_all_jobs_of_the_account(ledger: SyncLedger) ->
 
 @pytest.fixture
 def member(shop: SyncLedger, accepted: Record) -> str:
-    """A delivery to be made."""
+    """A delivery to try."""
     return concluded(shop, claimed(shop), "registered").wakes[0].member
 
 
@@ -716,17 +742,20 @@ def tried(ledger: SyncLedger, member: str, lease: float = 30) -> Delivery:
 
 
 def test_a_delivery_is_leased_and_gone_when_it_arrived(shop: SyncLedger, member: str) -> None:
-    """A delivery is one worker's at a time, and leaves nothing behind."""
+    """Only one worker at a time tries a delivery; an arrived one leaves nothing behind."""
     one = shop(deliver(member, 30))
     assert isinstance(one, Delivery)
-    assert read_event(KEYRING.open(one.event)) == events(shop)[0]
+    assert (
+        read_event(KEYRING.open(one.event, seals.event(one.event_id, one.endpoint)))
+        == events(shop)[0]
+    )
     assert isinstance(shop(deliver(member, 30)), Idle)
     assert shop(delivered(one, "arrived", "HTTP 200", 0)).state == "delivered"
     assert not alarms(shop)
 
 
 def test_a_delivery_is_tried_again_later(shop: SyncLedger, member: str) -> None:
-    """An endpoint that is away is tried again, at its own time; once counted if told twice."""
+    """A failed delivery is tried again at its own time; a repeated settle counts once."""
     one = tried(shop, member, 0)
     command = delivered(one, "later", "HTTP 503", 0)
     assert [shop(command).state, shop(command).state] == ["pending", "pending"]
@@ -735,7 +764,7 @@ def test_a_delivery_is_tried_again_later(shop: SyncLedger, member: str) -> None:
 
 
 def test_a_dead_delivery_is_kept(shop: SyncLedger, member: str) -> None:
-    """What nobody took can be sent again by hand; it has no alarm."""
+    """An operator can replay it; it has no alarm."""
     one = tried(shop, member)
     assert shop(delivered(one, "dead", "HTTP 410", 0)).state == "dead"
     assert not alarms(shop)
@@ -743,7 +772,8 @@ def test_a_dead_delivery_is_kept(shop: SyncLedger, member: str) -> None:
 
 
 def test_a_late_arrival_counts_and_a_late_failure_does_not(shop: SyncLedger, member: str) -> None:
-    """Whoever delivered says so; who did not has no say once another tries."""
+    """A late worker may report an arrival; it may not report a failure once another worker
+    tries."""
     stale = tried(shop, member, 0)
     tried(shop, member)
     assert shop(delivered(stale, "dead", "", 0)).state == "stale"
@@ -754,7 +784,7 @@ def test_a_late_arrival_counts_and_a_late_failure_does_not(shop: SyncLedger, mem
 
 
 def test_the_timeline_tells_each_step(shop: SyncLedger, accepted: Record) -> None:
-    """What happened to a job can be read off, a line a step, whatever a reason holds."""
+    """The timeline has one line for each step, whatever characters a reason contains."""
     concluded(shop, claimed(shop), "retry", reason="two\nlines\u2028and\x0bmore")
     steps = [what for _, what in record(shop).timeline]
     assert steps == [

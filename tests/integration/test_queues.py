@@ -1,4 +1,4 @@
-"""Queues: the event's bytes on the broker, for consumers that know nothing of Celery."""
+"""Queues: the event's bytes on the broker, for consumers without Celery."""
 
 import asyncio
 import json
@@ -13,23 +13,22 @@ import pytest
 import redis
 from kombu import Connection
 
-from tests.chaos.rabbit import RabbitNode
+from regworker.settings import Settings
 from tests.integration.brokers import Proxy
 from tests.integration.installation import KEYS, PATIENCE, installation
 from tests.integration.jobs import open2b
-from tests.rabbitmq import amqp_url
+from tests.rabbitmq import RabbitNode, amqp_url
 from worker.celery import new_app
-from worker.cli import stack
+from worker.cli.local import stack
 from worker.publishers import queue
 from worker.publishers.base import Arrived, Delivered, Later
 from worker.publishers.queue import QueuePublisher
-from worker.settings import Settings
 
-TAKEN = Arrived("taken by the broker")
+TAKEN = Arrived("accepted by the broker")
 
 
 def connecting(url: str) -> Callable[[], Any]:
-    """How a worker connects to a broker."""
+    """A factory of a worker's connections to a broker."""
     app = new_app(Settings.load(sealing_keys=KEYS, broker_url=url))
     return lambda: app.connection_for_write()
 
@@ -40,12 +39,12 @@ async def publish(publisher: QueuePublisher, *events: bytes) -> list[Delivered]:
 
 
 def bytes_of(message: Any) -> bytes:
-    """A message's body as it came; the client decodes what says that it is text."""
+    """The raw body of a message; the client decodes bodies that are marked as text."""
     return message.body.encode() if isinstance(message.body, str) else bytes(message.body)
 
 
 def published(url: str, name: str, *events: bytes) -> list[Delivered]:
-    """Publish events by a publisher of their own."""
+    """Publish events with a new publisher."""
 
     async def work() -> list[Delivered]:
         publisher = QueuePublisher(name, connecting(url))
@@ -69,7 +68,7 @@ def rabbit() -> Iterator[Any]:
 
 @pytest.fixture
 def name(rabbit: Any) -> Iterator[str]:
-    """A queue that nobody has made yet."""
+    """A queue that does not exist yet."""
     found = f"results-{uuid4().hex[:8]}"
     yield found
     with suppress(Exception):
@@ -77,7 +76,7 @@ def name(rabbit: Any) -> Iterator[str]:
 
 
 def test_rabbitmq_gets_plain_persistent_messages(rabbit: Any, name: str) -> None:
-    """The event's very bytes, in order, under its id, on a durable quorum queue."""
+    """The event's exact bytes, in order, with its id, on a durable quorum queue."""
     events = [b'{"id":"a","x":"\xc3\xbc"}', b'{"id":"b"}']
     assert published(amqp_url(), name, *events) == [TAKEN, TAKEN]
     channel = rabbit.channel()
@@ -93,13 +92,13 @@ def test_rabbitmq_gets_plain_persistent_messages(rabbit: Any, name: str) -> None
 
 
 def test_a_queue_that_somebody_made_is_taken_as_it_is(rabbit: Any, name: str) -> None:
-    """Of whatever kind."""
+    """Of whatever type."""
     rabbit.channel().queue_declare(name, durable=True, auto_delete=False)
     assert published(amqp_url(), name, b"{}") == [TAKEN]
 
 
 def test_a_message_to_a_queue_that_is_gone_is_not_taken_for_sent(rabbit: Any, name: str) -> None:
-    """RabbitMQ would confirm it, and drop it. The next try makes the queue again."""
+    """RabbitMQ would confirm the message and drop it. The next try declares the queue again."""
 
     async def work() -> list[Delivered]:
         publisher = QueuePublisher(name, connecting(amqp_url()))
@@ -114,7 +113,7 @@ def test_a_message_to_a_queue_that_is_gone_is_not_taken_for_sent(rabbit: Any, na
 
 
 def test_a_message_that_the_queue_refuses_is_not_taken_for_sent(rabbit: Any, name: str) -> None:
-    """A queue that is full may say no; what was confirmed before is not mixed up with it."""
+    """A full queue may refuse; confirmations of earlier messages are not mixed up with it."""
     full = {"x-max-length": 1, "x-overflow": "reject-publish"}
     rabbit.channel().queue_declare(name, durable=True, auto_delete=False, arguments=full)
     first, second, third = published(amqp_url(), name, b"1", b"2", b"3")
@@ -125,7 +124,7 @@ def test_a_message_that_the_queue_refuses_is_not_taken_for_sent(rabbit: Any, nam
 
 
 def test_a_connection_that_was_lost_is_replaced_at_once(rabbit: Any, name: str) -> None:
-    """As behind a firewall that forgets what is idle."""
+    """As with a firewall that drops idle connections."""
     parsed = Connection(amqp_url())
     proxy = Proxy(parsed.hostname, parsed.port or 5672)
     host = f"{parsed.hostname}:{parsed.port or 5672}"
@@ -150,7 +149,8 @@ def test_a_connection_that_was_lost_is_replaced_at_once(rabbit: Any, name: str) 
 
 
 def test_redis_gets_a_list_that_is_read_from_the_right(redis_url: str) -> None:
-    """`BRPOP` takes the oldest; `BLMOVE` to a list of its own loses none with its consumer."""
+    """`BRPOP` takes the oldest; `BLMOVE` to a list of the consumer survives the consumer's
+    crash."""
     events = [b'{"id":"a"}', b'{"id":"b","x":"\xc3\xbc"}', b'{"id":"c"}']
     consumer: Any = redis.Redis.from_url(redis_url)
     consumer.delete("results.bus", "results.mine")
@@ -163,7 +163,7 @@ def test_redis_gets_a_list_that_is_read_from_the_right(redis_url: str) -> None:
 
 
 def test_a_broker_that_restarts_has_what_it_took_and_takes_more(tmp_path: Path) -> None:
-    """While it is away nothing is taken for sent; once it is back, by the next try."""
+    """While the broker is away no message counts as sent; the next try succeeds once it is back."""
     with stack.valkey(tmp_path / "broker", fsync="always") as server:
         url = server.connection_url
 
@@ -187,11 +187,11 @@ def test_a_broker_that_restarts_has_what_it_took_and_takes_more(tmp_path: Path) 
 
 
 def test_a_key_that_is_no_list_is_named(redis_url: str) -> None:
-    """Somebody else's; nothing is written over."""
+    """The key belongs to somebody else; it is not overwritten."""
     consumer: Any = redis.Redis.from_url(redis_url)
     consumer.set("bus", "mine")
     [came] = published(redis_url, "bus", b"{}")
-    assert came == Later("the broker did not take it (ResponseError)")
+    assert came == Later("the broker did not accept it (ResponseError)")
     assert consumer.getdel("bus") == b"mine"
     consumer.close()
 
@@ -201,7 +201,7 @@ def test_a_key_that_is_no_list_is_named(redis_url: str) -> None:
 
 @pytest.mark.parametrize("scheme", ["redis", "amqp"])
 def test_a_broker_that_hangs_holds_nothing_up(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loop goes on, and the try ends with its budget."""
+    """The event loop continues, and the try ends at its time limit."""
     monkeypatch.setattr(queue, "BUDGET", 0.5)
 
     async def work() -> Delivered:
@@ -221,7 +221,7 @@ def test_a_broker_that_hangs_holds_nothing_up(scheme: str, monkeypatch: pytest.M
         await publisher.aclose()
         return came
 
-    # It takes connections, as far as anybody can tell.
+    # It accepts connections and never answers.
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         assert asyncio.run(work()) == Later("the broker did not answer in time")
@@ -229,7 +229,7 @@ def test_a_broker_that_hangs_holds_nothing_up(scheme: str, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("broker", ["redis", "rabbitmq"])
 def test_a_result_comes_by_a_queue(tmp_path: Path, broker: str) -> None:
-    """The same bytes as on the stream, read by a client that knows neither Celery nor us."""
+    """The same bytes as on the stream, read by a plain client."""
     settings = {"endpoints__bus__kind": "queue", "endpoints__bus__queue": "crm.results"}
     settings["broker_url"] = amqp_url() if broker == "rabbitmq" else ""
     with installation(tmp_path, **settings) as here:
@@ -265,8 +265,8 @@ def stop(node: RabbitNode) -> None:
 
 
 def test_what_rabbitmq_has_confirmed_survives_its_restart(tmp_path: Path) -> None:
-    """The event is there; while it was away nothing was taken for sent, and the next is taken."""
-    node = RabbitNode(tmp_path / "rabbit", stack._free_port(), stack._free_port())
+    """The event is there; no message counted as sent meanwhile, and the next one is accepted."""
+    node = RabbitNode(tmp_path / "rabbit", stack.free_port(), stack.free_port())
 
     async def work() -> list[Delivered]:
         publisher = QueuePublisher("bus", connecting(node.url))
@@ -277,7 +277,7 @@ def test_what_rabbitmq_has_confirmed_survives_its_restart(tmp_path: Path) -> Non
         await asyncio.to_thread(node.wait)
         end = asyncio.get_running_loop().time() + 2 * PATIENCE
         while came[-1] != TAKEN and asyncio.get_running_loop().time() < end:
-            # It answers some time before its queue has a leader again.
+            # The broker answers some time before its queue has a leader again.
             came += await publish(publisher, b"3")
         await publisher.aclose()
         return came

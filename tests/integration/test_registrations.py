@@ -1,4 +1,4 @@
-"""The main job from end to end: what a producer sees when this or that happens on the way.
+"""The main job from end to end: what a producer sees in each case.
 
 Everything is real: Valkey, the worker process, HTTP, the providers' sandbox and the receiver.
 """
@@ -13,24 +13,24 @@ import pytest
 from cloudevents.core.bindings.http import HTTPMessage, from_http
 from cloudevents.core.formats.json import JSONFormat
 
+from regworker.domain.errors import IdempotencyConflict, InvalidJob, JobNotCancellable
+from regworker.producer import Receipt, Refused
 from tests.integration.installation import Installation, installation
 from tests.integration.jobs import email_of, open2b, skypostal
-from worker.cli import stack
-from worker.errors import IdempotencyConflict, InvalidJob, JobNotCancellable
-from worker.producer import Receipt, Refused
+from worker.cli.local import stack
 
 BOTH = pytest.mark.parametrize("job", [skypostal, open2b])
 
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
-    """One installation for all of these: they share nothing but the machine."""
+    """One installation for all tests of this file; they share no jobs."""
     with installation(tmp_path_factory.mktemp("registrations")) as running:
         yield running
 
 
 def fail(here: Installation, job: dict[str, Any], *faults: dict[str, Any]) -> None:
-    """Let the provider fail this job's calls in this way, one after another."""
+    """Make the provider fail this job's calls in this way, one after another."""
     script = [{"email": email_of(job), **fault} for fault in faults]
     here.sandbox.faults.configure({"script": script})
 
@@ -61,7 +61,7 @@ def test_a_customer_of_open2b_is_registered(here: Installation) -> None:
 def test_the_provider_gets_what_the_job_holds_and_nothing_else(
     here: Installation, job: Any
 ) -> None:
-    """One call a job when all goes well, to the documented path."""
+    """One call per job if nothing fails, to the documented path."""
     one = job()
     here.run(one)
     [seen] = here.sandbox.requests.find(email=email_of(one))
@@ -97,7 +97,8 @@ def test_the_event_on_the_stream_is_a_cloudevent(here: Installation) -> None:
 def test_a_lost_answer_makes_no_second_customer(
     here: Installation, job: Any, fault: dict[str, Any]
 ) -> None:
-    """The provider made the customer, we never heard: it is found by asking, and told once."""
+    """The provider created the customer, the answer was lost: a lookup finds it, one event reports
+    it."""
     one = job()
     fail(here, one, fault)
     receipt = here.producer.enqueue(one)
@@ -123,7 +124,7 @@ def test_a_lost_answer_makes_no_second_customer(
 def test_a_request_without_effect_is_sent_again_once_absence_is_proved(
     here: Installation, job: Any, fault: dict[str, Any]
 ) -> None:
-    """Nobody is there after the settle delay, so the second call makes the customer."""
+    """After the settle delay the lookup finds nobody, so a second call creates the customer."""
     one = job()
     fail(here, one, fault)
     event = here.run(one)
@@ -135,7 +136,7 @@ def test_a_request_without_effect_is_sent_again_once_absence_is_proved(
 
 
 def test_a_job_told_to_wait_is_sent_again_without_asking(here: Installation) -> None:
-    """429 is provably without effect: no look-up, and not before Retry-After."""
+    """429 provably has no effect: no lookup, and no call before Retry-After."""
     job = open2b()
     fail(here, job, {"kind": "too_many", "retry_after": 1})
     event = here.run(job)
@@ -145,7 +146,7 @@ def test_a_job_told_to_wait_is_sent_again_without_asking(here: Installation) -> 
 
 
 def test_an_address_that_exists_is_the_producers_news(here: Installation) -> None:
-    """`already_exists`, with the provider's own words; the first customer is untouched."""
+    """The error is `already_exists`, with the provider's text; the first customer is unchanged."""
     first = skypostal()
     here.run(first)
     event = here.run(skypostal(email_of(first)))
@@ -161,14 +162,14 @@ def test_an_existing_account_is_adopted_when_the_job_asks_and_its_password_opens
 ) -> None:
     """`if_exists: adopt` turns a duplicate into the credentials of the account that is there."""
     first = job()
-    told = here.run(first)
+    ended = here.run(first)
     event = here.run(job(email_of(first), if_exists="adopt"))
     assert event["data"]["recovered"] is True
-    assert event["data"]["outcome"] == told["data"]["outcome"]
+    assert event["data"]["outcome"] == ended["data"]["outcome"]
 
 
 def test_an_existing_account_with_another_password_is_not_adopted(here: Installation) -> None:
-    """Somebody else's account stays somebody else's."""
+    """The existing account's key is not given out."""
     first = skypostal()
     here.run(first)
     job = skypostal(email_of(first), if_exists="adopt")
@@ -178,7 +179,7 @@ def test_an_existing_account_with_another_password_is_not_adopted(here: Installa
 
 
 def test_a_lost_call_for_an_address_somebody_else_has_needs_a_person(here: Installation) -> None:
-    """We cannot tell whose account it is: the job is parked, and an event says so."""
+    """It is unknown whose account it is: the job goes to review, and an event says so."""
     first = skypostal()
     here.run(first)
     job = skypostal(email_of(first))
@@ -194,7 +195,7 @@ def test_a_lost_call_for_an_address_somebody_else_has_needs_a_person(here: Insta
 def test_a_duplicate_after_a_lost_call_needs_a_person_where_nobody_can_be_looked_up(
     here: Installation,
 ) -> None:
-    """Without a secret key an Open2b store can't tell us who has the address."""
+    """Without a secret key an Open2b store does not say whose address it is."""
     first = open2b()
     here.run(first)
     job = open2b(email_of(first))
@@ -227,7 +228,7 @@ def test_a_webhook_carries_the_same_bytes_as_the_stream(here: Installation) -> N
 
 
 def test_a_webhook_that_fails_comes_again_under_the_same_id(here: Installation) -> None:
-    """At least once, and told apart by its id."""
+    """At least once; its id identifies repeats."""
     here.receiver.behave({"script": [{"status": 503, "times": 1}]})
     receipt = here.producer.enqueue(open2b(reply_to=["crm"]))
     deliveries = here.wait_for_hook(receipt.job_id)
@@ -237,7 +238,7 @@ def test_a_webhook_that_fails_comes_again_under_the_same_id(here: Installation) 
 
 
 def test_a_repeat_with_the_same_content_is_the_same_job(here: Installation) -> None:
-    """Also when the fields come in another order: one call, one customer, the stored outcome."""
+    """Also with the fields in another order: one call, one customer, the stored outcome."""
     job = skypostal()
     event = here.run(job)
     turned = dict(reversed(job["registration"].items()))
@@ -261,7 +262,7 @@ def test_a_repeat_with_other_content_is_refused(here: Installation) -> None:
 def test_a_job_past_its_deadline_is_abandoned_and_its_producer_hears_of_it(
     here: Installation,
 ) -> None:
-    """No call is made for a customer that nobody waits for any more."""
+    """No call is made for it."""
     job = open2b(deadline=(datetime.now(UTC) - timedelta(seconds=1)).isoformat())
     event = here.run(job)
     assert event["type"] == "registration.abandoned"
@@ -270,7 +271,7 @@ def test_a_job_past_its_deadline_is_abandoned_and_its_producer_hears_of_it(
 
 
 def test_a_job_that_waits_can_be_taken_back(here: Installation) -> None:
-    """Until a call is on the wire, its producer may change its mind."""
+    """Until a request is sent, its producer may cancel it."""
     job = open2b()
     fail(here, job, {"kind": "too_many", "retry_after": 600})
     receipt = here.producer.enqueue(job)
@@ -282,14 +283,14 @@ def test_a_job_that_waits_can_be_taken_back(here: Installation) -> None:
 
 
 def test_a_job_that_is_over_cannot_be_taken_back(here: Installation) -> None:
-    """The customer exists; cancelling would be a lie."""
+    """The customer exists; "cancelled" would be false."""
     event = here.run(open2b())
     with pytest.raises(JobNotCancellable, match="registered"):
         here.producer.cancel(event["subject"])
 
 
 def wait_for_first_attempt(here: Installation, job_id: str) -> None:
-    """Wait until a job has been tried and waits for its next try."""
+    """Wait until a job was tried once and waits for its next try."""
 
     def tried() -> bool:
         status = here.producer.status(job_id)
@@ -299,7 +300,7 @@ def wait_for_first_attempt(here: Installation, job_id: str) -> None:
 
 
 def test_every_problem_of_a_job_is_named_at_once(here: Installation) -> None:
-    """Also when both the job and its registration are wrong; fields as the provider spells them."""
+    """Also if both the job and its registration are wrong; fields are spelt as the provider's."""
     job = open2b(lane="urgent", shoe_size=44)
     job["registration"]["customer"]["password"] = "short"
     job["registration"]["customer"]["address"]["planet"] = "Earth"
@@ -322,7 +323,7 @@ def test_one_bad_job_among_many_holds_up_none(here: Installation) -> None:
 
 
 def test_nothing_is_left_in_the_ledger_but_the_finished_records(here: Installation) -> None:
-    """After all of this: no alarm, no payload, no lease; every record with an end of its own."""
+    """After all these tests: no alarm, no payload, no lease; every record expires."""
     redis = here.ledger.redis
     for key in redis.scan_iter("{reg}:job:*"):
         record = redis.hgetall(key)

@@ -1,6 +1,6 @@
-"""Every name in a script is its own, a shared piece's, or the server's.
+"""Every global name in a script is its own, a shared function's, or the server's.
 
-The server itself would say so only when it comes to the place.
+The server itself would report an unknown name only when it reaches it.
 """
 
 import struct
@@ -10,21 +10,21 @@ from typing import Any
 import pytest
 import redis
 
-from worker.ledger.client import scripts
+from regworker.ledger.client import scripts
 
-#: A script's bytecode, behind the names that a server gives to all scripts.
+#: A script's bytecode, after the names that the server gives to all scripts.
 COMPILED = """
 local names = {string.dump(loadstring(ARGV[1]))}
 for name in pairs(_G) do names[#names + 1] = name end
 return names
 """
 
-#: Of Lua 5.1's instructions: those that read and write a global, by its number among the constants.
+#: The Lua 5.1 instructions that read and write a global, by its number in the constants.
 GETGLOBAL, SETGLOBAL = 5, 7
 
 
 class Bytecode:
-    """What `string.dump` gives of a function, read from front to end."""
+    """Reads the output of `string.dump` for a function, from front to end."""
 
     def __init__(self, code: bytes) -> None:
         header = struct.pack("<4s8B", b"\x1bLua", 0x51, 0, 1, 4, 8, 4, 8, 0)
@@ -32,7 +32,7 @@ class Bytecode:
         self._code, self._at = code, len(header)
 
     def globals(self) -> Iterator[str]:
-        """The names that it, and each function within it, looks up outside."""
+        """The global names that the function and its inner functions use."""
         self._text()
         self._take("<2i4B")
         instructions = [self._take("<I") for _ in range(self._take("<i"))]
@@ -72,7 +72,7 @@ class Bytecode:
 
 
 def foreign(client: redis.Redis, source: str) -> set[str]:
-    """The names in a script that nobody makes."""
+    """The names in a script that nothing defines."""
     code, *given = client.eval(COMPILED, 0, source)
     return {*Bytecode(code).globals()} - {"KEYS", "ARGV"} - {name.decode() for name in given}
 
@@ -87,12 +87,12 @@ def client(redis_url: str) -> Iterator[redis.Redis]:
 
 @pytest.mark.parametrize("name", sorted(scripts()))
 def test_a_script_uses_no_name_that_nobody_makes(name: str, client: redis.Redis) -> None:
-    """What it uses of `_lib.lua` stands in front of it, for ways that are hardly ever taken too."""
+    """The functions that it uses from `_lib.lua` are put before it, also for rare branches."""
     assert foreign(client, scripts()[name]) == set()
 
 
 def test_a_name_that_nobody_makes_is_found(client: redis.Redis) -> None:
-    """Wherever it stands, and whatever else does."""
+    """Wherever it occurs in the script."""
     source = """
     local function own(x) return x + tonumber(ARGV[1]) + 1.5 end
     if redis.call('GET', KEYS[1]) == nil then return own(2), false end
@@ -103,6 +103,6 @@ def test_a_name_that_nobody_makes_is_found(client: redis.Redis) -> None:
 
 @pytest.mark.parametrize("name", ["claim", "settle", "accept"])
 def test_a_script_without_what_it_shares_is_found_out(name: str, client: redis.Redis) -> None:
-    """Were nothing put in front of a script, this file would say so."""
+    """If the shared functions were missing before a script, this file would fail."""
     own = scripts()[name].partition(f"-- {name}: ")[2]
     assert {"now", "alarm", "set"} <= foreign(client, f"-- {own}")

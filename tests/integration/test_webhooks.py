@@ -1,53 +1,116 @@
-"""Webhooks on the wire: signed, bounded in time and size, and never to the inside of a network."""
+"""Webhooks on the wire: signed, limited in time and size, and never sent into a private network."""
 
 import asyncio
+import base64
 import json
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import SecretStr
 
+from regworker.settings import WebhookEndpoint
 from sandbox.server import ReceiverServer
 from tests.integration.outbox import Cli
+from worker.providers.base import NotSent, Request
+from worker.providers.http import HttpTransport
 from worker.publishers import webhook
 from worker.publishers.base import Arrived, Delivered, Gone, Later
 from worker.publishers.webhook import WebhookPublisher
-from worker.settings import WebhookEndpoint
 
-OLD, NEW = "whsec_" + "b2xkIHNlY3JldA==", "whsec_" + "bmV3IHNlY3JldA=="
+OLD, NEW = (
+    "whsec_" + base64.b64encode(one).decode()
+    for one in (b"the secret that we had before", b"the secret that we have now")
+)
 EVENT = json.dumps({"id": "e1", "type": "registration.registered", "subject": "j1"}).encode()
+
+
+class Authority:
+    """Signs certificates."""
+
+    def __init__(self, name: str) -> None:
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+        made = self._builder(self._name, self._key, (-9, 9)).add_extension(
+            x509.BasicConstraints(ca=True, path_length=None), critical=True
+        )
+        self.certificate = made.sign(self._key, hashes.SHA256()).public_bytes(PEM)
+
+    def issue(self, host: str, days: tuple[int, int], *, alone: bool) -> bytes:
+        """A certificate with its key, valid from and until so many days from now.
+
+        `alone`: self-signed.
+        """
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, host)])
+        made = self._builder(name, key, days, name if alone else self._name).add_extension(
+            x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False
+        )
+        signed = made.sign(key if alone else self._key, hashes.SHA256())
+        form = serialization.PrivateFormat.PKCS8
+        private = key.private_bytes(PEM, form, serialization.NoEncryption())
+        return signed.public_bytes(PEM) + private
+
+    @staticmethod
+    def _builder(
+        name: x509.Name,
+        key: ec.EllipticCurvePrivateKey,
+        days: tuple[int, int],
+        issuer: x509.Name | None = None,
+    ) -> x509.CertificateBuilder:
+        now, serial = datetime.now(UTC), x509.random_serial_number()
+        builder = x509.CertificateBuilder(issuer or name, name, key.public_key(), serial)
+        return builder.not_valid_before(now + timedelta(days[0])).not_valid_after(
+            now + timedelta(days[1])
+        )
+
+
+PEM = serialization.Encoding.PEM
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
+#: The faults of a certificate, and their names.
+FAULTS = {
+    "expired": "certificate expired",
+    "not valid yet": "certificate not valid yet",
+    "other host": "certificate is for another host",
+    "unknown CA": "certificate of an unknown CA",
+    "self-signed": "certificate of an unknown CA",
+}
+
+
 @pytest.fixture(scope="module")
 def running() -> Iterator[ReceiverServer]:
-    """One receiver for this file; it knows the old secret."""
+    """One receiver for this file; it knows only the old secret."""
     with ReceiverServer([OLD]) as server:
         yield server
 
 
 @pytest.fixture
 def receiver(running: ReceiverServer) -> ReceiverServer:
-    """The receiver, as if just started."""
+    """The receiver in its initial state."""
     running.receiver.reset()
     return running
 
 
 def endpoint(url: str, *secrets: str, **options: Any) -> WebhookEndpoint:
-    """An endpoint for development, unless the options say otherwise."""
+    """An endpoint for development, unless the options differ."""
     options = {"allow_http": True, "allow_private": True, **options}
     values = [SecretStr(one) for one in secrets or (OLD,)]
     return WebhookEndpoint(kind="webhook", url=url, secrets=values, **options)
 
 
 async def publish(to: WebhookEndpoint, times: int = 1) -> list[Delivered]:
-    """Publish the event, one time after another by the same publisher."""
+    """Publish the event several times with one publisher."""
     publisher = WebhookPublisher(to)
     try:
         return [await publisher.publish("e1", EVENT) for _ in range(times)]
@@ -57,7 +120,7 @@ async def publish(to: WebhookEndpoint, times: int = 1) -> list[Delivered]:
 
 @asynccontextmanager
 async def server(handler: Handler, end: bytes = EVENT, **options: Any) -> AsyncIterator[int]:
-    """A server that answers as the handler does once an event has come to its end; its port."""
+    """A server that calls the handler once it has received an event; its port."""
     at_work: set[asyncio.Task[None]] = set()
 
     def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -83,7 +146,7 @@ async def server(handler: Handler, end: bytes = EVENT, **options: Any) -> AsyncI
 
 
 def answered_by(handler: Handler, times: int = 1) -> list[Delivered]:
-    """What publishing to a server comes to."""
+    """The result of publishing to a server."""
 
     async def both() -> list[Delivered]:
         async with server(handler) as port:
@@ -92,11 +155,11 @@ def answered_by(handler: Handler, times: int = 1) -> list[Delivered]:
     return asyncio.run(both())
 
 
-# ── what is sent, and what the answer means ───────────────────────────────────────────────────
+# ── requests, and what answers mean ──────────────────────────────────────────────────────────
 
 
 def test_each_of_several_secrets_signs(receiver: ReceiverServer) -> None:
-    """A receiver that knows only the old one, or only the new one, verifies what it gets."""
+    """A receiver that knows only the old secret, or only the new one, can verify the event."""
     url = f"{receiver.url}/hooks/crm"
     assert asyncio.run(publish(endpoint(url, NEW, OLD))) == [Arrived("HTTP 204")]
     [one] = receiver.receiver.log
@@ -121,13 +184,13 @@ def test_each_of_several_secrets_signs(receiver: ReceiverServer) -> None:
 def test_only_2xx_is_success(
     receiver: ReceiverServer, failure: dict[str, Any], came: Delivered
 ) -> None:
-    """410 means never again; all else means later, when the endpoint says if it does."""
+    """410 means never again; anything else means later, at the time that the endpoint names."""
     receiver.receiver.behave({"script": [failure]})
     assert asyncio.run(publish(endpoint(f"{receiver.url}/hooks/crm"))) == [came]
 
 
 def test_a_redirect_leads_nowhere(receiver: ReceiverServer) -> None:
-    """Not even to a place that would take the event."""
+    """It is not followed, not even to a place that would accept the event."""
 
     async def redirect(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         where = f"location: {receiver.url}/hooks/crm".encode()
@@ -139,7 +202,7 @@ def test_a_redirect_leads_nowhere(receiver: ReceiverServer) -> None:
 
 
 def test_a_connection_is_used_again() -> None:
-    """One after another, and also after an answer with a body."""
+    """By one request after another, and also after an answer with a body."""
     ports = set()
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -154,7 +217,7 @@ def test_a_connection_is_used_again() -> None:
 
 
 def test_all_of_a_request_has_one_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that sends a sign now and then, and so is never silent for long, is given up."""
+    """A server that sends a byte now and then, and so is never silent for long, is given up."""
     monkeypatch.setattr(webhook, "BUDGET", 0.3)
 
     async def drip(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -168,8 +231,8 @@ def test_all_of_a_request_has_one_budget(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_an_answer_counts_whatever_becomes_of_its_body(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It said 2xx: it has the event, though the rest never comes."""
-    monkeypatch.setattr(webhook, "BUDGET", 0.3)
+    """The status was 2xx: the receiver has the event, though the rest of the answer is lost."""
+    monkeypatch.setattr(webhook, "BUDGET", 3.0)
 
     async def hang(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf")
@@ -180,7 +243,7 @@ def test_an_answer_counts_whatever_becomes_of_its_body(monkeypatch: pytest.Monke
 
 
 def test_a_body_without_end_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some of it is, then the connection is closed, though there is time; the status stands."""
+    """A part is read, then the connection is closed early; the status counts."""
     monkeypatch.setattr(webhook, "BUDGET", 600)
     closed = asyncio.Event()
 
@@ -205,13 +268,48 @@ def test_a_body_without_end_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_what_is_no_http_is_named() -> None:
-    """Without a word of what was said: it goes into logs and timelines."""
+    """The error quotes nothing of the answer, since it goes into logs and timelines."""
 
     async def chat(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"220 canary ESMTP\r\n")
         await writer.drain()
 
-    assert answered_by(chat) == [Later("the answer is not HTTP")]
+    assert answered_by(chat) == [Later("the answer is not HTTP, or has more than 1000 headers")]
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/hook",
+        "/a%2Fb/%2e%2E/c?x=%2F%3D&y=%41+%20&sig=a%2Fb%2B=",
+        "/a//b/../c/./d;p=1?q=/?#",
+        "/%7a?100%25&~'()*!$,:@",
+        "/%e2%82%ac?%E2%82%AC",
+        "/é %2f?x=%2F%3d é&sig=%41",
+    ],
+)
+def test_an_url_goes_out_byte_for_byte(target: str) -> None:
+    """A signature in the URL may cover its spelling; only what HTTP cannot carry is encoded."""
+    sent = target.partition("#")[0].replace("é", "%C3%A9").replace(" ", "%20")
+    lines: list[bytes] = []
+
+    async def both() -> list[Delivered]:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            lines.append(await reader.readline())
+            await reader.readuntil(EVENT)
+            writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+            await writer.drain()
+            writer.close()
+
+        listening = await asyncio.start_server(serve, "127.0.0.1", 0)
+        port = listening.sockets[0].getsockname()[1]
+        try:
+            return await publish(endpoint(f"http://127.0.0.1:{port}{target}"))
+        finally:
+            listening.close()
+
+    assert asyncio.run(both()) == [Arrived("HTTP 204")]
+    assert lines == [f"POST {sent} HTTP/1.1\r\n".encode()]
 
 
 # ── TLS ───────────────────────────────────────────────────────────────────────────────────────
@@ -221,7 +319,7 @@ def test_what_is_no_http_is_named() -> None:
 def test_a_certificate_must_be_trusted(
     certificate: Path, monkeypatch: pytest.MonkeyPatch, trusted: bool
 ) -> None:
-    """`SSL_CERT_FILE` names an authority of one's own; without it an unknown one is refused."""
+    """`SSL_CERT_FILE` names the user's own authority; without it an unknown one is refused."""
     if trusted:
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -236,11 +334,53 @@ def test_a_certificate_must_be_trusted(
             asyncio.get_running_loop().set_exception_handler(lambda *_: None)
             return await publish(endpoint(f"https://localhost:{port}/hook", allow_http=False))
 
-    refused = Later("the certificate is not trusted")
+    refused = Later("certificate of an unknown CA")
     assert asyncio.run(both()) == [Arrived("HTTP 204") if trusted else refused]
 
 
-# ── where an URL leads ────────────────────────────────────────────────────────────────────────
+@pytest.mark.parametrize("fault", ["good", *FAULTS])
+def test_a_certificates_fault_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """Expired, for another host, of an unknown CA: each is fixed in a different place."""
+    authority, stranger = Authority("ours"), Authority("theirs")
+    trusted = tmp_path / "ca.pem"
+    trusted.write_bytes(authority.certificate)
+    monkeypatch.setenv("SSL_CERT_FILE", str(trusted))
+    signer = stranger if fault == "unknown CA" else authority
+    name = "other.example" if fault == "other host" else "localhost"
+    days = {"expired": (-2, -1), "not valid yet": (1, 2)}.get(fault, (-1, 1))
+    served = tmp_path / "server.pem"
+    served.write_bytes(signer.issue(name, days, alone=fault == "self-signed"))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(served)
+
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+        await writer.drain()
+
+    async def all_() -> tuple[list[Delivered], Any]:
+        async with server(answer, ssl=context) as port:
+            asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+            to = endpoint(f"https://localhost:{port}/hook", allow_http=False)
+            delivered = await publish(to)
+            if fault == "good":
+                return delivered, None
+            carrier = HttpTransport()
+            send = carrier.sender(lambda: True, 20.0)
+            sent = await send(Request(f"https://localhost:{port}/", {}))
+            await carrier.aclose()
+            return delivered, sent
+
+    delivered, sent = asyncio.run(all_())
+    if fault == "good":
+        assert delivered == [Arrived("HTTP 204")]
+    else:
+        assert delivered == [Later(FAULTS[fault])]
+        assert sent == NotSent(f"not connected: {FAULTS[fault]}")
+
+
+# ── where a URL leads ────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -251,7 +391,7 @@ def test_a_certificate_must_be_trusted(
     ],
 )
 def test_an_url_that_leads_inside_is_refused(receiver: ReceiverServer, host: str) -> None:
-    """However the address is written, or named; the reason says which setting would allow it."""
+    """However the address is written or named; the reason names the setting that would allow it."""
     port = receiver.url.rpartition(":")[2]
     to = endpoint(f"http://{host}:{port}/hooks/crm", allow_private=False)
     [came] = asyncio.run(publish(to))
@@ -262,7 +402,7 @@ def test_an_url_that_leads_inside_is_refused(receiver: ReceiverServer, host: str
 
 
 def test_an_address_that_only_some_can_read_is_refused(receiver: ReceiverServer) -> None:
-    """Also one that has got past the settings: the system would take 2130706433 for loopback."""
+    """Even if it got past the settings: the system would take 2130706433 for loopback."""
     port = receiver.url.rpartition(":")[2]
     for host in ("2130706433", "0177.0.0.1", "0x7f000001", "127.1", "127.0.0.1.", "localhost."):
         to = endpoint("http://example.com", allow_private=False)
@@ -273,7 +413,7 @@ def test_an_address_that_only_some_can_read_is_refused(receiver: ReceiverServer)
 
 
 class Names:
-    """Stands for the DNS, which a test can't have: what each look-up finds, one after another."""
+    """Replaces the DNS: what each lookup returns, one after another."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *found: list[str]) -> None:
         self.looked_up = 0
@@ -305,8 +445,7 @@ def test_the_address_that_was_checked_is_the_one_connected_to(
 ) -> None:
     """A name that is public when it is checked and loopback the next moment gets nothing.
 
-    It is looked up once a try; what it says a moment later is checked with the next try, and
-    refused.
+    Each try looks the name up once; the next try checks the new address and refuses it.
     """
     port = receiver.url.rpartition(":")[2]
     names = Names(monkeypatch, ["93.184.215.14"], ["127.0.0.1"], ["127.0.0.1"])
@@ -324,7 +463,7 @@ def test_the_address_that_was_checked_is_the_one_connected_to(
 def test_a_name_that_leads_outside_and_inside_is_refused(
     receiver: ReceiverServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whichever would have been tried first."""
+    """Whichever address would be tried first."""
     port = receiver.url.rpartition(":")[2]
     names = Names(monkeypatch, ["93.184.215.14", "127.0.0.1"])
     to = endpoint(f"http://crm.example.com:{port}/hooks/crm", allow_private=False)
@@ -344,7 +483,7 @@ def test_where_private_addresses_are_allowed_a_name_may_lead_there(
     assert came == [Arrived("HTTP 204")]
 
 
-# ── by hand ───────────────────────────────────────────────────────────────────────────────────
+# ── the command `webhook test` ───────────────────────────────────────────────────────────────
 
 
 def crm(url: str, **more: str) -> dict[str, str]:
@@ -355,7 +494,7 @@ def crm(url: str, **more: str) -> dict[str, str]:
 
 
 def test_a_webhook_is_tried_by_hand(receiver: ReceiverServer) -> None:
-    """A signed event of a type of its own; what came back is shown."""
+    """A signed event of a type of its own is sent; the answer is shown."""
     [shown] = Cli(**crm(f"{receiver.url}/hooks/crm")).json("webhook", "test", "crm")
     [one] = receiver.receiver.log
     assert (shown["ok"], shown["status"]) == (True, 204)
@@ -367,7 +506,7 @@ def test_a_webhook_is_tried_by_hand(receiver: ReceiverServer) -> None:
 
 
 def test_a_webhook_that_fails_by_hand_is_shown_with_its_answer() -> None:
-    """Its first bytes, without what a terminal would obey; the exit code is 1."""
+    """The first bytes of the answer, without terminal escapes; the exit code is 1."""
     end = b'"data":{"endpoint":"crm"}}'
 
     async def refuse(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -394,7 +533,7 @@ def test_a_webhook_that_fails_by_hand_is_shown_with_its_answer() -> None:
 
 
 def test_the_check_that_refuses_is_named_by_hand(receiver: ReceiverServer) -> None:
-    """Before anything was sent."""
+    """Before anything is sent."""
     settings = crm(f"{receiver.url}/hooks/crm", ALLOW_PRIVATE="false")
     [shown] = Cli(**settings).json("webhook", "test", "crm", code=1)
     assert "loopback" in shown["reason"]
@@ -415,13 +554,13 @@ def test_the_check_that_refuses_is_named_by_hand(receiver: ReceiverServer) -> No
     ],
 )
 def test_only_a_webhook_that_is_configured_is_tried(settings: dict[str, str], words: str) -> None:
-    """Anything else is wrong use."""
+    """Anything else is wrong use of the command."""
     shown = Cli(**settings)("webhook", "test", "crm", code=2)
     assert words in " ".join(shown.replace("│", " ").split())
 
 
 def test_a_secret_that_is_not_base64_is_refused_by_name(receiver: ReceiverServer) -> None:
-    """And is shown nowhere."""
+    """And it is shown nowhere."""
     cli = Cli(**crm(receiver.url, SECRETS="whsec_canary!"))
     shown = cli("webhook", "test", "crm", code=1)
     assert "REGWORKER_ENDPOINTS__CRM__SECRETS" in shown
@@ -429,7 +568,7 @@ def test_a_secret_that_is_not_base64_is_refused_by_name(receiver: ReceiverServer
 
 
 def test_a_secret_that_was_made_signs(receiver: ReceiverServer) -> None:
-    """What the command prints is what the setting takes."""
+    """The setting accepts what the command prints."""
     made = Cli()("webhook", "secret").strip()
     to = endpoint(f"{receiver.url}/hooks/crm", made, OLD)
     assert asyncio.run(publish(to)) == [Arrived("HTTP 204")]

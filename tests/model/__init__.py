@@ -1,1 +1,1 @@
-"""A model of one job's life, small enough to be explored whole: `python -m tests.model`."""
+"""A model of one job's life, small enough to be explored completely: `python -m tests.model`."""

@@ -1,7 +1,7 @@
-"""Explore the model: figures, or the shortest way to what is wrong.
+"""Explore the model: print figures, or the shortest trace to a flaw.
 
-`python -m tests.model [whole]`: `whole` takes the kinds of faults together, not one after another.
-"""
+`python -m tests.model [whole]`: `whole` combines the kinds of faults instead of exploring one
+after another."""
 
 import sys
 

@@ -1,4 +1,5 @@
-"""Every world that can come of a job, breadth first, and the shortest way to one that is wrong."""
+"""All worlds that can follow from a job, breadth first, and the shortest trace to one with a
+flaw."""
 
 import time
 from array import array
@@ -13,7 +14,7 @@ Trace = list[tuple[Step, World]]
 
 @dataclass
 class Explored:
-    """What was found. `flaw` and `trace`: the first thing that is wrong, and how it comes about."""
+    """The result. `flaw` and `trace`: the first flaw, and the steps that lead to it."""
 
     bounds: Bounds
     worlds: list[World] = field(default_factory=list)
@@ -29,7 +30,7 @@ class Explored:
         return self.worlds[self._came[number][0]]
 
     def way_to(self, number: int) -> Trace:
-        """The shortest way to a world, by its number."""
+        """The shortest trace to a world, by its number."""
         way: Trace = []
         while number:
             before, step = self._came[number]
@@ -44,7 +45,7 @@ class Explored:
         )
         if not self.flaw:
             return f"{numbers}: everything holds"
-        return f"{numbers}: {self.flaw}\n{told(self.trace, self.bounds)}"
+        return f"{numbers}: {self.flaw}\n{shown(self.trace, self.bounds)}"
 
 
 def explore(
@@ -52,11 +53,10 @@ def explore(
     bounds: Bounds = Bounds(),  # noqa: B008
     visit: Callable[[int, World, Step, World], None] | None = None,
 ) -> Explored:
-    """Go through all worlds; stop at the first that is wrong or that nothing leads out of.
+    """Go through all worlds; stop at the first that has a flaw or has no next step.
 
-    Worlds that differ only in which worker is which count as one. `visit` is called for every step,
-    with the number of the world before it.
-    """
+    Worlds that differ only in which worker is which count as one. `visit` is called for every
+    step, with the number of the world before it."""
     began = time.perf_counter()
     first = start(bounds)
     found = Explored(bounds, [first], _came=[(0, Step("accept"))])
@@ -96,10 +96,12 @@ def explore(
     return found
 
 
-def told(trace: Trace, bounds: Bounds) -> str:
-    """A trace, a line a step."""
-    told = [(Step("accept"), start(bounds)), *trace]
-    return "\n".join(f"{i:5}  {step!s:48}{_shown(world)}" for i, (step, world) in enumerate(told))
+def shown(trace: Trace, bounds: Bounds) -> str:
+    """A trace as text, one line for each step."""
+    numbered = [(Step("accept"), start(bounds)), *trace]
+    return "\n".join(
+        f"{i:5}  {step!s:48}{_shown(world)}" for i, (step, world) in enumerate(numbered)
+    )
 
 
 def _alike(world: World) -> World:
@@ -108,7 +110,7 @@ def _alike(world: World) -> World:
 
 
 def _without_end(worlds: list[World], back: "list[array[int]]") -> int | None:
-    """The first world from which no end can be reached by steps that are no faults."""
+    """The first world from which no end can be reached by steps that are not faults."""
     reached = bytearray(done(world) for world in worlds)
     todo = [number for number, there in enumerate(reached) if there]
     while todo:

@@ -1,56 +1,60 @@
 """The life of one job as a model: every step that anybody can take, and what must always hold.
 
-A `World` is one job in the ledger, the workers, the requests on the wire and the accounts at a
-provider that would make as many as it is asked for. `steps` gives every world that can come next;
-`wrong` and `wrong_step` say what is broken. `explore.py` goes through all of them.
+A `World` is one job in the ledger, the workers, the requests in flight and the accounts at a
+provider that creates one for each request. `steps` gives every possible next world; `wrong` and
+`wrong_step` name what is broken. `explore.py` goes through all of them.
 
-Time is abstract: that a lease runs out, a settle delay passes, a retry is due or the deadline
-passes are steps like any other, so they happen in every order. Wake-ups are not kept: any idle
-worker may try a claim at any time, as if wake-ups were doubled, late and lost at will.
+Time is abstract: the end of a lease, a settle delay, a retry delay or the deadline is a step like
+any other, so they happen in every order. The model stores no wake-ups: any idle worker may try a
+claim at any time, as if wake-ups were doubled, late and lost.
 
 What a worker does is in `_work`, the ledger's scripts are `_claim`, `_settle`, `_abandon` and
-`_people`, the network and the clock are `_network` and `_clock`.
-"""
+`_people`, the network and the clock are `_network` and `_clock`."""
 
 from collections.abc import Iterator
 from enum import IntEnum
 from typing import NamedTuple
 
-from worker.lifecycle import FINAL, PARKED, State, may
+from regworker.domain.states import FINAL, PARKED, State, may
 
 
 class Rules(NamedTuple):
-    """What makes the promise hold, each of which can be left out to see it break."""
+    """The rules that keep the promise; tests turn each one off to see the promise broken."""
 
     lost_lease_is_unknown: bool = True
     """A lease that runs out while calling means `unknown`, not `queued`."""
     fenced: bool = True
     """A settle counts only under the fence of the last claim, unless it is a fact."""
     settle_delay: bool = True
-    """Absence is believed only from a question that was asked after the settle delay."""
+    """An answer `absent` counts only if its question came after the settle delay."""
     asks_first: bool = True
-    """An unknown job is asked after, not sent again."""
+    """An unknown job is looked up, not sent again."""
     settles_whole: bool = True
     """The final state and its event are one step."""
     alarm_on_retry: bool = True
-    """A job that is queued again has an alarm."""
+    """A queued job has an alarm."""
     lease_check: bool = True
     """A worker sends nothing once its lease ran out."""
     deadline_asks: bool = True
     """The deadline ends queued jobs only, never an unknown one."""
     events_numbered_by_ledger: bool = True
-    """An event's id counts the events there are, not those there were at the claim."""
+    """An event's id counts the events so far, not those at the time of the claim."""
+
+    doubts: bool = True
+    """A job whose claim the ledger may have forgotten is asked about first."""
+    replicated: bool = False
+    """Every replica has acknowledged what is answered: no failover forgets a claim."""
 
     requests_end: bool = True
     """Assumed: no request is carried out after the settle delay."""
     sends_at_once: bool = True
-    """Assumed: nobody is stopped between looking at the lease and writing the request."""
+    """Assumed: no worker is stopped between checking the lease and writing the request."""
     ledger_remembers: bool = True
     """Assumed: a claim that was answered is not lost (fsync, failover)."""
 
 
 class Bounds(NamedTuple):
-    """How much may go wrong."""
+    """How many faults of each kind may happen."""
 
     workers: int = 2
     attempts: int = 2
@@ -58,6 +62,8 @@ class Bounds(NamedTuple):
     pauses: int = 1
     hands: int = 0
     """What operators do: resolve a review, redrive an abandoned job."""
+    failovers: int = 0
+    """How often the ledger goes back to its state before the current claim."""
 
 
 DEFAULT = {
@@ -66,10 +72,17 @@ DEFAULT = {
     "a third attempt": Bounds(attempts=3, crashes=1, pauses=0),
     "a third worker": Bounds(workers=3, attempts=1, crashes=1, pauses=0),
 }
-"""What is explored by default: some 160,000 worlds."""
+"""The default: about 160,000 worlds."""
+
+FORGETFUL = {
+    "the ledger forgets a claim twice": Bounds(attempts=1, crashes=0, pauses=0, failovers=2),
+    "it forgets one, and a worker crashes": Bounds(attempts=1, crashes=1, pauses=0, failovers=1),
+    "it forgets one, and a worker pauses": Bounds(attempts=1, crashes=0, pauses=1, failovers=1),
+}
+"""With a ledger that fails over, is restored, or loses its last second."""
 
 WHOLE = {"all at once": Bounds(hands=1)}
-"""More worlds, and nothing found in them that the default has not."""
+"""More worlds; they show no flaw that the default misses."""
 
 
 class Due(IntEnum):
@@ -87,7 +100,7 @@ class Job(NamedTuple):
     state: State = State.QUEUED
     attempts: int = 0
     doubted: bool = False
-    """Some attempt's outcome was unknown once."""
+    """The outcome of some attempt was unknown."""
     held: bool = False
     """A claim has not been settled."""
     lease: bool = False
@@ -99,6 +112,8 @@ class Job(NamedTuple):
     """The settle delay, counted from the lease's end or the settle, has not passed."""
     late: bool = False
     """The deadline has passed."""
+    in_doubt: bool = False
+    """The ledger may have forgotten a claim, and none has been made since."""
     alarm: bool = True
     payload: bool = True
     events: tuple[str, ...] = ()
@@ -107,50 +122,58 @@ class Job(NamedTuple):
 class Worker(NamedTuple):
     """One worker, at one attempt.
 
-    phase: idle | claimed | looked (at its lease) | sent | made (the answer is on its way)
-    | knows (has an outcome to settle) | spent (is to abandon the job)
-    | published (is to announce the end: a broken rule only)
-    """
+    phase: idle | claimed | looked (at its lease) | sent | made (the answer is on its way) |
+    knows (has an outcome to settle) | spent (is to abandon the job) | published (is to publish
+    the end: only with a broken rule)"""
 
     phase: str = "idle"
     asking: bool = False
     holder: bool = False
-    """The fence of its claim is the record's."""
+    """The fence of its claim is the one in the record."""
     paused: bool = False
+    blind: bool = False
+    """Its claim is forgotten, and it does not know that: by its own clock its lease still runs."""
+    before: bool = False
+    """Its fence was the one in the record before the last claim."""
     outcome: str = ""
     seen: int = 0
-    """Events there were at the claim."""
+    """The number of events at the claim."""
 
 
 IDLE = Worker()
 
+FORGETS = "the ledger forgets the claim"
+
 
 class World(NamedTuple):
-    """Everything there is."""
+    """The whole state."""
 
     job: Job = Job()
     workers: tuple[Worker, ...] = (IDLE, IDLE)
+    was: Job | None = None
+    """The record before the current claim, if the ledger may forget that claim."""
     adrift: int = 0
-    """Requests that nobody waits for any more, and that may still be carried out."""
+    """Requests that no worker waits for any more, and that may still be carried out."""
     accounts: int = 0
     unproved: bool = False
     """A request may have been carried out, and nothing has proved that it was not."""
     crashes: int = 0
     pauses: int = 0
     hands: int = 0
+    failovers: int = 0
     redriven: int = 0
     broken: str = ""
     """The rule that the last step broke, if it did."""
 
 
 class Step(NamedTuple):
-    """What happened: the actor's number (-1: nobody's), and what came of it."""
+    """What happened: the actor's number (-1: no worker), and the world after it."""
 
     act: str
     actor: int = -1
     result: str = ""
     fault: bool = False
-    """Nothing that a job's end may depend on."""
+    """A fault: a job's end must not depend on it."""
 
     def __str__(self) -> str:
         who = f"worker {self.actor}: " if self.actor >= 0 else ""
@@ -164,11 +187,12 @@ def start(bounds: Bounds) -> World:
         crashes=bounds.crashes,
         pauses=bounds.pauses,
         hands=bounds.hands,
+        failovers=bounds.failovers,
     )
 
 
 def steps(world: World, rules: Rules, bounds: Bounds) -> Iterator[tuple[Step, World]]:
-    """Everything that can happen next."""
+    """All possible next steps."""
     for i, worker in enumerate(world.workers):
         if worker.phase == "idle":
             yield _claim(world, i, rules, bounds)
@@ -179,6 +203,7 @@ def steps(world: World, rules: Rules, bounds: Bounds) -> Iterator[tuple[Step, Wo
     yield from _network(world)
     yield from _clock(world, rules)
     yield from _people(world)
+    yield from _failover(world, rules)
 
 
 # ---- a worker ------------------------------------------------------------------------------------
@@ -186,7 +211,7 @@ def steps(world: World, rules: Rules, bounds: Bounds) -> Iterator[tuple[Step, Wo
 
 def _work(world: World, i: int, rules: Rules, bounds: Bounds) -> Iterator[tuple[Step, World]]:
     worker, job = world.workers[i], world.job
-    may_send = (worker.holder and job.held and job.lease) or not rules.lease_check
+    may_send = (worker.holder and job.held and job.lease) or worker.blind or not rules.lease_check
 
     def now(**fields: object) -> World:
         return _worker(world, i, worker._replace(**fields))
@@ -200,7 +225,7 @@ def _work(world: World, i: int, rules: Rules, bounds: Bounds) -> Iterator[tuple[
                 found = "registered" if world.accounts else "absent"
                 yield Step("asks", i, found), knows(found)
                 yield Step("asks", i, "no answer", fault=True), knows("unknown")
-                yield Step("asks", i, "cannot be told", fault=True), knows("unresolvable")
+                yield Step("asks", i, "cannot be known", fault=True), knows("unresolvable")
             yield Step("cannot ask", i, fault=may_send), knows("retry")
         case "claimed":
             if may_send and rules.sends_at_once:
@@ -213,7 +238,7 @@ def _work(world: World, i: int, rules: Rules, bounds: Bounds) -> Iterator[tuple[
             yield Step("sends", i), _send(world, i)
         case "sent":
             yield Step("is refused", i, fault=True), knows("rejected")
-            yield Step("is told to wait", i, fault=True), knows("retry")
+            yield Step("is asked to wait", i, fault=True), knows("retry")
             if job.doubted:
                 yield Step("is refused as a duplicate", i, fault=True), knows("unresolvable")
             given_up = knows("unknown")._replace(adrift=world.adrift + 1)
@@ -233,7 +258,10 @@ def _work(world: World, i: int, rules: Rules, bounds: Bounds) -> Iterator[tuple[
 def _send(world: World, i: int) -> World:
     worker, job = world.workers[i], world.job
     broken = world.broken
-    if not (worker.holder and job.state is State.CALLING and job.held):
+    if worker.blind:
+        # The request belongs to the forgotten claim: the next claim must ask first.
+        world = world._replace(unproved=True)
+    elif not (worker.holder and job.state is State.CALLING and job.held):
         broken = "a request left without a claim"
     elif world.unproved:
         broken = "a request followed one that may have been carried out"
@@ -261,8 +289,8 @@ def _fate(world: World, i: int) -> Iterator[tuple[Step, World]]:
 
 
 def _claim(world: World, i: int, rules: Rules, bounds: Bounds) -> tuple[Step, World]:
-    job = world.job
-    # Without an alarm a wake-up may still come, but nothing can be built on it.
+    job = was = world.job
+    # Without an alarm a wake-up may still come, but nothing may depend on it.
     stray = not job.alarm
     if job.held and job.lease:
         return Step("claims", i, "later"), world
@@ -271,6 +299,11 @@ def _claim(world: World, i: int, rules: Rules, bounds: Bounds) -> tuple[Step, Wo
         job = job._replace(state=State.UNKNOWN, doubted=True, due=Due.NOW, held=False)
         if not rules.lost_lease_is_unknown:
             job = job._replace(state=State.QUEUED)
+    if job.in_doubt and rules.doubts and job.state in (State.QUEUED, State.UNKNOWN):
+        world = world._replace(unproved=True)
+        job = job._replace(
+            state=State.UNKNOWN, doubted=True, settling=True, due=Due.NOW, held=False
+        )
     if job.state is State.QUEUED or (job.state is State.UNKNOWN and not rules.deadline_asks):
         if job.late or (job.state is State.QUEUED and job.attempts >= bounds.attempts):
             world = world._replace(job=job)
@@ -285,12 +318,18 @@ def _claim(world: World, i: int, rules: Rules, bounds: Bounds) -> tuple[Step, Wo
         attempts=job.attempts + (not asking),
         held=True,
         lease=True,
+        in_doubt=False,
         sure=asking and not job.settling,
         settling=asking and job.settling,
     )
-    others = tuple(worker._replace(holder=False) for worker in world.workers)
+    forgets = world.failovers > 0 and not rules.replicated
+    others = tuple(
+        worker._replace(holder=False, before=forgets and was.held and worker.holder)
+        for worker in world.workers
+    )
     claimed = Worker("claimed", asking, True, seen=_seen(job, rules))
     after = _worker(world._replace(job=job, workers=others), i, claimed)
+    after = after._replace(was=was._replace(late=False) if forgets else None)
     return Step("claims", i, "ask" if asking else "call", stray), after
 
 
@@ -304,7 +343,8 @@ def _settle(world: World, i: int, rules: Rules) -> tuple[Step, World]:
     if job.state in FINAL or not (holder or outcome == "registered"):
         return step._replace(result=f"{outcome}, stale"), after
 
-    after = after._replace(workers=tuple(one._replace(holder=False) for one in after.workers))
+    others = tuple(one._replace(holder=False, before=False) for one in after.workers)
+    after = after._replace(workers=others, was=None)
     job = job._replace(held=False, lease=False, sure=False)
     settling = job.settling
     if outcome == "absent" and not world.job.sure and rules.settle_delay:
@@ -370,7 +410,7 @@ def _seen(job: Job, rules: Rules) -> int:
 
 def _people(world: World) -> Iterator[tuple[Step, World]]:
     job = world.job
-    if job.state is State.QUEUED:
+    if job.state is State.QUEUED and not job.in_doubt:
         done = _finish(job, State.CANCELLED, len(job.events), Rules())
         yield Step("cancel", fault=True), world._replace(job=done)
     if not world.hands:
@@ -418,19 +458,43 @@ def _clock(world: World, rules: Rules) -> Iterator[tuple[Step, World]]:
             lost = job._replace(state=State.QUEUED, held=False, lease=False)
             yield Step("the ledger loses the claim", fault=True), world._replace(job=lost)
     if job.settling:
-        due = Due.NOW if job.due is Due.CAPPED else job.due
-        passed = world._replace(job=job._replace(settling=False, due=due))
+        was = _settled(world.was) if world.was is not None else None
+        passed = world._replace(job=_settled(job), was=was)
         if rules.requests_end:
             cut_off = tuple(
                 one._replace(phase="knows", outcome="unknown") if one.phase == "sent" else one
                 for one in world.workers
             )
-            passed = passed._replace(adrift=0, workers=cut_off)
+            # By then the lease of a forgotten claim has ended, too.
+            seeing = tuple(one._replace(blind=False) for one in cut_off)
+            passed = passed._replace(adrift=0, workers=seeing)
         yield Step("the settle delay passes"), passed
     if job.due is not Due.NOW:
         yield Step("the retry is due"), world._replace(job=job._replace(due=Due.NOW))
     if not job.late and job.state not in FINAL:
         yield Step("the deadline passes"), world._replace(job=job._replace(late=True))
+
+
+def _settled(job: Job) -> Job:
+    return job._replace(settling=False, due=Due.NOW if job.due is Due.CAPPED else job.due)
+
+
+def _failover(world: World, rules: Rules) -> Iterator[tuple[Step, World]]:
+    """The next server has everything except the claim that is held. Nothing replicated is lost."""
+    job = world.job
+    if world.was is None or not (world.failovers and job.held) or rules.replicated:
+        return
+    before = world.was._replace(in_doubt=True, late=job.late)
+    workers = tuple(
+        one._replace(
+            holder=one.before,
+            before=False,
+            blind=one.blind or (one.holder and job.lease and not one.asking),
+        )
+        for one in world.workers
+    )
+    forgotten = world._replace(job=before, workers=workers, was=None, failovers=world.failovers - 1)
+    yield Step(FORGETS, fault=True), forgotten
 
 
 def _worker(world: World, i: int, worker: Worker) -> World:
@@ -446,7 +510,7 @@ def _on_the_wire(world: World) -> bool:
 
 
 def done(world: World) -> bool:
-    """Whether the job is over, or a person's."""
+    """Whether the job has ended, or waits for a person."""
     return world.job.state in FINAL or world.job.state in PARKED
 
 
@@ -479,10 +543,12 @@ def wrong(world: World) -> str:
 
 
 def wrong_step(before: World, step: Step, after: World) -> str:
-    """What is broken by the way one world came from another; empty if nothing is."""
+    """What is broken in the step from one world to another; empty if nothing is."""
     was, now = before.job, after.job
+    if step.act == FORGETS:
+        return ""  # this returns to an earlier state, and takes no edge
     if was.state is not now.state and not may(was.state, now.state):
-        # A claim that finds a lease run out takes two edges in one script.
+        # A claim that finds an expired lease takes two edges in one script.
         noticed = was.state is State.CALLING and step.act == "claims"
         if not (noticed and may(State.UNKNOWN, now.state)):
             return f"no edge leads from {was.state} to {now.state}"

@@ -1,9 +1,8 @@
-"""Acts a trace of the model out on the real Lua scripts, and compares after every step.
+"""Run a trace of the model on the real Lua scripts, and compare after every step.
 
-The scripts run by a clock of the test's own; the n-th step happens n seconds after the start. A
-trace is known whole, so each lease, delay and deadline is given just the length that makes it pass
-at its step of the trace: any order of the model's steps can be acted out, without waiting.
-"""
+The scripts use the test's clock; the n-th step happens n seconds after the start. The whole
+trace is known, so each lease, delay and deadline gets exactly the length that ends it at its
+step of the trace: the steps of the model can run in any order, without waiting."""
 
 import json
 import re
@@ -14,20 +13,23 @@ from typing import Any
 
 import redis
 
-from tests.model.explore import Trace, told
-from tests.model.model import Bounds, Due, Step, World, start
-from worker.announcer import Announcer
-from worker.event import EventType
-from worker.job import Job
-from worker.ledger.client import scripts
-from worker.ledger.commands import (
+from regworker.domain.event import EventType
+from regworker.domain.job import Job
+from regworker.domain.outcome import Registered
+from regworker.domain.states import FINAL, State
+from regworker.event_builder import EventBuilder
+from regworker.ledger.admin import Limits, announce, redrive, resolve
+from regworker.ledger.client import scripts
+from regworker.ledger.identity import IDENTITY
+from regworker.ledger.records import Claim, NotNow, Over, Record, Settled, Spent, Stale, pairs
+from regworker.ledger.transitions import (
     ALARMS,
     PREFIX,
     ClaimRules,
     Command,
+    Decision,
     Publication,
     SettleRules,
-    Verdict,
     abandon,
     accept,
     cancel,
@@ -37,19 +39,20 @@ from worker.ledger.commands import (
     ring,
     settle,
 )
-from worker.ledger.operations import Limits, announce, redrive, resolve
-from worker.ledger.records import Claim, NotNow, Over, Record, Settled, Spent, Stale, pairs
-from worker.lifecycle import FINAL, State
-from worker.outcome import Registered
-from worker.sealing import Keyring
-from worker.settings import Settings
+from regworker.sealing.keyring import Keyring
+from regworker.settings import Settings
+from tests.integration.jobs import ACTOR
+from tests.model.explore import Trace, shown
+from tests.model.model import FORGETS, Bounds, Due, Step, World, start
 
 CLOCK = f"{PREFIX}test-clock"
 STREAM = f"{PREFIX}results"
+#: A command that reads the server's clock. The check of the caller's rights only names it.
+TIME = re.compile(r"(?:call|peek)\('TIME'")
 NOW = re.compile(r"local function now\(\)\n.*?\nend\n", re.DOTALL)
 TEST_NOW = f"local function now() return tonumber(redis.call('GET', '{CLOCK}')) end\n"
 
-#: Milliseconds. Of a step; of what never passes in a trace; and of the ledger's first push.
+#: Milliseconds: of a step; of what never passes in a trace; and of the ledger's first advance.
 STEP, NEVER, FIRST_PUSH = 1000, 10**9, 10_000
 START = 1_700_000_000_000
 JOB = {"provider": "acme", "idempotency_key": "1", "registration": {}}
@@ -59,28 +62,29 @@ CLOCK_STEPS = {
     "due": "the retry is due",
     "deadline": "the deadline passes",
 }
+DOUBT = ("doubted_at", "doubt_until")
 LEDGER_STEPS = frozenset({"claims", "settles", "abandons", "cancel", "resolve", "redrive"})
 
 
 class DivergenceError(Exception):
-    """The scripts did something else than the model."""
+    """The scripts did something different from the model."""
 
 
 def load(server: "redis.Redis", sources: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Load the scripts with the test's clock; their digests by name."""
+    """Load the scripts with the test's clock; return their digests by name."""
     digests = {}
     for name, source in (sources or scripts()).items():
         patched = NOW.sub(TEST_NOW, source)
-        assert "'TIME'" not in patched, f"{name} goes by a clock that is not the test's"
+        assert not TIME.search(patched), f"{name} uses another clock than the test's"
         digests[name] = str(server.script_load(patched))
     return digests
 
 
 @cache
-def announcer() -> Announcer:
-    """The real one, so that events have the ids and types that they have in production."""
+def announcer() -> EventBuilder:
+    """The real event builder, so that events have the same ids and types as in production."""
     key = Keyring.new("test")
-    return Announcer(Settings.load(sealing_keys=key), Keyring.parse(key))
+    return EventBuilder(Settings.load(sealing_keys=key), Keyring.parse(key))
 
 
 class Replay:
@@ -100,10 +104,13 @@ class Replay:
         self._job = Job(**JOB, deadline=datetime.fromtimestamp(self._next("deadline") / 1000, UTC))
         self._key = job_key(self._job.id)
         self._found: list[Any] = []
+        self._copy: dict[bytes, Any] = {}
+        self._doubted_at = 0
 
     def run(self) -> None:
-        """Act the trace out. Raises `DivergenceError`, with the trace."""
+        """Run the trace. Raises `DivergenceError`, with the trace."""
         self._server.flushdb()
+        self._greet()
         self._do(announce([Limits("acme", "default", 0, 0, 0)], ["results"]))
         self._do(accept(self._job, "sealed", ["print"], 60))
         self._compare(start(self._bounds))
@@ -116,6 +123,10 @@ class Replay:
             elif step.act in CLOCK_STEPS.values():
                 self._do(ring(10))
                 self._compare(after)
+            elif step.act == FORGETS:
+                self._forget()
+                self._do(ring(10))
+                self._compare(after)
             before = after
 
     # ---- time: T(n) = START + n seconds
@@ -124,7 +135,7 @@ class Replay:
         return START + self._at * STEP
 
     def _next(self, what: str) -> int:
-        """The time of the next such clock step (ms); far off where there is none."""
+        """The time of the next such clock step (ms); far in the future if there is none."""
         for i in range(self._at, len(self._trace)):
             if self._trace[i][0].act == CLOCK_STEPS[what]:
                 return START + (i + 1) * STEP
@@ -140,23 +151,49 @@ class Replay:
         passed = max(i for i in earlier if self._trace[i][0].act == CLOCK_STEPS["settle"])
         return (START + (passed + 1) * STEP - self._lease_end) / 1000
 
+    # ---- a ledger that forgets
+
+    def _greet(self) -> None:
+        """What a worker does when its connection leads to a server that it does not know."""
+        if self._bounds.failovers:
+            self._server.set(CLOCK, self._now())
+            keys = (IDENTITY, f"{PREFIX}mark:test")
+            digest = self._digests["identity"]
+            self._server.evalsha(digest, 2, *keys, 0, NEVER, 0, 0, 0, NEVER, f"run {self._at}")
+
+    def _keep(self) -> None:
+        """Keep a copy of all data."""
+        dump = self._server.dump
+        self._copy = {key: dump(key) for key in self._server.scan_iter()}
+
+    def _forget(self) -> None:
+        """Go back to the copy, on another server."""
+        self._server.flushdb()
+        for key, value in self._copy.items():
+            self._server.restore(key, 0, value)
+        self._greet()
+        self._doubted_at = self._now()
+
     # ---- steps
 
     def _act(self, before: World, step: Step, after: World) -> None:
         job, actor = before.job, step.actor
         match step.act:
             case "claims":
-                lost = job.state is State.CALLING and not job.lease
+                lost = job.state is State.CALLING and not (job.lease or job.in_doubt)
                 delay = self._settle_delay_of_lost_lease(job.settling) if lost else 60
-                rules = ClaimRules(
-                    f"worker {actor}", self._until("lease"), delay, self._bounds.attempts, 20
-                )
+                lease = self._until("lease")
+                if job.in_doubt:
+                    delay = (self._next("settle") - self._doubted_at) / 1000 - lease
+                rules = ClaimRules(f"worker {actor}", lease, delay, self._bounds.attempts, 20)
+                if self._bounds.failovers and step.result in {"call", "ask"}:
+                    self._keep()
                 answer = self._do(claim(self._job.id, rules, 0.5))
                 self._claimed(step, answer)
             case "settles":
                 held = self._claims.pop(actor)
                 outcome = before.workers[actor].outcome
-                verdict = Verdict(
+                verdict = Decision(
                     "retry" if outcome == "retry for free" else outcome,
                     "why",
                     0 if outcome == "unknown" and not held.asking else self._until("due"),
@@ -185,9 +222,7 @@ class Replay:
                     self._event(self._record(), step.result) if step.result != "resend" else None
                 )
                 deadline = self._until("deadline")
-                answer = self._do(
-                    resolve(self._job.id, step.result, "somebody", deadline, 1000, event)
-                )
+                answer = self._do(resolve(self._job.id, step.result, ACTOR, deadline, 1000, event))
                 self._expect(isinstance(answer, Settled), answer)
             case "redrive":
                 answer = self._do(redrive(self._job, "sealed", ["print"], self._until("deadline")))
@@ -214,7 +249,7 @@ class Replay:
         return announcer().failed(known, record, self._now(), ())
 
     def _do(self, command: Command[Any]) -> Any:
-        """Run a command twice, as a client does that lost an answer, and look at all there is."""
+        """Run a command twice, as a client does after a lost answer, and compare all data."""
         digest = self._digests[command.script]
         pipeline = self._server.pipeline(transaction=False)
         pipeline.set(CLOCK, self._now())
@@ -222,7 +257,7 @@ class Replay:
             pipeline.evalsha(digest, len(command.keys), *command.keys, *command.args)
             self._look(pipeline)
         for held in self._claims.values():
-            # A renewal that leaves the lease as long as it is.
+            # A renewal that does not change the lease.
             renewal = renew([(held.id, held.record.fence)], (self._lease_end - self._now()) / 1000)
             digest = self._digests["renew"]
             pipeline.evalsha(digest, len(renewal.keys), *renewal.keys, *renewal.args)
@@ -283,12 +318,17 @@ class Replay:
                 i
                 for i, one in sorted(self._claims.items())
                 if held and one.record.fence == record.fence
-                if world.workers[i].phase != "idle"  # crashed: its claim is nobody's
+                if world.workers[i].phase != "idle"  # a crashed worker's claim belongs to no worker
             ],
         }
         if job.state not in FINAL:
             ours |= {"late": job.late}
             theirs |= {"late": record.deadline_at <= now}
+        if job.state not in FINAL and self._bounds.failovers:
+            at, till = (int(one or 0) for one in self._server.hmget(IDENTITY, *DOUBT))
+            doubted = record.accepted_at < till and int(raw.get("epoch") or 0) != at
+            ours |= {"in doubt": job.in_doubt}
+            theirs |= {"in doubt": doubted}
         if job.state in {State.QUEUED, State.UNKNOWN}:
             ours |= {"due": job.due is Due.NOW}
             theirs |= {"due": record.due_at <= now}
@@ -305,5 +345,5 @@ class Replay:
 
     def _expect(self, holds: bool, what: object) -> None:
         if not holds:
-            trace = told(self._trace[: self._at], self._bounds)
+            trace = shown(self._trace[: self._at], self._bounds)
             raise DivergenceError(f"{what}\n{trace}")

@@ -1,17 +1,16 @@
-"""The life cycle keeps the promise, whatever happens when, and needs each of its rules for it."""
+"""The life cycle keeps the promise in every order of steps, and needs each of its rules for
+that."""
 
 import pytest
 
+from regworker.domain.states import EDGES, State
 from tests.model.conftest import Searched
 from tests.model.explore import explore
-from tests.model.model import DEFAULT, Rules
-from worker.lifecycle import EDGES, State
+from tests.model.model import DEFAULT, FORGETFUL, Rules
 
-#: What no well-behaved world comes to, and the ledger nevertheless allows.
+#: Edges that the ledger allows, although no world within the assumptions takes them.
 SPARE = {
-    # A late answer, when the settle delay turned out too short.
-    (State.QUEUED, State.REGISTERED),
-    # No provider says so when it is asked.
+    # No provider answers so when it is asked.
     (State.UNKNOWN, State.REJECTED),
 }
 
@@ -20,17 +19,17 @@ SPARE = {
 def test_every_job_ends_once_and_makes_at_most_one_customer(
     searched: dict[str, Searched], bounds: str
 ) -> None:
-    """Whatever is killed, stopped, lost or late: one outcome, one customer at the most."""
+    """After any kill, stop, loss or delay there is one outcome, and at most one customer."""
     found = searched[bounds].found
     assert not found.flaw, found
     assert len(found.worlds) > 15_000
 
 
 def test_every_edge_of_the_life_cycle_is_taken(searched: dict[str, Searched]) -> None:
-    """No edge in the table is without use, except those kept for worse worlds than assumed."""
+    """Every edge in the table is used, except those kept for worlds outside the assumptions."""
     taken = {
         (found.before(number).job.state, found.worlds[number].job.state)
-        for found in (one.found for one in searched.values())
+        for found in (searched[name].found for name in DEFAULT | FORGETFUL)
         for number in range(1, len(found.worlds))
     }
     assert set(EDGES) - taken == SPARE
@@ -51,22 +50,41 @@ def test_every_edge_of_the_life_cycle_is_taken(searched: dict[str, Searched]) ->
     ],
 )
 def test_a_rule_left_out_breaks_the_promise(rule: str, flaw: str) -> None:
-    """The rules of the design are all needed, and the model would tell if one went missing."""
+    """Without any one of the rules of the design, the model finds a broken promise."""
     found = explore(Rules(**{rule: False}))
     assert flaw in found.flaw
     assert 3 <= len(found.trace) <= 12, found
 
 
+@pytest.mark.parametrize("bounds", FORGETFUL)
+def test_a_claim_that_is_forgotten_costs_a_question_and_no_customer(
+    searched: dict[str, Searched], bounds: str
+) -> None:
+    """The forgotten claim's worker may still send: the next claim asks, and believes absence
+    late."""
+    found = searched[bounds].found
+    assert not found.flaw, found
+    assert any(world.job.in_doubt for world in found.worlds)
+
+
+def test_without_the_doubt_a_forgotten_claim_makes_a_second_customer() -> None:
+    """If every replica has acknowledged, no claim is forgotten, and the doubt is not needed."""
+    bounds = FORGETFUL["the ledger forgets a claim twice"]
+    found = explore(Rules(doubts=False), bounds)
+    assert "a request followed one that may have been carried out" in found.flaw
+    assert not explore(Rules(doubts=False, replicated=True), bounds).flaw
+
+
 @pytest.mark.parametrize("assumption", ["requests_end", "sends_at_once", "ledger_remembers"])
 def test_the_promise_rests_on_what_is_assumed(assumption: str) -> None:
-    """Where requests outlive the settle delay, or the ledger forgets, no code could help."""
+    """If requests outlive the settle delay, or the ledger forgets, no code can keep the promise."""
     found = explore(Rules(**{assumption: False}))
     assert found.flaw
     assert 3 <= len(found.trace) <= 12, found
 
 
 def test_a_trace_tells_step_by_step_what_happened() -> None:
-    """Who finds a flaw can read how it comes about."""
+    """A trace shows step by step how a flaw comes about."""
     lines = str(explore(Rules(lost_lease_is_unknown=False))).splitlines()
     assert lines[1].split()[:2] == ["0", "accept"]
     assert any("the lease runs out" in line for line in lines)

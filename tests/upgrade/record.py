@@ -1,10 +1,9 @@
-"""Record a ledger: jobs in every state, as this version writes them, in one file of Valkey's.
+"""Record a ledger: jobs in every state, as this version writes them, in one RDB file.
 
     python -m tests.upgrade.record tests/upgrade/ledgers/VERSION.rdb
 
-Run with the version that is to be remembered; `test_upgrade.py` reads what was recorded with the
-version that is there. Nothing in a recording runs out: deadlines and retention are decades.
-"""
+Run it with the version to be recorded; `test_upgrade.py` reads the recordings with the current
+version. Nothing in a recording expires: deadlines and retention are decades."""
 
 import os
 import shutil
@@ -13,19 +12,19 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from regworker.ledger.admin import QUARANTINE
+from regworker.ledger.endpoints import enable, endpoint_key
+from regworker.ledger.records import Claim
+from regworker.ledger.transitions import ALARMS, DEAD, ClaimRules, account_key, claim, job_key
+from regworker.settings import Settings, variable
 from tests.integration import installation as installing
 from tests.integration.installation import PATIENCE, Installation, installation
-from tests.integration.jobs import open2b, skypostal
-from worker.cli import stack
-from worker.ledger.commands import ALARMS, DEAD, ClaimRules, account_key, claim, job_key
-from worker.ledger.endpoints import enable, endpoint_key
-from worker.ledger.operations import QUARANTINE
-from worker.ledger.records import Claim
-from worker.operator import Operator
-from worker.settings import Settings, variable
-from worker.wakeups import QUEUES
+from tests.integration.jobs import ACTOR, open2b, skypostal
+from worker.broker.wakeups import QUEUES
+from worker.cli.local import stack
+from worker.operations.admin_actions import AdminActions
 
-#: Of recordings only.
+#: Used in recordings only.
 KEYS = "recorded:cmVjb3JkZWQgbGVkZ2VycyBvZiB0aGUgdGVzdHMgISE"
 
 FAR = "2099-01-01T00:00:00Z"
@@ -35,18 +34,18 @@ DECADES = 50 * 365 * 86400
 
 PROVIDERS = ("skypostal", "open2b")
 
-#: Of a worker that is dead before it has done anything.
+#: The name of a worker that died before it did anything.
 RULES = ClaimRules(worker="dead:1", lease=0.001, settle_delay=0.001, max_attempts=12, probe=1)
 
 
 def job(key: str, make: Any = skypostal, **more: Any) -> dict[str, Any]:
-    """A job that says in its key what became of it."""
+    """A job whose key says what became of it."""
     made: dict[str, Any] = make(email=f"{key}@example.com", **{"deadline": FAR, **more})
     return {**made, "idempotency_key": key}
 
 
-def fill(here: Installation, operator: Operator) -> None:
-    """One job of each kind, the way it gets there."""
+def fill(here: Installation, operator: AdminActions) -> None:
+    """One job of each kind, brought to its state in the usual way."""
     producer = here.producer
 
     def ends(given: dict[str, Any], state: str) -> str:
@@ -85,7 +84,7 @@ def fill(here: Installation, operator: Operator) -> None:
     stack.until(failed, "a delivery that failed", PATIENCE)
 
     for provider in PROVIDERS:
-        operator.pause(provider, "default", "recorded while paused")
+        operator.pause(provider, "default", ACTOR)
     producer.cancel(producer.enqueue(job("cancelled")).job_id)
     producer.enqueue(job("queued"))
     producer.enqueue(job("queued-open2b", open2b, lane="bulk", reply_to=["crm"]))
@@ -94,7 +93,7 @@ def fill(here: Installation, operator: Operator) -> None:
 
 
 def left_on_the_wire(here: Installation) -> None:
-    """A job whose worker died in the middle of its call, and one of which that has been noticed."""
+    """One job whose worker died during its call, and one for which this has been noticed."""
     for provider in PROVIDERS:
         here.ledger.redis.hset(account_key(provider, "default"), "paused", "0")
     for key in ("calling", "unknown"):
@@ -109,18 +108,18 @@ def left_on_the_wire(here: Installation) -> None:
 
 
 def record(file: Path) -> None:
-    """Fill a ledger and keep it."""
+    """Fill a ledger, and save it."""
     installing.KEYS = KEYS
     os.environ[variable("retention")] = str(DECADES)
     with tempfile.TemporaryDirectory() as folder, installation(Path(folder)) as here:
         settings = Settings.load(redis_url=here.valkey.connection_url, sealing_keys=KEYS)
-        with Operator(settings) as operator:
+        with AdminActions(settings) as operator:
             fill(here, operator)
         for worker in here.workers:
             stack.stop(worker)
         left_on_the_wire(here)
         server: Any = here.ledger.redis
-        # The broker's own; a new version starts with an empty one at the worst.
+        # The broker's own keys; at the worst a new version starts without them.
         for key in server.keys("*"):
             if not key.startswith(b"{reg}:"):
                 server.delete(key)

@@ -1,24 +1,33 @@
-"""A ledger that an earlier version has written is read, and carried on, by this one."""
+"""This version reads the ledger of each released version, and completes its jobs."""
 
+import base64
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from regworker.domain.errors import IdempotencyConflict
+from regworker.ledger.transitions import ALARMS, PREFIX
+from regworker.producer import Producer, Status
+from regworker.sealing.keyring import Keyring
+from regworker.settings import Settings, variable
 from tests.integration import installation as installing
 from tests.integration.installation import PATIENCE, Installation, installation
+from tests.integration.jobs import ACTOR
 from tests.upgrade import record as recording
 from tests.upgrade.record import KEYS, PROVIDERS, job
-from worker.cli import stack
-from worker.errors import IdempotencyConflict
-from worker.ledger.commands import ALARMS, PREFIX
-from worker.operator import Operator
-from worker.producer import Status
-from worker.quarantine import Quarantine
-from worker.settings import Settings, variable
+from worker.cli.local import stack
+from worker.intake.quarantine import Quarantine
+from worker.operations.admin_actions import AdminActions
+from worker.operations.key_rotation import Rotation
 
 LEDGERS = sorted((Path(__file__).parent / "ledgers").glob("*.rdb"))
+
+#: A new key in front of the recording's key: new texts use it, and the rotation has work to do.
+RING = f"{Keyring.new('new')},{KEYS}"
 
 FORM = f"{PREFIX}format"
 
@@ -29,11 +38,11 @@ ENDED = {
     "abandoned": "abandoned",
     "cancelled": "cancelled",
 }
-"""Jobs that were over when they were recorded, by their keys."""
+"""The jobs that were finished when they were recorded, by their keys."""
 
 
 def revive(file: Path, folder: Path) -> None:
-    """Make of a recording what a Valkey with an append-only file starts on."""
+    """Turn a recording into the files from which a Valkey with an append-only file starts."""
     folder.mkdir()
     shutil.copy(file, folder / "dump.rdb")
     server = stack.start_valkey(folder, appendonly="no", dbfilename="dump.rdb")
@@ -60,33 +69,33 @@ def revived(
     folder = tmp_path_factory.mktemp("revived")
     revive(request.param, folder / "valkey")
     patch = pytest.MonkeyPatch()
-    patch.setattr(installing, "KEYS", KEYS)
+    patch.setattr(installing, "KEYS", RING)
     with installation(folder) as here:
         yield here
     patch.undo()
 
 
 @pytest.fixture(scope="module")
-def operator(revived: Installation) -> Iterator[Operator]:
-    """Its operator."""
-    with Operator(settings(revived)) as operator:
+def operator(revived: Installation) -> Iterator[AdminActions]:
+    """The operator of this installation."""
+    with AdminActions(settings(revived)) as operator:
         yield operator
 
 
 def settings(here: Installation) -> Settings:
-    """What commands of the installation go by."""
-    return Settings.load(redis_url=here.valkey.connection_url, sealing_keys=KEYS)
+    """The settings for commands of the installation."""
+    return Settings.load(redis_url=here.valkey.connection_url, sealing_keys=RING)
 
 
 def status(here: Installation, key: str) -> Status:
-    """Where a recorded job stands."""
+    """The status of a recorded job."""
     provider = "open2b" if key.endswith("open2b") else "skypostal"
     return here.producer.status(key=key, provider=provider)
 
 
 @pytest.mark.parametrize(("key", "state"), ENDED.items())
 def test_what_was_over_keeps_its_outcome(revived: Installation, key: str, state: str) -> None:
-    """With its timeline and its event."""
+    """A finished job keeps its outcome, its timeline and its event."""
     found = status(revived, key)
     assert found.state == state
     assert found.timeline
@@ -95,7 +104,7 @@ def test_what_was_over_keeps_its_outcome(revived: Installation, key: str, state:
 
 
 def test_a_key_is_still_taken(revived: Installation) -> None:
-    """A repeat gets the job that is there, and other content is refused."""
+    """A repeat returns the existing job, and other content is refused."""
     again = revived.producer.enqueue(job("registered", reply_to=["results", "crm"]))
     assert again.repeat
     with pytest.raises(IdempotencyConflict):
@@ -103,11 +112,11 @@ def test_a_key_is_still_taken(revived: Installation) -> None:
 
 
 @pytest.mark.parametrize("key", ["calling", "unknown"])
-def test_what_was_on_the_wire_is_asked_after(
-    revived: Installation, operator: Operator, key: str
+def test_what_was_on_the_wire_is_looked_up(
+    revived: Installation, operator: AdminActions, key: str
 ) -> None:
-    """And registered once it is sure that nobody is there."""
-    operator.resume("skypostal", "default")
+    """Its job is registered once it is certain that no customer exists."""
+    operator.resume("skypostal", "default", ACTOR)
     event = revived.producer.wait(status(revived, key).job_id, PATIENCE)
     assert event["type"] == "registration.registered"
     assert revived.made(f"{key}@example.com") == 1
@@ -116,30 +125,30 @@ def test_what_was_on_the_wire_is_asked_after(
 
 @pytest.mark.parametrize("key", ["queued", "queued-open2b"])
 def test_what_was_queued_is_carried_out(
-    revived: Installation, operator: Operator, key: str
+    revived: Installation, operator: AdminActions, key: str
 ) -> None:
-    """The accounts were paused, and still are, until an operator resumes them."""
+    """The accounts stay paused; when an operator resumes them, their jobs run."""
     for provider in PROVIDERS:
-        operator.resume(provider, "default")
+        operator.resume(provider, "default", ACTOR)
     event = revived.producer.wait(status(revived, key).job_id, PATIENCE)
     assert event["type"] == "registration.registered"
 
 
-def test_a_review_can_be_resolved(revived: Installation, operator: Operator) -> None:
+def test_a_review_can_be_resolved(revived: Installation, operator: AdminActions) -> None:
     """It is still listed, and its outcome is published."""
     [one] = operator.reviews()
     assert one.idempotency_key == "review"
-    operator.rejected(one.id, "somebody else's address", "tests")
+    operator.rejected(one.id, "somebody else's address", ACTOR)
     assert revived.producer.wait(one.id)["type"] == "registration.rejected"
 
 
 def test_a_pending_delivery_arrives(revived: Installation) -> None:
-    """The receiver is well again."""
+    """Once the receiver works again, the delivery succeeds."""
     revived.wait_for_hook(status(revived, "delivery-pending").job_id)
 
 
 def test_the_quarantine_is_kept(revived: Installation) -> None:
-    """With what was put there."""
+    """Each entry is still there, with its content."""
     quarantine = Quarantine(settings(revived))
     try:
         [one] = quarantine.all()[2]
@@ -148,15 +157,37 @@ def test_the_quarantine_is_kept(revived: Installation) -> None:
         quarantine.close()
 
 
-def test_nothing_is_left_undone(revived: Installation, operator: Operator) -> None:
-    """Every recorded job comes to its end, and no alarm is left."""
+def test_a_rotation_says_of_each_text_what_it_is(revived: Installation) -> None:
+    """Afterwards the new key alone opens every text, and every text states its kind."""
+    with Rotation(settings(revived)) as rotation:
+        *_, tally = rotation.turns(writing=True)
+    assert tally.resealed > 0
+    assert not tally.shut
+    found = 0
+    for key in revived.ledger.redis.scan_iter(f"{PREFIX}*"):
+        if revived.ledger.redis.type(key) == b"hash":
+            values: Any = revived.ledger.redis.hgetall(key)
+            for value in values.values():
+                if value.startswith(b"eyJ"):
+                    found += 1
+                    header = json.loads(base64.urlsafe_b64decode(value.split(b".")[0] + b"=="))
+                    assert header["kid"] == "new"
+                    assert {"typ", "sub"} < set(header)
+    assert found  # others are in streams, or were deleted with their jobs
+    url = revived.valkey.connection_url
+    with Producer(Settings.load(redis_url=url, sealing_keys=RING.partition(",")[0])) as producer:
+        assert producer.status(key="registered", provider="skypostal", account="default").event
+
+
+def test_nothing_is_left_undone(revived: Installation, operator: AdminActions) -> None:
+    """Every recorded job reaches its end, and no alarm is left."""
     for provider in PROVIDERS:
-        operator.resume(provider, "default")
+        operator.resume(provider, "default", ACTOR)
     stack.until(lambda: not revived.ledger.redis.exists(ALARMS), "no alarm left", PATIENCE)
 
 
 def test_a_worker_keeps_out_of_a_ledger_of_a_newer_version(revived: Installation) -> None:
-    """It would get wrong what it does not know."""
+    """It refuses to start, because it would misread what it does not know."""
     here = revived
     before = here.ledger.redis.get(FORM)
     here.ledger.redis.set(FORM, 99)
@@ -170,11 +201,11 @@ def test_a_worker_keeps_out_of_a_ledger_of_a_newer_version(revived: Installation
 
 
 def test_this_version_can_be_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the day of a release, when it is wanted."""
+    """The recorder works, so that it can be used on the day of a release."""
     monkeypatch.setattr(installing, "KEYS", KEYS)
-    # What is no message of anybody's is put on a list of Redis.
+    # Something that is no message, in a list of Redis.
     monkeypatch.setattr(installing, "BROKER", "redis")
-    monkeypatch.setenv(variable("retention"), "1")  # put back, whatever the recording sets
+    monkeypatch.setenv(variable("retention"), "1")  # restored, whatever the recording sets
     file = tmp_path / "recorded.rdb"
     recording.record(file)
     assert file.read_bytes()[:6] in {b"VALKEY", b"REDIS0"}

@@ -1,4 +1,4 @@
-"""The command `regworker`: for whoever runs the workers, and whoever integrates with them.
+"""The command `regworker`: for operators, and for developers who integrate with the workers.
 
 `app.py` has the table of commands; each is one module, imported when it is called.
 """
@@ -9,7 +9,7 @@ import sys
 def main() -> int:
     """Run the command line; its exit code: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
     try:
-        # Here, so that a producer's installation, without rich and typer, gets a sentence.
+        # Imported here, so that an installation without rich and typer gets a clear message.
         from worker.cli.app import run
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in {"typer", "rich"}:

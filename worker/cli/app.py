@@ -1,4 +1,4 @@
-"""The table of commands, and the one place where errors become sentences."""
+"""The table of commands. Errors become messages only here."""
 
 import os
 import sys
@@ -8,80 +8,157 @@ from typing import Annotated
 import typer
 from typer.main import get_command
 
+from regworker.domain.errors import InvalidJob, RegistrationWorkerError, SettingsError
 from worker import __version__
-from worker.cli.lazy import Entry, LazyGroup, new_app, register
+from worker.cli.lazy import CommandEntry, LazyGroup, new_app, register
 from worker.cli.output import plain
-from worker.errors import InvalidJob, RegistrationWorkerError, SettingsError
 
 FAILED, INTERRUPTED = 1, 130
 
 _TRY, _JOBS, _NIGHT, _SETUP = "Try it", "Jobs", "On call", "Set up"
 
 COMMANDS = {
-    "demo": Entry(
-        "worker.cli.demo:demo",
-        "Watch it work: everything on this machine, with faults, nothing to configure.",
+    "demo": CommandEntry(
+        "worker.cli.local.demo:demo",
+        "Run a demonstration on this machine: jobs, faults, results. No settings needed.",
         _TRY,
         extra="embedded",
     ),
-    "up": Entry(
-        "worker.cli.up:up",
-        "Run a whole installation on this machine: ledger, worker, sandbox, Flower.",
+    "up": CommandEntry(
+        "worker.cli.local.up:up",
+        "Run a whole installation on this machine: ledger, worker, sandbox, Flower, HTTP.",
         _TRY,
         extra="embedded",
     ),
-    "sandbox": Entry(
-        "worker.cli.sandbox:sandbox",
-        "Run both providers' stand-ins, to develop against.",
+    "sandbox": CommandEntry(
+        "worker.cli.local.sandbox:sandbox",
+        "Run stand-ins of both providers, for development.",
         _TRY,
         extra="sandbox",
     ),
-    "submit": Entry(
-        "worker.cli.submit:submit", "Submit jobs from a JSON, NDJSON or CSV file.", _JOBS
+    "submit": CommandEntry(
+        "worker.cli.commands.submit:submit", "Submit jobs from a JSON, NDJSON or CSV file.", _JOBS
     ),
-    "status": Entry(
-        "worker.cli.status:status", "Show where a job stands, and its way there.", _JOBS
+    "status": CommandEntry(
+        "worker.cli.commands.status:status", "Show a job's state and its timeline.", _JOBS
     ),
-    "results": Entry("worker.cli.results:app", "Print results, and follow as they come.", _JOBS),
-    "cancel": Entry("worker.cli.cancel:cancel", "Take a job back before it is called out.", _JOBS),
-    "top": Entry("worker.cli.top:top", "Watch the whole installation live.", _NIGHT),
-    "stats": Entry(
-        "worker.cli.stats:stats", "Show how much of everything there is, for scripts too.", _NIGHT
+    "jobs": CommandEntry(
+        "worker.cli.commands.jobs:jobs",
+        "List jobs by state, account, age, key, reason or metadata.",
+        _JOBS,
     ),
-    "review": Entry(
-        "worker.cli.review:app", "Settle jobs that only a person can tell about.", _NIGHT
+    "results": CommandEntry(
+        "worker.cli.commands.results:app", "Print results, and follow new ones.", _JOBS
     ),
-    "providers": Entry(
-        "worker.cli.providers:app", "See, pause and resume the accounts at the providers.", _NIGHT
+    "cancel": CommandEntry(
+        "worker.cli.commands.cancel:cancel",
+        "Cancel jobs that have not been sent to the provider.",
+        _JOBS,
     ),
-    "redrive": Entry(
-        "worker.cli.redrive:redrive", "Give abandoned jobs another life; asked after first.", _NIGHT
+    "export": CommandEntry(
+        "worker.cli.commands.job_data:export",
+        "Print all stored data about a job.",
+        _JOBS,
     ),
-    "deliveries": Entry(
-        "worker.cli.deliveries:app", "See and replay results that endpoints did not take.", _NIGHT
+    "forget": CommandEntry(
+        "worker.cli.commands.job_data:forget",
+        "Erase all stored data about a finished job.",
+        _JOBS,
     ),
-    "webhook": Entry(
-        "worker.cli.webhook:app", "Try a webhook by hand; make secrets to sign with.", _NIGHT
+    "top": CommandEntry(
+        "worker.cli.commands.top:top", "Watch the whole installation live.", _NIGHT
     ),
-    "quarantine": Entry(
-        "worker.cli.quarantine:app", "See messages that could not be read; put them back.", _NIGHT
+    "stats": CommandEntry(
+        "worker.cli.commands.stats:stats",
+        "Show the numbers of the whole installation once; --json for scripts.",
+        _NIGHT,
     ),
-    "doctor": Entry(
-        "worker.cli.doctor:doctor", "Check the installation: what would lose jobs.", _NIGHT
+    "review": CommandEntry(
+        "worker.cli.commands.review:app", "Settle jobs that need a person's decision.", _NIGHT
     ),
-    "health": Entry(
-        "worker.cli.health:health", "Tell whether the worker here works, or is stuck.", _NIGHT
+    "providers": CommandEntry(
+        "worker.cli.commands.providers:app",
+        "List, check, pause and resume the accounts at the providers.",
+        _NIGHT,
     ),
-    "exporter": Entry(
-        "worker.cli.exporter:exporter", "Serve what all workers share to Prometheus.", _NIGHT
+    "redrive": CommandEntry(
+        "worker.cli.commands.redrive:redrive",
+        "Retry abandoned jobs; the worker asks the provider first.",
+        _NIGHT,
     ),
-    "settings": Entry("worker.cli.settings:settings", "List every setting there is.", _SETUP),
-    "contract": Entry(
-        "worker.cli.contract:app", "Print the contract: AsyncAPI and JSON Schemas.", _SETUP
+    "deliveries": CommandEntry(
+        "worker.cli.commands.deliveries:app",
+        "List and replay results that could not be delivered.",
+        _NIGHT,
     ),
-    "keys": Entry("worker.cli.keys:app", "Make keys that seal secrets, and change them.", _SETUP),
+    "webhook": CommandEntry(
+        "worker.cli.commands.webhook:app",
+        "Test a webhook; create signing secrets.",
+        _NIGHT,
+    ),
+    "quarantine": CommandEntry(
+        "worker.cli.commands.quarantine:app",
+        "List unreadable messages; requeue or drop them.",
+        _NIGHT,
+    ),
+    "plans": CommandEntry(
+        "worker.cli.commands.plans:app",
+        "Resume bulk actions that were previewed or interrupted.",
+        _NIGHT,
+    ),
+    "audit": CommandEntry(
+        "worker.cli.commands.audit:audit",
+        "Show the actions of operators: who, what and why.",
+        _NIGHT,
+    ),
+    "doctor": CommandEntry(
+        "worker.cli.commands.doctor:doctor",
+        "Check the installation for settings that could lose jobs.",
+        _NIGHT,
+    ),
+    "health": CommandEntry(
+        "worker.cli.commands.health:health",
+        "Check whether the worker on this machine works or is stuck.",
+        _NIGHT,
+    ),
+    "exporter": CommandEntry(
+        "worker.cli.commands.exporter:exporter",
+        "Serve the metrics of the whole installation to Prometheus.",
+        _NIGHT,
+    ),
+    "acl": CommandEntry(
+        "worker.cli.commands.acl:acl",
+        "Print each role's permissions, for Redis, Valkey or RabbitMQ.",
+        _SETUP,
+    ),
+    "settings": CommandEntry("worker.cli.commands.settings:settings", "List all settings.", _SETUP),
+    "contract": CommandEntry(
+        "worker.cli.commands.contract:app", "Print the contract: AsyncAPI and JSON Schemas.", _SETUP
+    ),
+    "serve": CommandEntry(
+        "worker.cli.commands.serve:serve",
+        "Serve the HTTP API and the web pages.",
+        _SETUP,
+        extra="serve",
+    ),
+    "tokens": CommandEntry(
+        "worker.cli.commands.tokens:app",
+        "Create, list and revoke tokens for the HTTP API.",
+        _SETUP,
+    ),
+    "outbox": CommandEntry(
+        "worker.cli.commands.outbox:app",
+        "Move jobs from an outbox table of your database into the ledger.",
+        _JOBS,
+        extra="outbox,cli",
+    ),
+    "keys": CommandEntry(
+        "worker.cli.commands.keys:app",
+        "Create, list and rotate the keys that encrypt stored data.",
+        _SETUP,
+    ),
 }
-"""All commands: where each is, and its line in `regworker --help`."""
+"""All commands: the module of each, and its line in `regworker --help`."""
 
 
 class _Commands(LazyGroup):
@@ -95,8 +172,8 @@ app = new_app(
     context_settings={"help_option_names": ["--help", "-h"]},
     epilog=(
         "Settings are read from the environment (REGWORKER_*) and from the TOML file named by "
-        "REGWORKER_CONFIG. --json prints one JSON object, or one a line, and nothing else, to "
-        "stdout.\n\nExit codes: 0 done, 1 failed, 2 wrong use. REGWORKER_DEBUG=1 shows tracebacks."
+        "REGWORKER_CONFIG. With --json, stdout holds only JSON: one object, or one per "
+        "line.\n\nExit codes: 0 done, 1 failed, 2 wrong usage. REGWORKER_DEBUG=1 shows tracebacks."
     ),
 )
 register(app, COMMANDS)
@@ -114,17 +191,17 @@ def regworker(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Register customers at providers: exactly one result, at most one customer each."""
+    """Register customers at providers: each job has exactly one result and at most one customer."""
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Run a command line. No traceback reaches a user, unless `REGWORKER_DEBUG` asks for it."""
+    """Run a command line. Tracebacks are shown only if `REGWORKER_DEBUG` is set."""
     try:
         return _run(arguments)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # Who read us (`| head`) has seen enough. What is left must not be tried again at exit.
+        # The reader of our output (`| head`) has closed it. Python must not write the rest at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except Exception as error:
@@ -152,10 +229,18 @@ def _sentences(error: Exception) -> Iterator[str]:
             yield from (f"{name}: {what}" for name, what in wrong.problems)
         case RegistrationWorkerError():
             yield str(error)
+        case UnicodeDecodeError():
+            yield f"the input is not UTF-8 at byte {error.start + 1}: save the file as UTF-8"
         case OSError(strerror=str(what)):
             yield f"{error.filename}: {what}" if error.filename else what
         case _ if type(error).__module__.startswith("redis."):
-            yield f"the ledger refused: {error}; check REGWORKER_REDIS_URL"
+            from regworker.ledger.client import passing
+
+            what = "did not answer" if passing(error) else "refused"
+            advice = "check REGWORKER_REDIS_URL"
+            if type(error).__name__ == "NoPermissionError":
+                advice = "give its user the permissions that `regworker acl` prints"
+            yield f"the ledger {what}: {error}; {advice}"
         case _:
-            # Nobody knows what its text holds; a secret, perhaps.
+            # The text of an unexpected exception may contain a secret.
             yield f"failed unexpectedly ({type(error).__name__}); REGWORKER_DEBUG=1 shows where"

@@ -1,4 +1,5 @@
-"""Commands that are imported when they are called: `regworker --help` must not wait for Celery.
+"""Commands that are imported only when they are called: `regworker --help` must not wait for
+Celery.
 
 A table names each command's function and its one line of help. The group shows the line, and
 imports the function only to run it, to complete its options, or to show its own help.
@@ -16,9 +17,9 @@ from rich.markup import escape
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from worker.errors import RegistrationWorkerError
+from regworker.domain.errors import RegistrationWorkerError
 
-#: What stands below this line of a docstring is shown last, after the options.
+#: The text below this line of a docstring is shown last, after the options.
 _EXAMPLES = "\n\nExamples:\n"
 
 
@@ -27,23 +28,23 @@ class MissingExtra(RegistrationWorkerError):  # noqa: N818 -- nothing is wrong w
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class CommandEntry:
     """A command of the table. `path`: `module:attribute`, a function or a `typer.Typer`."""
 
     path: str
     line: str
     panel: str
     extra: str = "cli"
-    """The part of the distribution it needs, as pip spells it."""
+    """The extra of the distribution that it needs."""
 
 
 class LazyGroup(TyperGroup):
     """A group of commands that are stubs until one is called. Subclass it with a `table`."""
 
-    table: ClassVar[Mapping[str, Entry]]
+    table: ClassVar[Mapping[str, CommandEntry]]
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
-        """Put the real command in its stub's place."""
+        """Replace the stub by the real command."""
         name, stub, rest = super().resolve_command(ctx, args)
         if name is None or name not in self.table:
             return name, stub, rest
@@ -51,7 +52,7 @@ class LazyGroup(TyperGroup):
             return name, load(name, self.table[name]), rest
 
     def invoke(self, ctx: Any) -> Any:
-        """Run; a command may also find out while it runs that something isn't installed."""
+        """Run; a missing package may also show only while the command runs."""
         try:
             return super().invoke(ctx)
         except ModuleNotFoundError as error:
@@ -61,14 +62,14 @@ class LazyGroup(TyperGroup):
             raise _missing(entry, error) from None
 
 
-def register(app: typer.Typer, table: Mapping[str, Entry]) -> None:
+def register(app: typer.Typer, table: Mapping[str, CommandEntry]) -> None:
     """Give the app a stub for each command of the table."""
     for name, entry in table.items():
         app.command(name, help=escape(entry.line), rich_help_panel=entry.panel)(_stub)
 
 
-def load(name: str, entry: Entry) -> Any:
-    """Import a command, and make of it what typer runs."""
+def load(name: str, entry: CommandEntry) -> Any:
+    """Import a command, and turn it into what typer runs."""
     module, _, attribute = entry.path.partition(":")
     found = getattr(importlib.import_module(module), attribute)
     if isinstance(found, typer.Typer):
@@ -79,13 +80,13 @@ def load(name: str, entry: Entry) -> Any:
 
 
 def new_app(**options: Any) -> typer.Typer:
-    """A typer app as all of ours are: errors are printed by `app.py`, help by rich."""
+    """A typer app with our conventions: `app.py` prints errors, rich prints help."""
     options = {"add_completion": False, **options}
     return typer.Typer(rich_markup_mode="rich", pretty_exceptions_enable=False, **options)
 
 
 class Texts(TypedDict):
-    """A command's help, and what stands below its options."""
+    """A command's help, and the text below its options."""
 
     help: str
     epilog: str | None
@@ -109,16 +110,16 @@ def _stub() -> None:
 
 
 @contextmanager
-def _naming_the_extra(entry: Entry) -> Iterator[None]:
+def _naming_the_extra(entry: CommandEntry) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
         raise _missing(entry, error) from None
 
 
-def _missing(entry: Entry, error: ModuleNotFoundError) -> Exception:
+def _missing(entry: CommandEntry, error: ModuleNotFoundError) -> Exception:
     if (error.name or "").partition(".")[0] == "worker":
-        return error  # ours: nothing that pip could mend
+        return error  # Our own module: pip cannot install it.
     return MissingExtra(
         f"this command needs `pip install 'registration-worker[{entry.extra}]'` "
         f"({error.name} is not installed)"

@@ -1,23 +1,24 @@
-"""What is printed, and where: results on stdout, for people or as JSON; notes on stderr."""
+"""Output: results on stdout, for people or as JSON; notes on stderr."""
 
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from worker.producer import Status
+    from regworker.producer import Status
 
-SECRET = "[secret]"  # noqa: S105 -- what stands in a secret's place
+SECRET = "[secret]"  # noqa: S105 -- replaces a secret
 
 #: Columns: wider than any line.
 _UNFOLDED = 10_000
@@ -36,13 +37,13 @@ COLOURS = {
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 ShowOutcome = Annotated[
     bool,
-    typer.Option("--show-outcome", help="Show the customer's credentials, which are secret."),
+    typer.Option("--show-outcome", help="Show the customer's secret credentials."),
 ]
 
 
 def out() -> Console:
     """For people, on stdout: colours on terminals only, and none with `NO_COLOR`."""
-    # What is read by grep has no edge at which lines must be folded.
+    # Output into a pipe is not wrapped.
     folds = sys.stdout.isatty() or "COLUMNS" in os.environ
     return Console(highlight=False, width=None if folds else _UNFOLDED)
 
@@ -53,7 +54,7 @@ def err() -> Console:
 
 
 def progress() -> "Progress":
-    """A bar, and how many of how many, on stderr where that is a terminal; gone when it is done."""
+    """A progress bar with counts, if stderr is a terminal; removed at the end."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress
 
     console = err()
@@ -66,24 +67,38 @@ def progress() -> "Progress":
     )
 
 
+def new_table(*headings: str) -> Table:
+    """A table in our style: no lines, and columns that wrap long text."""
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    return table
+
+
 def note(text: str) -> None:
-    """Say something that is no result, on stderr."""
+    """Print a note on stderr."""
     err().print(Text(plain(text), style="dim"), soft_wrap=True)
 
 
+def note_unreadable(keys: Sequence[str]) -> None:
+    """Print on stderr which records a list has left out."""
+    for key in keys:
+        note(f"{key} is not a valid record and is left out; look at it with redis-cli")
+
+
 def print_json(value: Any) -> None:
-    """Print one JSON object on a line of stdout. ASCII, so that no locale can break it."""
+    """Print one JSON object as a line of stdout. ASCII, so that no locale can break it."""
     sys.stdout.write(json.dumps(value) + "\n")
     sys.stdout.flush()
 
 
 def print_line(line: Text | str) -> None:
-    """Print a line for people, however long: a terminal folds it, a pipe gets it whole."""
+    """Print a line for people: a terminal wraps it, a pipe receives it whole."""
     out().print(line, soft_wrap=True, markup=False)
 
 
 def plain(text: str) -> str:
-    """The text with what a terminal would take for a command, or cannot show, spelt out."""
+    """The text, with terminal control codes and unprintable characters escaped."""
     if text.isprintable():
         return text
     return "".join(
@@ -102,7 +117,7 @@ def time_text(at: datetime) -> str:
 
 
 def public(event: Mapping[str, Any], *, show_outcome: bool) -> dict[str, Any]:
-    """The event as it may be shown: each value of its outcome hidden, unless asked for."""
+    """The event for display: the values of its outcome are hidden unless `show` is set."""
     data = event.get("data")
     if show_outcome or not isinstance(data, Mapping) or "outcome" not in data:
         return dict(event)
@@ -112,7 +127,7 @@ def public(event: Mapping[str, Any], *, show_outcome: bool) -> dict[str, Any]:
 
 
 def event_line(event: Mapping[str, Any]) -> Text:
-    """An event on one line: time, what, job id, key, provider, and why or what came of it."""
+    """An event on one line: time, type, job id, key, provider, and the errors or the outcome."""
     data = event.get("data")
     if not isinstance(data, Mapping):
         data = {}
@@ -146,3 +161,12 @@ def _error(error: Any) -> str:
         return "?"
     field = f"{error['field']}: " if error.get("field") else ""
     return f"{field}{error.get('message', '')} ({error.get('code', '?')})"
+
+
+def connections(stray_at: int) -> Text:
+    """How an account's or endpoint's connections are used. `stray_at`: ms; 0: never."""
+    if not stray_at:
+        return Text("kept", style="dim")
+    from regworker.domain.event import moment
+
+    return Text(f"one a call (stray answer {time_text(moment(stray_at))})", style="red")

@@ -1,1 +1,1 @@
-"""Providers: one file each. `base` says what a provider is; `transport` carries its calls."""
+"""Providers: one file each. `base` says what a provider is; `http` sends its calls."""

@@ -1,45 +1,134 @@
-"""What a provider is, and what may be read from any answer of any provider.
+"""What a provider is, and how to read answers of any provider.
 
-A provider is one class in one file: its registration model, its account's settings, and two
-calls. It neither knows Redis nor Celery, nor how requests travel (`transport.py` does).
+A provider is one class in one file: its registration model, its account's settings, and two calls.
+It knows neither Redis nor Celery, nor how requests are sent (`http.py` sends them).
 """
 
 import html
 import json
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Protocol, assert_never
+from json import JSONDecoder, detect_encoding
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self, assert_never
+from unicodedata import normalize
+from urllib.parse import urlencode
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    model_validator,
+)
+from pydantic_core import to_json
 
-from worker.outcome import Outcome, Refused, Retryable, Unknown
-from worker.retry import parse_retry_after
+from regworker import tls
+from regworker.addresses import unquoted
+from regworker.domain.errors import FieldError
+from regworker.domain.outcome import (
+    Code,
+    Fault,
+    Outcome,
+    Refused,
+    Rejected,
+    Retryable,
+    Unknown,
+)
+from regworker.domain.retry import parse_retry_after
+from regworker.settings import LONGEST
+from regworker.way_out import OwnWayOut
+from worker.providers import sendable
+
+#: Names and values of a query or a form; a name may occur more than once.
+Query = Mapping[str, str] | Sequence[tuple[str, str]]
+
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A call to a provider: JSON by POST. `body` and `headers` may hold secrets."""
+    """A call to a provider: by default JSON with POST. All but `method` and `url` may hold secrets.
+
+    `content`: the exact bytes of the body, instead of `body` as JSON; `b""`: no body. To sign a
+    body, make the bytes first (`to_bytes`), sign them, and pass them as `content`.
+    """
 
     url: str
-    body: Any = field(repr=False)
+    body: Any = field(default=None, repr=False)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    method: Literal["POST", "GET", "PUT", "PATCH", "DELETE"] = "POST"
+    content: bytes | None = field(default=None, repr=False)
+    content_type: str = "application/json"
+
+    @classmethod
+    def get(cls, url: str, query: Query = (), headers: Mapping[str, str] = NO_HEADERS) -> Self:
+        """A GET. The query is part of the URL, and so is in the provider's log: put no secrets in
+        it."""
+        return cls(with_query(url, query), None, headers, "GET", b"")
+
+    @classmethod
+    def form(cls, url: str, fields: Query, headers: Mapping[str, str] = NO_HEADERS) -> Self:
+        """A POST of a form (`application/x-www-form-urlencoded`)."""
+        content = urlencode(_pairs(fields)).encode()
+        kind = "application/x-www-form-urlencoded"
+        return cls(url, None, headers, "POST", content, kind)
+
+    def encoded(self) -> bytes:
+        """The body's bytes, as sent."""
+        return to_bytes(self.body) if self.content is None else self.content
+
+
+def to_bytes(body: Any) -> bytes:
+    """A body as JSON, in the bytes in which it is sent."""
+    return to_json(body)
+
+
+def with_query(url: str, query: Query) -> str:
+    """A URL with a percent-encoded query."""
+    text = urlencode(_pairs(query))
+    return f"{url}{'&' if '?' in url else '?'}{text}" if text else url
+
+
+def _pairs(given: Query) -> Sequence[tuple[str, str]]:
+    return list(given.items()) if isinstance(given, Mapping) else list(given)
+
+
+@dataclass(frozen=True, slots=True)
+class JobReference:
+    """The job for which a call is made. A provider with a parameter `job` in its constructor gets
+    it.
+
+    `id` is the same for each attempt, and unique to the job: usable as a provider's own idempotency
+    key or external id.
+    """
+
+    id: str
+    idempotency_key: str
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole answer: status line, headers (by names in lower case) and the body's bytes."""
+    """A complete answer: status, headers (by names in lower case) and the body's bytes.
+
+    A repeated header with the same value is here once. One with different values is not in
+    `headers`; its name is in `conflicting`.
+    """
 
     status: int
     headers: Mapping[str, str] = field(repr=False)
     body: bytes = field(repr=False)
+    conflicting: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class NotSent:
     """No byte of the request left this machine: provably without effect.
 
-    `ours`: for a reason of this worker's (its lease is lost), and no fault of the account.
+    `ours`: for a reason of this worker (its lease is lost); not the account's fault.
     """
 
     reason: str
@@ -48,64 +137,61 @@ class NotSent:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """The request may have arrived; a whole answer did not come back."""
+    """The request may have arrived; a complete answer did not come back."""
 
     reason: str
 
 
 Send = Callable[[Request], Awaitable[Answer | NotSent | Lost]]
-"""Carries one request within the call budget, under the lease. Never raises for the network."""
+"""Sends one request within the time limit, under the lease. Never raises for network errors."""
 
 
 def _text(value: Any) -> Any:
-    # A key of digits may stand unquoted in a settings file. (Not so for `1e5`: which text that
-    # was, nobody knows any more, so a float is refused.)
+    # A key of digits may be unquoted in a settings file. (A float is refused: it is unknown how
+    # `1e5`, for example, was written.)
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 Text = Annotated[str, BeforeValidator(_text), Field(min_length=1)]
-SecretText = Annotated[SecretStr, BeforeValidator(_text), Field(min_length=1)]
+SecretText = Annotated[
+    SecretStr, BeforeValidator(_text), Field(min_length=1), AfterValidator(sendable.key)
+]
+HeaderSecret = Annotated[SecretText, AfterValidator(sendable.header_key)]
+"""A secret for a header."""
 
 
-def _drop_defaults(schema: dict[str, Any]) -> None:
-    for described in schema.get("properties", {}).values():
-        described.pop("default", None)
-
-
-class Body(BaseModel):
-    """A part of what a provider is sent: exactly what was given, so nothing is coerced.
-
-    A field with a default may be left out, and is left out then: the default is never sent, so
-    the JSON Schema doesn't show it.
-    """
-
-    model_config = ConfigDict(
-        extra="forbid",
-        strict=True,
-        allow_inf_nan=False,  # JSON has none
-        hide_input_in_errors=True,
-        json_schema_extra=_drop_defaults,
-    )
-
-
-class Account(BaseModel):
-    """What every account at a provider can be given; a provider adds its credentials."""
+class Account(OwnWayOut):
+    """The settings of every account; a provider adds its credentials."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, hide_input_in_errors=True, use_attribute_docstrings=True
     )
 
-    base_url: Annotated[str, Field(pattern=r"^https?://[^\s/?#]+[^\s?#]*$")]
-    """Scheme and host, and a path where the provider is mounted under one."""
+    base_url: Annotated[
+        str,
+        BeforeValidator(unquoted),
+        Field(pattern=r"^https?://[^\s/?#]+[^\s?#]*$"),
+        AfterValidator(sendable.base_url),
+    ]
+    """Scheme, host, and a path if the provider's API is under one; https."""
+
+    allow_http: bool = False
+    """Allow http:// too. For development; not needed for a loopback address."""
 
     rate: Annotated[int, Field(ge=0)] = 0
-    """Calls in `rate_period` seconds, across all workers; 0: no limit."""
+    """The number of calls in `rate_period` seconds, across all workers; 0: no limit."""
 
-    rate_period: Annotated[float, Field(gt=0)] = 1.0
+    rate_period: Annotated[float, Field(gt=0, le=LONGEST)] = 1.0
     """Seconds over which `rate` counts."""
 
     max_in_flight: Annotated[int, Field(ge=1)] = 50
-    """Calls at a time across all workers, so that an account that hangs takes not every slot."""
+    """Calls in flight, across all workers, so that one hanging account cannot use up every slot."""
+
+    @model_validator(mode="after")
+    def _encrypted(self) -> Self:
+        if not self.allow_http and tls.is_plain(self.base_url):
+            raise FieldError("base_url must be https:// (or set ALLOW_HTTP=true for this account)")
+        return self
 
     def at(self, path: str) -> str:
         """The URL of a path at this account."""
@@ -119,6 +205,19 @@ class Provider(Protocol):
     Registration: ClassVar[type[BaseModel]]
     """The documented body without credentials, `extra="forbid"`."""
     Account: ClassVar[type[Account]]
+    # A provider should also have
+    #
+    #     Gives: ClassVar[type[BaseModel]]
+    #         The model of `Registered.data`: it checks outcomes that a person enters.
+    #     repeatable: ClassVar[bool] = True
+    #         The provider carries a request out once, however often it comes under the job's id
+    #         (`JobReference`): after a lost answer the same call is made again, in place of
+    #         `find_out`. Only with the provider's written word for it.
+    #     async def check(self) -> Outcome
+    #         A call without effect, for way and credentials: `Absent` where both work, else as
+    #         `find_out` has it.
+    #
+    # They are no part of this protocol, so that a provider without them still works.
 
     def __init__(self, account: Any, send: Send) -> None: ...
 
@@ -131,17 +230,18 @@ class Provider(Protocol):
         ...
 
     async def find_out(self, registration: Any) -> Outcome:
-        """Ask whether the customer exists, without any effect.
+        """Look up whether the customer exists, without any effect.
 
-        `Registered(recovered=True)`: our own password opens the account. `Absent`: nobody is
-        there. `Unresolvable`: somebody is, and we cannot tell who. `Refused`: our credentials
-        are. `Unknown`: could not be asked, for any other reason (not sent, told to wait, ...).
+        `Registered(recovered=True)`: our own password opens the account. `Absent`: there is no
+        customer. `Unresolvable`: there is one, and it is unknown whose. `Refused`: our credentials
+        are refused. `Unknown`: the lookup failed for any other reason (not sent, asked to wait,
+        ...).
         """
         ...
 
 
 def unanswered(sent: NotSent | Lost) -> Retryable | Unknown:
-    """What a call without an answer means for what was to be done."""
+    """The outcome of a call without an answer."""
     match sent:
         case NotSent(reason):
             return Retryable(reason)
@@ -152,49 +252,145 @@ def unanswered(sent: NotSent | Lost) -> Retryable | Unknown:
 
 
 def unasked(outcome: Outcome) -> Outcome:
-    """What a question that got no answer to itself means: that it did no harm proves nothing."""
+    """The outcome of a lookup without an answer: even if it was not sent, it proves nothing."""
     if isinstance(outcome, Retryable):
         return Unknown(outcome.reason, outcome.retry_after)
     return outcome
 
 
 def read_status(answer: Answer) -> Outcome | None:
-    """What the status alone says, for any provider; None: read the body.
+    """The outcome by the status alone, for any provider; None: read the body.
 
-    5xx and everything odd is `Unknown`: a full request was there to be carried out.
+    5xx and unknown statuses are `Unknown`: the complete request may have been carried out.
     """
     wait = parse_retry_after(answer.headers.get("retry-after"))
     status = answer.status
     if 200 <= status < 300:
         return None
     if status == 429:
-        return Retryable("told to wait (HTTP 429)", retry_after=wait)
+        return Retryable("asked to wait (HTTP 429)", retry_after=wait)
     if status in {401, 403, 404, 405} or 300 <= status < 400:
         return Refused(f"the call was refused (HTTP {status}): check the account's settings")
     return Unknown(f"HTTP {status}", retry_after=wait)
 
 
+#: Statuses with which HTTP APIs refuse one customer, and not the account.
+_REFUSALS: Mapping[int, Code] = {
+    400: Code.INVALID,
+    404: Code.NOT_FOUND,
+    409: Code.ALREADY_EXISTS,
+    422: Code.INVALID,
+}
+
+
+def read_refusal(answer: Answer, words: str = "") -> Outcome | None:
+    """The outcome by the status, for a provider that refuses customers by it; None: read the body.
+
+    As `read_status`; in addition 400, 404, 409 and 422 reject this customer: they do not stop the
+    account. `words`: the provider's text, made safe for events (`shown`).
+    """
+    if code := _REFUSALS.get(answer.status):
+        return Rejected((Fault(code, "", words or f"HTTP {answer.status}"),))
+    return read_status(answer)
+
+
 def read_json(answer: Answer) -> Any:
-    """The body as JSON, or None where it is none (HTML, cut off, empty, not UTF-8)."""
+    """The body as JSON, or None if it is none (HTML, truncated, empty, undecodable)."""
     try:
-        return json.loads(answer.body)
+        return _JSON.decode(_text_of(answer))
     except (ValueError, RecursionError):
         return None
 
 
-#: A provider's words longer than this are no sentence, but a page or a stack trace.
+def _text_of(answer: Answer) -> str:
+    body = answer.body
+    try:
+        # Servers that declare another charset by habit often send UTF-8, some with a byte order
+        # mark. Non-ASCII bytes that are valid UTF-8 are hardly ever anything else.
+        return body.decode(detect_encoding(body))
+    except UnicodeDecodeError:
+        named = CHARSET.search(answer.headers.get("content-type", ""))
+        spelt = re.sub(r"[\W_]", "", named[1].lower()) if named else ""
+        if (charset := CHARSETS.get(spelt)) is None:
+            raise
+        return body.decode(charset)
+
+
+CHARSET = re.compile(r"""charset\s*=\s*["']?([\w.:-]+)""", re.IGNORECASE)
+
+#: The charsets besides UTF-8 that an answer may declare: names without dashes, which servers write
+#: differently. (Python's own lookup caches every name.)
+CHARSETS = {
+    **dict.fromkeys(("iso88591", "latin1", "l1"), "iso-8859-1"),
+    **dict.fromkeys(("iso885915", "latin9", "l9"), "iso-8859-15"),
+    **dict.fromkeys(("windows1252", "cp1252"), "windows-1252"),
+}
+
+
+def _no_number(_name: str) -> Any:
+    raise ValueError
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    # One name with two values: as with a header, it is unknown which is meant.
+    if len(found) != len(pairs) and any(found[name] != value for name, value in pairs):
+        raise ValueError
+    return found
+
+
+#: JSON has no NaN and no Infinity.
+_JSON = JSONDecoder(parse_constant=_no_number, object_pairs_hook=_object)
+
+
+def whole(value: object) -> int | None:
+    """A whole number as JSON may write it, also as `1.0`; None for anything else.
+
+    A text of digits is none: a server that sends one may have confused two fields.
+    """
+    match value:
+        case bool():
+            return None
+        case int():
+            return value
+        # Beyond 2^53 a float may stand for several whole numbers.
+        case float() if value.is_integer() and abs(value) < 2**53:
+            return int(value)
+        case _:
+            return None
+
+
+def same_email(one: str, other: str) -> bool:
+    """Whether two spellings are one address: ignoring case and surrounding white space.
+
+    Unicode case folding: if either was written in capitals, `ı`, `i` and `İ` are one letter, for a
+    server in Turkey or elsewhere. A provider that distinguishes them was asked for the right
+    address, so that it returns no other one.
+    """
+    return _folded(one) == _folded(other)
+
+
+def _folded(email: str) -> str:
+    email = email.strip()
+    if email.isascii():
+        return email.lower()
+    folded = normalize("NFC", normalize("NFC", email).upper().casefold())
+    return folded.replace("i\u0307", "i")
+
+
+#: A longer text of a provider is no sentence, but a page or a stack trace.
 MAX_WORDS = 500
 
 
 def shown(words: str, secrets: Iterable[object]) -> str:
-    """A provider's words, fit for events and logs: one line, not endless, and no secret in it.
+    """A provider's text, made safe for events and logs: one line, limited, without secrets.
 
-    Providers quote what they were sent. Secrets are found whatever their case, and as they look
-    in HTML and in JSON; None and empty ones are passed over.
+    Providers quote what they received. Secrets are found in any case of letters, and as they look
+    in HTML and in JSON; None and empty ones are skipped.
     """
     spellings = {spelt for secret in secrets if secret is not None for spelt in _spelt(str(secret))}
     if spellings:
-        # The longest first, or a secret that begins like another leaves its end behind.
+        # The longest first: a secret that starts with another one would leave its end.
         longest_first = sorted(spellings, key=len, reverse=True)
         words = re.sub("|".join(map(re.escape, longest_first)), "***", words, flags=re.IGNORECASE)
     printable = "".join(sign if sign.isprintable() else " " for sign in words)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, Field
 
-from worker.outcome import (
+from regworker.domain.outcome import (
     Absent,
     Code,
     Fault,
@@ -21,25 +21,29 @@ from worker.outcome import (
     Unknown,
     Unresolvable,
 )
+from regworker.forms.base import Body
+from regworker.forms.open2b import Open2bAddress, Open2bCustomer, Open2bRegistration
+from regworker.settings import LONGEST
 from worker.providers import base
 from worker.providers.base import (
     Answer,
-    Body,
+    HeaderSecret,
     Request,
-    SecretText,
     Send,
     read_json,
     read_status,
+    same_email,
     shown,
     unanswered,
     unasked,
 )
+from worker.providers.check import EMAIL, PASSWORD
 
 SIGN_UP = "storefront.sign-up"
 LOGIN = "storefront.login"
 FIND = "commerce.customers.find"
 
-#: Error types in our codes ("Error handling", "Common errors"); any other is `provider_error`.
+#: Our codes for error types ("Error handling", "Common errors"); any other is `provider_error`.
 CODES: Mapping[str, Code] = {
     "AlreadyExists": Code.ALREADY_EXISTS,
     "NotFound": Code.NOT_FOUND,
@@ -51,80 +55,40 @@ CODES: Mapping[str, Code] = {
     "InvalidCombination": Code.INVALID,
     "AccessDenied": Code.ACCESS_DENIED,
 }
-#: Where field and type together say more than the type (sign-up page, "Errors").
+#: The header of a customer's key, in answers to sign-up and login.
+KEY = "x-customer-key"
+
+#: If field and type together say more than the type alone (sign-up page, "Errors").
 CODES_OF_FIELDS: Mapping[tuple[str, str], Code] = {
     ("verificationCode", "Missing"): Code.VERIFICATION_REQUIRED,
 }
 
 
-def _string(minimum: int, maximum: int) -> Any:
-    return Field(default="", min_length=minimum, max_length=maximum)
-
-
-class Address(Body):
-    """The billing address. Limits as documented; only the e-mail is needed to ask afterwards.
-
-    Which other fields a store requires, the page doesn't say: that is left to the store.
-    """
-
-    firstName: str = _string(1, 25)  # noqa: N815
-    lastName: str = _string(1, 25)  # noqa: N815
-    personalCode: str = Field(default="", max_length=20, repr=False)  # noqa: N815
-    companyName: str = _string(0, 100)  # noqa: N815
-    companyCode: str = _string(0, 20)  # noqa: N815
-    companyCode2: str = _string(0, 20)  # noqa: N815
-    street1: str = _string(1, 60)
-    street2: str = _string(0, 60)
-    city: str = _string(1, 25)
-    postalCode: str = _string(1, 20)  # noqa: N815
-    stateProv: str = _string(0, 3)  # noqa: N815
-    country: str = Field(default="", pattern=r"^[A-Za-z]{2}$", description="ISO code.")
-    phoneNumber: str = _string(0, 15)  # noqa: N815
-    mobileNumber: str = _string(0, 15)  # noqa: N815
-    faxNumber: str = _string(0, 15)  # noqa: N815
-    email: str = Field(min_length=3, max_length=120)
-
-
-class Customer(Body):
-    """The customer to sign up."""
-
-    cart: Annotated[str, Field(min_length=32, max_length=32)] | None = None
-    address: Address
-    privacyConsents: list[Annotated[int, Field(ge=1, le=256)]] = Field(  # noqa: N815
-        description="The processings consented to."
-    )
-    password: str = Field(min_length=6, max_length=16, repr=False)
-    invoiceRecipient: str = Field(  # noqa: N815
-        default="", max_length=256, description="Electronic invoice: recipient code or PEC."
-    )
-    newsletterLists: list[Annotated[int, Field(ge=1)]] = Field(default=[])  # noqa: N815
-
-
-class Open2bRegistration(Body):
-    """The documented body (sign-up page, "Request")."""
-
-    customer: Customer
-    verificationCode: str = Field(  # noqa: N815
-        default="", min_length=6, max_length=32, repr=False
-    )
-
-
 FIELDS = frozenset(
-    name for model in (Open2bRegistration, Customer, Address) for name in model.model_fields
+    name
+    for model in (Open2bRegistration, Open2bCustomer, Open2bAddress)
+    for name in model.model_fields
 )
+
+
+class Open2bOutcome(Body):
+    """A store's data for a customer (the header of a sign-up's answer)."""
+
+    customer_key: Annotated[str, Field(min_length=1, repr=False)]
 
 
 class Open2bAccount(base.Account):
     """One store. Keys are for stores of versions that ask for them."""
 
     rate: Annotated[int, Field(ge=0)] = 1000
-    """Calls in `rate_period` seconds, across all workers; documented: 1000 in 5 minutes."""
-    rate_period: Annotated[float, Field(gt=0)] = 300.0
+    """The number of calls in `rate_period` seconds, across all workers; documented: 1000 in 5
+    minutes."""
+    rate_period: Annotated[float, Field(gt=0, le=LONGEST)] = 300.0
     """Seconds over which `rate` counts."""
-    public_key: SecretText | None = None
-    """Sent as `X-Public-Key`, where the store asks for it; secret."""
-    secret_key: SecretText | None = None
-    """Lets a lost answer be asked after with certainty (`commerce.customers.find`)."""
+    public_key: HeaderSecret | None = None
+    """Sent as `X-Public-Key`, if the store requires it; secret."""
+    secret_key: HeaderSecret | None = None
+    """Allows workers to look customers up after a lost answer (`commerce.customers.find`)."""
 
     def secrets(self) -> list[str]:
         """The keys that are set."""
@@ -133,7 +97,7 @@ class Open2bAccount(base.Account):
 
 @dataclass(frozen=True, slots=True)
 class _Ok:
-    """`status: ok`; with the header's key, where there is one."""
+    """`status: ok`; with the header's key, if there is one."""
 
     body: dict[str, Any]
     customer_key: str
@@ -141,7 +105,7 @@ class _Ok:
 
 @dataclass(frozen=True, slots=True)
 class _Error:
-    """`status: error`: field and type are what counts, the description is for people."""
+    """`status: error`: field and type count; the description is for people."""
 
     field: str
     type: str
@@ -154,6 +118,7 @@ class Open2b:
     name: ClassVar[str] = "open2b"
     Registration: ClassVar[type[BaseModel]] = Open2bRegistration
     Account: ClassVar[type[base.Account]] = Open2bAccount
+    Gives: ClassVar[type[BaseModel]] = Open2bOutcome
 
     def __init__(self, account: Open2bAccount, send: Send) -> None:
         self._account = account
@@ -172,7 +137,7 @@ class Open2b:
                 return outcome
 
     async def find_out(self, registration: Open2bRegistration) -> Outcome:
-        """Log in with the job's own password; failing that, search its e-mail with our key."""
+        """Log in with the job's own password; if that fails, search its e-mail with our key."""
         email, password = registration.customer.address.email, registration.customer.password
         match await self._call(LOGIN, {"email": email, "password": password}):
             case _Ok(_, ""):
@@ -186,10 +151,26 @@ class Open2b:
             case outcome:
                 return unasked(outcome)
 
+    async def check(self) -> Outcome:
+        """Search for nobody; without a `secret_key`, try to log in as nobody."""
+        if self._account.secret_key is not None:
+            return await self._search(EMAIL)
+        match await self._call(LOGIN, {"email": EMAIL, "password": PASSWORD}):
+            case _Ok():
+                return Unknown("the provider accepted a login that does not exist")
+            case _Error("email", "InvalidCombination"):
+                return Absent("the store answered")
+            case _Error() as error:
+                return _unexpected("login", error)
+            case outcome:
+                return unasked(outcome)
+
     async def _search(self, email: str) -> Outcome:
         if self._account.secret_key is None:
-            # Sign-up itself refuses a known e-mail, so a repeat makes no second customer.
-            return Absent("the login is refused; without a secret_key nobody can be searched for")
+            # Sign-up itself refuses a known e-mail, so a repeat creates no second customer.
+            return Absent(
+                "the login is refused; without a secret_key, customers cannot be searched"
+            )
         query = {"conditions": {"email": email}, "fields": ["id", "email"], "limit": 10}
         match await self._call(FIND, query, private=True):
             case _Ok(body):
@@ -227,7 +208,7 @@ class Open2b:
         code = CODES_OF_FIELDS.get((error.field, error.type)) or CODES.get(error.type)
         fault = Fault(
             code or Code.PROVIDER_ERROR,
-            # Known names stay whole, whatever short secret they happen to contain.
+            # Known names are not redacted, whatever short secret they happen to contain.
             error.field if error.field in FIELDS else shown(error.field, secrets),
             shown(error.description, secrets),
             provider_code=error.type if error.type in CODES else shown(error.type, secrets),
@@ -236,10 +217,14 @@ class Open2b:
 
 
 def _read(answer: Answer) -> _Ok | _Error | Outcome:
-    """Read a body of status 200; errors come with that status, too ("Error handling")."""
+    """Parse a body of status 200; errors come with that status, too ("Error handling")."""
     match read_json(answer):
         case {"status": "ok"} as body:
-            return _Ok(body, answer.headers.get("x-customer-key", "").strip())
+            # Once, however often it occurs, even if a proxy joined the lines.
+            keys = {key.strip() for key in answer.headers.get(KEY, "").split(",")}
+            if KEY in answer.conflicting or len(keys) > 1:
+                return Unknown("the answer has more than one X-Customer-Key")
+            return _Ok(body, keys.pop())
         case {"status": "error", "error": {"type": str(kind), **error}}:
             field, description = error.get("field"), error.get("description")
             return _Error(
@@ -248,27 +233,27 @@ def _read(answer: Answer) -> _Ok | _Error | Outcome:
                 description if isinstance(description, str) else "",
             )
         case _:
-            return Unknown("the answer has another shape than documented")
+            return Unknown("the answer differs from the documentation")
 
 
 def _found(body: dict[str, Any], email: str) -> Outcome:
     match body.get("customers"):
         case []:
-            return Absent("neither login nor search knows the e-mail")
+            return Absent("neither login nor search finds the e-mail")
         case [*customers] if any(_has(customer, email) for customer in customers):
-            return Unresolvable("the e-mail has an account that this password doesn't open")
+            return Unresolvable("the e-mail has an account that this password does not open")
         case _:
-            return Unknown("the search answered something else than was asked")
+            return Unknown("the search answered about another e-mail")
 
 
 def _has(customer: Any, email: str) -> bool:
     match customer:
         case {"email": str(theirs)}:
-            return theirs.casefold() == email.casefold()
+            return same_email(theirs, email)
         case _:
             return False
 
 
 def _unexpected(question: str, error: _Error) -> Unknown:
-    # Neither yes nor no. Known types are told; others might hold anything.
+    # Neither yes nor no. Only known types are shown, since others might contain anything.
     return Unknown(f"{question}: {error.type if error.type in CODES else 'unknown error'}")

@@ -1,67 +1,80 @@
-"""Which providers there are, by name; and, in a worker, which accounts are configured at them.
+"""The providers, by name; and, in a worker, the accounts that are configured for them.
 
-A producer needs the providers' models only. Credentials stay with the workers.
+A producer needs only the providers' forms. Credentials stay with the workers.
 """
 
-import importlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from inspect import signature
+from pathlib import Path
+from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
 
-from worker.errors import InvalidJob, Problem, SettingsError, problems_of
-from worker.job import canonical
-from worker.providers.base import Account, Provider, Send
-from worker.settings import variable
+from regworker.domain.errors import InvalidJob, InvalidOutcome, Problem, SettingsError, problems_of
+from regworker.domain.portable import flaw
+from regworker.forms.registry import Forms, load
+from regworker.settings import no_setting, variable
+from regworker.way_out import NOT_PLAIN, WayOut
+from worker.providers.base import Account, JobReference, Provider, Send
+
+#: For a call that belongs to no job.
+NO_JOB = JobReference("check", "check")
 
 
-class Registry:
-    """The providers this process knows. Their classes are named by import path."""
+class Registry(Forms):
+    """The providers of this process. Their classes are named by import path."""
 
     def __init__(self, paths: Sequence[str]) -> None:
-        self._providers = dict(map(_load, paths))
+        super().__init__(paths)
+        providers: list[type[Provider]] = list(map(load, self.paths))
+        self._providers = {one.name: one for one in providers}
+        self._for_jobs = {one.name for one in providers if "job" in signature(one).parameters}
 
     def __getitem__(self, provider: str) -> type[Provider]:
-        """The class of a provider; `InvalidJob` where there is none of that name."""
-        found = self._providers.get(provider)
-        if found is None:
-            what = f"{provider!r} is none of: {', '.join(sorted(self._providers))}"
-            raise InvalidJob([Problem("invalid", "provider", what)])
-        return found
+        """The class of a provider; `InvalidJob` if the name is unknown."""
+        self.form(provider)
+        return self._providers[provider]
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._providers)
+    def made(self, provider: str, account: Account, send: Send, job: JobReference) -> Provider:
+        """A provider with an account, and with the job if its constructor takes one."""
+        made: Any = self[provider]
+        if provider in self._for_jobs:
+            return cast(Provider, made(account, send, job))
+        return cast(Provider, made(account, send))
 
-    def validate(self, provider: str, registration: Any) -> bytes:
-        """Check a registration with its provider's model; give it back as canonical JSON.
+    def outcome(self, provider: str, outcome: Any) -> dict[str, Any]:
+        """Check a provider's outcome that a person entered; raises `InvalidOutcome`.
 
-        As it was given: what was left out stays left out. `InvalidJob` names every field at once,
-        as the provider spells it.
+        By the provider's model. A provider without one accepts any non-empty JSON object.
         """
-        checked = self.read(provider, registration)
-        return canonical(checked.model_dump(mode="json", exclude_unset=True, by_alias=True))
-
-    def read_json(self, provider: str, text: bytes) -> BaseModel:
-        """A registration from the JSON that `validate` gave; `InvalidJob` where it doesn't fit."""
+        model: type[BaseModel] | None = getattr(self[provider], "Gives", None)
+        if model is None:
+            if not isinstance(outcome, dict) or not outcome:
+                what = "is required: the provider's data, as a JSON object"
+                raise InvalidOutcome([Problem("missing", "outcome", what)])
+            if what := flaw(outcome, path="outcome"):
+                raise InvalidOutcome([Problem("invalid", "", what)])
+            return outcome
         try:
-            return self[provider].Registration.model_validate_json(text)
+            return model.model_validate(outcome).model_dump(mode="json", by_alias=True)
         except ValidationError as error:
-            raise InvalidJob(problems_of(error, prefix="registration")) from None
-
-    def read(self, provider: str, registration: Any) -> BaseModel:
-        """A registration as its provider's model; `InvalidJob` where it doesn't fit."""
-        model = self[provider].Registration
-        try:
-            return model.model_validate(registration)
-        except ValidationError as error:
-            raise InvalidJob(problems_of(error, prefix="registration")) from None
+            takes = f"an outcome of {provider} has the fields {', '.join(model.model_fields)}"
+            problems = [*problems_of(error, prefix="outcome"), Problem("invalid", "", takes)]
+            raise InvalidOutcome(problems) from None
 
 
 class Accounts:
     """The accounts a worker may use, with their credentials."""
 
-    def __init__(self, registry: Registry, values: dict[str, dict[str, dict[str, Any]]]) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        values: dict[str, dict[str, dict[str, Any]]],
+        way: WayOut = WayOut(),  # noqa: B008 -- nothing changes it
+    ) -> None:
+        """`way`: the route of all connections, unless an account has its own."""
         self._registry = registry
+        self._way = way
         self._accounts: dict[tuple[str, str], Account] = {}
         problems: list[tuple[str, str]] = []
         for provider, accounts in values.items():
@@ -73,12 +86,20 @@ class Accounts:
                 continue
             for name, fields in accounts.items():
                 try:
-                    self._accounts[provider, name] = model(**fields)
+                    made = self._accounts[provider, name] = model(**fields)
+                    if not way.to(made).carries(made.base_url):
+                        url = variable("accounts", provider, name, "base_url")
+                        problems.append((url, NOT_PLAIN))
                 except ValidationError as error:
-                    problems.extend(
-                        (variable("accounts", provider, name, problem.field), problem.message)
-                        for problem in problems_of(error)
-                    )
+                    where = ("accounts", provider, name)
+                    for problem in problems_of(error):
+                        path = (*where, problem.field) if problem.field else where
+                        known = (
+                            not problem.field
+                            or problem.field.partition(".")[0] in model.model_fields
+                        )
+                        what = problem.message if known else no_setting(path, model.model_fields)
+                        problems.append((variable(*path), what))
         if problems:
             raise SettingsError(problems)
 
@@ -86,16 +107,33 @@ class Accounts:
         for (provider, name), account in self._accounts.items():
             yield provider, name, account
 
-    def open(self, provider: str, account: str, send: Send) -> Provider:
-        """A provider at one of its accounts; `KeyError` where it is not configured here."""
-        settings = self._accounts[provider, account]
-        return self._registry[provider](settings, send)
+    def __getitem__(self, name: tuple[str, str]) -> Account:
+        """An account's settings, by provider and account; `KeyError` if it is not configured
+        here."""
+        return self._accounts[name]
 
+    def get(self, name: tuple[str, str]) -> Account | None:
+        """An account's settings, or None."""
+        return self._accounts.get(name)
 
-def _load(path: str) -> tuple[str, type[Provider]]:
-    module, _, attribute = path.partition(":")
-    try:
-        found: type[Provider] = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise SettingsError([(variable("providers"), f"{path}: {error}")]) from None
-    return found.name, found
+    def way(self, name: tuple[str, str]) -> WayOut:
+        """How connections to an account's provider are made."""
+        account = self._accounts.get(name)
+        return self._way if account is None else self._way.to(account)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that the routes of all accounts name."""
+        return tuple(file for name in self._accounts for file in self.way(name).files)
+
+    def open(self, provider: str, account: str, send: Send, job: JobReference) -> Provider:
+        """A provider with one of its accounts; `KeyError` if it is not configured here."""
+        return self._registry.made(provider, self[provider, account], send, job)
+
+    def use(self, others: "Accounts") -> None:
+        """From now on, use other accounts. Calls under way keep theirs."""
+        self._accounts, self._way = others._accounts, others._way
+
+    def keep(self, name: tuple[str, str], account: Account) -> None:
+        """Restore an account's previous settings."""
+        self._accounts[name] = account

@@ -7,15 +7,12 @@ a known e-mail was seen in public clients.
 
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
-from datetime import date
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, Field
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, BeforeValidator, Field
 
-from worker.outcome import (
+from regworker.domain.outcome import (
     Absent,
     Code,
     Fault,
@@ -27,110 +24,67 @@ from worker.outcome import (
     Unknown,
     Unresolvable,
 )
+from regworker.forms.base import Body
+from regworker.forms.skypostal import SkyPostalRegistration, Text
 from worker.providers import base
 from worker.providers.base import (
     Answer,
-    Body,
     Request,
     SecretText,
     Send,
     read_json,
     read_status,
+    same_email,
     shown,
     unanswered,
     unasked,
+    whole,
 )
+from worker.providers.check import EMAIL
 
 REGISTER = "service-customer.svc/customer/customer-registration"
-#: The login's page prints the registration's URL; public clients use this one.
+#: The login's page shows the registration's URL; public clients use this one.
 LOGIN = "service-customer.svc/customer/customer-login"
-#: Under `service-customer.svc` by the documentation, `service-partner.svc` in public clients.
+#: Under `service-customer.svc` in the documentation, `service-partner.svc` in public clients.
 LOOK_UP = "{service}.svc/partner/customer-get-info"
 
-EMAIL = re.compile(r"[^\s@]+@[^\s@.]+(\.[^\s@.]+)+")
-BIRTH_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
-#: Seen in public clients; compared without case and with any white space.
+#: Seen in public clients; compared without case and white space.
 DUPLICATE = "the email account sent is already registered and associated with a box"
-#: Inferred: a refusal that speaks of these is about our credentials, not about the customer.
+#: Inferred: a refusal with these words is about our credentials, not about the customer.
 CREDENTIALS = re.compile(r"\b(user[ _]?code|app[ _]?key)\b", re.IGNORECASE)
 
 
-def _email(value: str) -> str:
-    if not EMAIL.fullmatch(value):
-        raise PydanticCustomError("email", "must be an e-mail address")
-    return value
+def _numbers(value: Any) -> Any:
+    return [one.strip() for one in value.split(",")] if isinstance(value, str) else value
 
 
-def _birth_date(value: str) -> str:
-    with suppress(ValueError):
-        if BIRTH_DATE.fullmatch(value) and date.fromisoformat(value):
-            return value
-    raise PydanticCustomError("date", "must be a real date, as YYYY-MM-DD")
+class SkyPostalOutcome(Body):
+    """SkyPostal's data for a customer ("Response Parameters" of the registration page)."""
 
-
-Text = Annotated[str, Field(min_length=1)]
-
-
-class Address(Body):
-    """One item of `customer_address`."""
-
-    city_code: int = Field(description="From geographic-get-cities.")
-    locality_town: Text
-    neighborhood: Text
-    address_01: Text = Field(description="Street, number of the house, etc.")
-    zip_code: Text
-
-
-class Phone(Body):
-    """One item of `customer_phone`."""
-
-    phone_area_code: Text = Field(description="From geographic-get-countries, e.g. `+1`.")
-    phone_number: Text
-    phone_extension: str = ""
-    # No `Literal`: it takes `true` for 1.
-    phone_type: int = Field(ge=1, le=2, description="1: home or office, 2: mobile.")
-
-
-class SkyPostalRegistration(Body):
-    """The body without credentials and `copa_id` (registration page, "Request Parameters")."""
-
-    language_code: Literal["ENG", "ESP"]
-    customer_first_name: Text
-    customer_last_name: Text
-    customer_identity_number: Text = Field(repr=False)
-    customer_tax_number: int = Field(default=0, repr=False, description="Of a company.")
-    customer_birth_date: Annotated[str, AfterValidator(_birth_date)] = Field(
-        json_schema_extra={"format": "date"}
-    )
-    customer_email: Annotated[str, AfterValidator(_email)] = Field(
-        json_schema_extra={"format": "email"}
-    )
-    customer_password: Text = Field(repr=False, description="Any character; never trimmed.")
-    customer_gender: Literal["M", "F"]
-    customer_campaign: str = ""
-    customer_email_agreement: bool = False
-    customer_referred_by: int | None = Field(None, description="Box id of who referred them.")
-    customer_address: list[Address] = Field(min_length=1, max_length=1)
-    customer_phone: list[Phone] = Field(min_length=2, description="The first is the address's.")
+    customer_box_id: Annotated[int, Field(ge=1)]
+    customer_key: Annotated[Text, Field(repr=False)]
 
 
 class SkyPostalAccount(base.Account):
     """Credentials and identity of a partner, as SkyPostal gave them."""
 
     user_code: int
-    """Number that SkyPostal gave; TEST and PROD have their own."""
+    """The number that SkyPostal assigned; TEST and PROD differ."""
     app_key: SecretText
-    """Key that SkyPostal gave with it; secret."""
+    """The key that SkyPostal assigned with it; secret."""
     copa_id: int
-    """The commercial partner's number, sent with every registration."""
+    """The commercial partner's number, sent with each registration that names no other."""
+    copa_ids: Annotated[tuple[int, ...], BeforeValidator(_numbers)] = ()
+    """Other numbers that a registration may name, separated by commas. Default: any."""
     credentials: Literal["flat", "nested"] = "flat"
-    """Where they stand: flat in the body (documented), or in `user_info` (seen in clients)."""
+    """The position of the credentials: at the top of the body (documented), or in `user_info` (seen
+    in clients)."""
     look_up: Literal["service-customer", "service-partner"] = "service-customer"
-    """Which service looks customers up: the documented one, or that seen in clients."""
+    """The service that looks customers up: the documented one, or the one seen in clients."""
 
     def in_body(self) -> dict[str, Any]:
-        """The credentials as every request's body holds them."""
+        """The credentials as in every request's body."""
         given = {"user_code": self.user_code, "app_key": self.app_key.get_secret_value()}
         return given if self.credentials == "flat" else {"user_info": given}
 
@@ -143,13 +97,13 @@ class _Customer:
     email: str | None
 
     def has(self, email: str) -> bool:
-        # E-mails come back in upper case, and not from every call.
-        return self.email is None or self.email.casefold() == email.casefold()
+        # E-mails are returned in upper case, and not by every call.
+        return self.email is None or same_email(self.email, email)
 
 
 @dataclass(frozen=True, slots=True)
 class _No:
-    """`_verify: false`, for a reason that is in the customer's data."""
+    """`_verify: false`, for a reason in the customer's data."""
 
     text: str
     location: str
@@ -161,6 +115,7 @@ class SkyPostal:
     name: ClassVar[str] = "skypostal"
     Registration: ClassVar[type[BaseModel]] = SkyPostalRegistration
     Account: ClassVar[type[base.Account]] = SkyPostalAccount
+    Gives: ClassVar[type[BaseModel]] = SkyPostalOutcome
 
     def __init__(self, account: SkyPostalAccount, send: Send) -> None:
         self._account = account
@@ -168,17 +123,23 @@ class SkyPostal:
 
     async def register(self, registration: SkyPostalRegistration) -> Outcome:
         """Register and activate a customer."""
-        body = {"copa_id": self._account.copa_id, **registration.model_dump(exclude_unset=True)}
+        account, named = self._account, registration.copa_id
+        if named and account.copa_ids and named not in (account.copa_id, *account.copa_ids):
+            problem = "is not one of the account's: see COPA_IDS of its settings"
+            return Rejected((Fault(Code.INVALID, "copa_id", problem),))
+        body = {"copa_id": account.copa_id, **registration.model_dump(exclude_unset=True)}
         match await self._call(REGISTER, body):
-            case _Customer(data):
-                return Registered(data)
+            case _Customer() as made if made.has(registration.customer_email):
+                return Registered(made.data)
+            case _Customer():
+                return Unknown("the answer is about another e-mail")
             case _No() as no:
                 return self._rejected(no, registration)
             case outcome:
                 return outcome
 
     async def find_out(self, registration: SkyPostalRegistration) -> Outcome:
-        """Log in with the job's own password; failing that, look its e-mail up."""
+        """Log in with the job's own password; if that fails, look its e-mail up."""
         email, password = registration.customer_email, registration.customer_password
         match await self._call(LOGIN, {"customer_email": email, "customer_password": password}):
             case _Customer() as found if found.has(email):
@@ -190,15 +151,19 @@ class SkyPostal:
             case outcome:
                 return unasked(outcome)
 
+    async def check(self) -> Outcome:
+        """Look up nobody."""
+        return await self._look_up(EMAIL)
+
     async def _look_up(self, email: str) -> Outcome:
         path = LOOK_UP.format(service=self._account.look_up)
         match await self._call(path, {"customer_email": email}):
             case _Customer() as found if found.has(email):
-                return Unresolvable("the e-mail has an account that this password doesn't open")
+                return Unresolvable("the e-mail has an account that this password does not open")
             case _Customer():
                 return Unknown("the look-up answered for another e-mail")
             case _No():
-                return Absent("neither login nor look-up knows the e-mail")
+                return Absent("neither login nor look-up finds the e-mail")
             case outcome:
                 return unasked(outcome)
 
@@ -233,19 +198,18 @@ def _read(answer: Answer) -> _Customer | _No | Outcome:
         case [{"_verify": False, "error": {"error_description": str(text)} as error}]:
             return _no(answer, text, error)
         case _:
-            return read_status(answer) or Unknown("the answer has another shape than documented")
+            return read_status(answer) or Unknown("the answer differs from the documentation")
 
 
 def _customer(record: dict[str, Any]) -> _Customer | Outcome:
-    match record:
-        case {"customer_box_id": int(box_id), "customer_key": str(key)} if key and not isinstance(
-            box_id, bool
-        ):
-            email = record.get("customer_email")
-            data = {"customer_box_id": box_id, "customer_key": key}
-            return _Customer(data, email if isinstance(email, str) else None)
-        case _:
-            return Unknown("success without customer_box_id and customer_key")
+    box_id, key = whole(record.get("customer_box_id")), record.get("customer_key")
+    if box_id is None or box_id < 1:
+        return Unknown("success, but customer_box_id is not a positive whole number")
+    if not isinstance(key, str) or not key.strip():
+        return Unknown("success without customer_key")
+    email = record.get("customer_email")
+    data = {"customer_box_id": box_id, "customer_key": key}
+    return _Customer(data, email if isinstance(email, str) else None)
 
 
 def _no(answer: Answer, text: str, error: dict[str, Any]) -> _No | Outcome:
@@ -261,7 +225,7 @@ def _no(answer: Answer, text: str, error: dict[str, Any]) -> _No | Outcome:
 
 
 def _blames_us(no: _No, body: dict[str, Any]) -> bool:
-    # Unless the words may be the customer's own, quoted: one odd name must not stop an account.
+    # Unless the text may quote the customer: one odd name must not stop an account.
     quoted = any(CREDENTIALS.search(value) for value in _strings(body))
     return bool(CREDENTIALS.search(f"{no.location} {no.text}")) and not quoted
 

@@ -1,1 +1,1 @@
-"""Ways by which events leave, other than in the ledger's own script: one file each."""
+"""How events are sent, except in the ledger's own scripts: one file each."""

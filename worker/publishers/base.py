@@ -1,4 +1,4 @@
-"""What a publisher is: one try at bringing one event to one endpoint."""
+"""What a publisher is: it tries once to deliver one event to one endpoint."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,7 +13,7 @@ class Arrived:
 
 @dataclass(frozen=True, slots=True)
 class Later:
-    """Not taken this time. `retry_after`: seconds the endpoint asked for."""
+    """Not accepted this time. `retry_after`: seconds that the endpoint asked for."""
 
     reason: str
     retry_after: float | None = None
@@ -21,26 +21,39 @@ class Later:
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """The endpoint wants no events any more, neither this one nor others."""
+    """The endpoint wants no further events at all."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class NotTried:
-    """A fault of ours: something is missing in this worker. It says nothing of the endpoint."""
+    """This worker lacks something. It says nothing about the endpoint."""
 
     reason: str
 
 
-Delivered = Arrived | Later | Gone | NotTried
+@dataclass(frozen=True, slots=True)
+class Misplaced:
+    """The delivery's content is sealed for another place, and is not sent."""
+
+    reason: str
+
+
+Delivered = Arrived | Later | Gone | NotTried | Misplaced
 
 
 class Publisher(Protocol):
     """One endpoint."""
 
-    async def publish(self, event_id: str, event: bytes) -> Delivered:
-        """Try once. Never raises for the network's sake; may deliver an event more than once."""
+    async def publish(
+        self, event_id: str, event: bytes, *, fresh: bool = False, traceparent: str = ""
+    ) -> Delivered:
+        """Try once. Never raises for network errors; may deliver an event more than once.
+
+        `fresh`: on a new connection, if the endpoint has connections of its own. `traceparent`: the
+        header of W3C Trace Context, if requests have headers.
+        """
         ...
 
     async def aclose(self) -> None:

@@ -18,10 +18,10 @@ from redis.retry import Retry
 
 from worker.publishers.base import Arrived, Delivered, Later
 
-#: Seconds for all of one try, as for a webhook.
+#: The time limit of one try, in seconds, as for a webhook.
 BUDGET = 15.0
 
-#: Seconds RabbitMQ has to confirm: a quorum queue without its majority never would.
+#: Seconds for RabbitMQ to confirm: a quorum queue without its majority never does.
 CONFIRM_TIMEOUT = 5.0
 
 CONTENT_TYPE = "application/cloudevents+json"
@@ -31,9 +31,9 @@ _NO_ROUTE = 312
 
 
 class QueuePublisher:
-    """Puts events on one queue. kombu is synchronous: a thread of its own does, one by one.
+    """Publishes events to one queue. kombu is synchronous: a thread publishes one after another.
 
-    `connect`: makes a connection to the broker, with publisher confirms where it is RabbitMQ.
+    `connect`: makes a connection to the broker, with publisher confirms on RabbitMQ.
     """
 
     def __init__(self, queue: str, connect: Callable[[], Connection]) -> None:
@@ -43,8 +43,10 @@ class QueuePublisher:
         self._broker: _Broker | None = None
         self._gone: tuple[type[BaseException], ...] = ()
 
-    async def publish(self, event_id: str, event: bytes) -> Delivered:
-        """Put the event on the queue once; it is there when the broker has said so."""
+    async def publish(
+        self, event_id: str, event: bytes, *, fresh: bool = False, traceparent: str = ""
+    ) -> Delivered:
+        """Publish the event once; it is on the queue when the broker has confirmed it."""
         put = asyncio.get_running_loop().run_in_executor(self._thread, self._put, event_id, event)
         try:
             async with asyncio.timeout(BUDGET):
@@ -54,12 +56,12 @@ class QueuePublisher:
         except MessageNacked:
             return Later("the broker refused it")
         except ChannelError as error:
-            # By its number: an error that came as a return has no class of its own.
+            # By its number: the error of a returned message has no class of its own.
             unroutable = error.reply_code == _NO_ROUTE
             return Later("no such queue" if unroutable else f"refused ({type(error).__name__})")
         except Exception as error:  # noqa: BLE001 -- each transport raises its own
-            return Later(f"the broker did not take it ({type(error).__name__})")
-        return Arrived("taken by the broker")
+            return Later(f"the broker did not accept it ({type(error).__name__})")
+        return Arrived("accepted by the broker")
 
     async def aclose(self) -> None:
         """Close the connection, unless the broker hangs."""
@@ -73,7 +75,7 @@ class QueuePublisher:
         try:
             self._put_once(event_id, event)
         except Exception as error:
-            # A connection that nobody used for a while may have died without a word.
+            # A connection that was idle for a while may have died silently.
             if not used or not isinstance(error, self._gone):
                 raise
             self._put_once(event_id, event)
@@ -86,7 +88,7 @@ class QueuePublisher:
         try:
             self._broker.put(event_id, event)
         except BaseException:
-            # After any fault: a confirmation that comes late would be taken for the next one's.
+            # After any error: a late confirmation would be taken for the next message's.
             self._let_go()
             raise
 
@@ -97,7 +99,7 @@ class QueuePublisher:
 
 
 class _Broker:
-    """A connection to the broker, and the queue on it."""
+    """A connection to the broker with the queue."""
 
     def __init__(self, connection: Connection, queue: str) -> None:
         self._connection = connection
@@ -105,7 +107,7 @@ class _Broker:
         self._channel: Any = None
 
     def put(self, event_id: str, event: bytes) -> None:
-        """Put an event on the queue. Raises whatever the transport does where it is not there."""
+        """Publish an event. Raises the transport's error if it did not reach the queue."""
         if self._channel is None:
             self._channel = self._open()
         if self._connection.transport.driver_type == "redis":
@@ -121,25 +123,26 @@ class _Broker:
             message,
             exchange="",
             routing_key=self._queue,
-            # Without it a message to a queue that was deleted is confirmed, and gone.
+            # Without it, a message to a deleted queue is confirmed and lost.
             mandatory=True,
             confirm_timeout=CONFIRM_TIMEOUT,
         )
 
     def close(self) -> None:
-        """Let go of the connection, without a word to a broker that may not listen."""
+        """Close the connection, without a message to a broker that may not read it."""
         with suppress(Exception):
             self._connection.collect()
 
     def _open(self) -> Any:
-        self._connection.ensure_connection(max_retries=1, interval_start=0)
+        tries = max(1, len(self._connection.alt))  # each node of a cluster once
+        self._connection.ensure_connection(max_retries=tries, interval_start=0)
         channel = self._connection.channel()
         if self._connection.transport.driver_type == "redis":
-            # redis-py would by itself repeat a push whose answer was lost.
+            # redis-py would by itself repeat a push after a lost answer.
             channel.client.set_retry(Retry(NoBackoff(), 0))
             return channel
         try:
-            # Whatever kind of queue it is, if somebody made it.
+            # An existing queue may have any type.
             channel.queue_declare(self._queue, passive=True)
         except NotFound:
             channel = self._connection.channel()

@@ -1,49 +1,69 @@
 """Webhooks: signed HTTP requests by the Standard Webhooks specification."""
 
 import asyncio
+import re
 import socket
 import ssl
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
+from ipaddress import ip_address
+from urllib.parse import quote
 
 import aiohttp
-import httpx
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.connector import AddrInfoType
+from aiohttp.http_exceptions import LineTooLong
 from standardwebhooks import Webhook
+from yarl import URL
 
-from worker.errors import causes
-from worker.publishers.addresses import inside
+from regworker.domain.errors import causes
+from regworker.domain.retry import parse_retry_after
+from regworker.settings import WebhookEndpoint
+from regworker.way_out import WayOut
+from worker.http_connections import (
+    EXCHANGE,
+    MAX_HEADERS,
+    Connector,
+    HttpExchange,
+    TooLarge,
+    UnaskedBytes,
+    certificate_fault,
+    open_session,
+)
+from worker.http_tunnel import ProxyRefused
+from worker.publishers.address_check import inside
 from worker.publishers.base import Arrived, Delivered, Gone, Later
-from worker.retry import parse_retry_after
-from worker.settings import WebhookEndpoint
 
-#: Seconds for all of one request (Standard Webhooks, "Timeouts": 15 to 30).
+#: The time limit of one request, in seconds (Standard Webhooks, "Timeouts": 15 to 30).
 BUDGET = 15.0
 
-#: Bytes of an answer that are read, so that its connection can be used again. Nothing in it is of
-#: use but its status; of a longer one the connection is closed.
+#: Bytes of an answer that are read to reuse its connection. Only the status matters; after a longer
+#: answer the connection is closed.
 MOST_ANSWER = 64 * 1024
 
-#: Bytes of an answer that are kept, for a person to look at.
+#: Bytes of an answer that are kept for people.
 KEPT_ANSWER = 512
 
-#: Seconds an unused connection is kept: less than the 5 after which many servers close theirs.
-KEEP_ALIVE = 4.0
-
-#: Names looked up at a time for one endpoint. Threads of its own: the system's resolver can hang
-#: for half a minute, and the rest of the process needs the shared ones.
+#: Names resolved at a time for one endpoint. In threads of its own: the system's resolver can hang
+#: for half a minute, and the rest of the process needs the shared threads.
 LOOK_UPS = 2
+
+#: Scheme and host of a URL, and the rest.
+_URL = re.compile(r"([^/]*//[^/?#]*)(.*)", re.DOTALL)
+
+#: Characters that a request line contains unchanged.
+_PRINTABLE = "".join(map(chr, range(ord("!"), ord("~") + 1)))
 
 CONTENT_TYPE = "application/cloudevents+json"
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What came back of a request. `head`: the first bytes of the answer's body."""
+class WebhookAnswer:
+    """The answer to a request. `head`: the first bytes of its body."""
 
     status: int
     retry_after: str | None = None
@@ -52,89 +72,102 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Unanswered:
-    """No answer: why."""
+    """No answer, with the reason."""
 
     reason: str
 
 
 class WebhookPublisher:
-    """Delivers to one configured URL. No redirects, no private addresses unless allowed."""
+    """Delivers to one configured URL. No redirects; no private addresses unless allowed."""
 
-    def __init__(self, endpoint: WebhookEndpoint) -> None:
-        self._endpoint = endpoint
+    def __init__(
+        self,
+        endpoint: WebhookEndpoint,
+        stray: Callable[[], None] = lambda: None,
+        way: WayOut = WayOut(),  # noqa: B008 -- nothing changes it
+    ) -> None:
+        """`stray`: called when unrequested bytes arrive from the endpoint.
+
+        `way`: the route of all connections, unless the endpoint has its own.
+        """
+        self._stray = stray
+        self._way = way.to(endpoint)
+        self._url = as_given(endpoint.url)
         self._signers = [Webhook(secret.get_secret_value()) for secret in endpoint.secrets]
         self._guard = _Guard(endpoint.allow_private)
-        self._session: aiohttp.ClientSession | None = None
+        self._sessions: dict[bool, aiohttp.ClientSession] = {}
 
-    async def publish(self, event_id: str, event: bytes) -> Delivered:
-        """POST the event once: 2xx is success, 410 means never again, all else means later."""
-        match await self.send(event_id, event):
+    async def publish(
+        self, event_id: str, event: bytes, *, fresh: bool = False, traceparent: str = ""
+    ) -> Delivered:
+        """POST the event once: 2xx is success, 410 means never again, anything else means later."""
+        match await self.send(event_id, event, fresh=fresh, traceparent=traceparent):
             case Unanswered(reason):
                 return Later(reason)
-            case Answer(status) if 200 <= status < 300:
+            case WebhookAnswer(status) if 200 <= status < 300:
                 return Arrived(f"HTTP {status}")
-            case Answer(410):
+            case WebhookAnswer(410):
                 return Gone("HTTP 410")
-            case Answer(status) if 300 <= status < 400:
+            case WebhookAnswer(status) if 300 <= status < 400:
                 return Later(f"HTTP {status}: a redirect, which is not followed")
-            case Answer(status, retry_after):
+            case WebhookAnswer(status, retry_after):
                 return Later(f"HTTP {status}", parse_retry_after(retry_after))
 
-    async def send(self, event_id: str, event: bytes) -> Answer | Unanswered:
-        """POST the event once; whatever came back."""
+    async def send(
+        self, event_id: str, event: bytes, *, fresh: bool = False, traceparent: str = ""
+    ) -> WebhookAnswer | Unanswered:
+        """POST the event once; return any answer."""
         end = asyncio.get_running_loop().time() + BUDGET
+        exchange = HttpExchange(self._stray)
+        token = EXCHANGE.set(exchange)
         try:
-            async with asyncio.timeout_at(end):
-                response = await self._post(event_id, event)
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            return Unanswered(_reason(error))
-        try:
-            # It has answered, whatever becomes of the rest.
-            with suppress(aiohttp.ClientError, OSError):
+            try:
                 async with asyncio.timeout_at(end):
-                    head = await _head(response)
-                    return _answer(response, head)
-            return _answer(response)
+                    headers = {**self._sign(event_id, event), **_traced(traceparent)}
+                    response = await self._post(event, headers, self._session(fresh))
+            except (aiohttp.ClientError, OSError, ValueError) as error:
+                return Unanswered(_reason(error))
+            came = await _rest(response, end)
         finally:
-            response.close()
+            EXCHANGE.reset(token)
+        return Unanswered("more than one answer arrived") if exchange.doubtful else came
 
     async def aclose(self) -> None:
         """Close the connections."""
-        session, self._session = self._session, None
-        if session is not None:
+        sessions, self._sessions = self._sessions, {}
+        for session in sessions.values():
             await session.close()
         self._guard.stop()
 
-    async def _post(self, event_id: str, event: bytes) -> aiohttp.ClientResponse:
-        # Not before the first event: a session belongs to the loop that it was made in.
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(
-                    ssl=httpx.create_ssl_context(),
-                    limit=0,  # the ledger's places cap events in flight, over all workers
-                    use_dns_cache=False,
-                    keepalive_timeout=KEEP_ALIVE,
-                    resolver=self._guard,
-                    socket_factory=self._guard.socket,
-                ),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                timeout=aiohttp.ClientTimeout(total=None),
-                auto_decompress=False,
-                trust_env=False,
+    def _session(self, fresh: bool) -> aiohttp.ClientSession:
+        # Not before the first event: a session belongs to the loop in which it is created.
+        if (session := self._sessions.get(fresh)) is None:
+            connector = Connector(
+                self._way,
+                self._guard.check_target,
+                use_dns_cache=False,
+                resolver=self._guard,
+                socket_factory=self._guard.socket,
+                force_close=fresh,
             )
+            session = self._sessions[fresh] = open_session(connector)
+        return session
+
+    async def _post(
+        self, event: bytes, more: Mapping[str, str], session: aiohttp.ClientSession
+    ) -> aiohttp.ClientResponse:
         headers = {
             "content-type": CONTENT_TYPE,
             "user-agent": "registration-worker",
             "accept-encoding": "identity",
-            **self._sign(event_id, event),
+            **more,
         }
-        url = self._endpoint.url
-        return await self._session.post(url, data=event, headers=headers, allow_redirects=False)
+        return await session.post(self._url, data=event, headers=headers, allow_redirects=False)
 
     def _sign(self, event_id: str, event: bytes) -> dict[str, str]:
         now = datetime.now(UTC)
         text = event.decode()
-        # One signature for each secret, so that a receiver may change over in its own time.
+        # One signature for each secret, so that a receiver can change its secret at any time.
         signatures = " ".join(signer.sign(event_id, now, text) for signer in self._signers)
         return {
             "webhook-id": event_id,
@@ -143,16 +176,34 @@ class WebhookPublisher:
         }
 
 
-class Refused(OSError):  # noqa: N818 -- what became of the connection
-    """Raised before connecting to an address that is inside; says of what kind it is."""
+def _traced(traceparent: str) -> dict[str, str]:
+    return {"traceparent": traceparent} if traceparent else {}
+
+
+def as_given(url: str) -> URL:
+    """The URL byte for byte, since a signature may cover it: `%2F` in a query stays `%2F`.
+
+    Only what a request line cannot contain is encoded: a host in other letters, a space, an `é`.
+    """
+    found = _URL.fullmatch(url)
+    if found is None:
+        return URL(url)
+    origin, rest = found.groups()
+    if not origin.isascii():
+        origin = str(URL(origin))
+    return URL(origin + quote(rest, safe=_PRINTABLE), encoded=True)
+
+
+class AddressRefused(OSError):  # noqa: N818 -- what became of the connection
+    """Raised before connecting to a non-public address; names its kind."""
 
 
 class _Guard(AbstractResolver):
-    """Looks names up, and lets nobody connect to an address that is inside.
+    """Resolves names, and prevents connections to non-public addresses.
 
-    A name is looked up once for each connection, and the addresses found are those connected to:
-    it cannot lead outside when it is checked and inside when it is used. Asked again with each
-    socket, since aiohttp asks no resolver about what looks like an address.
+    A name is resolved once for each connection, and only the checked addresses are connected to: a
+    name cannot be public when it is checked and private when it is used. Each socket is checked
+    again, since aiohttp does not resolve what looks like an address.
     """
 
     def __init__(self, allowed: bool) -> None:
@@ -162,7 +213,7 @@ class _Guard(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        """All addresses of a name; refused if any of them is inside."""
+        """All addresses of a name; refused if any of them is non-public."""
         look_up = partial(
             socket.getaddrinfo, host, port, family, socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG
         )
@@ -182,7 +233,7 @@ class _Guard(AbstractResolver):
         ]
 
     def socket(self, address: AddrInfoType) -> socket.socket:
-        """A socket for an address: the last thing before it is connected to."""
+        """A socket for an address: the last step before it is connected."""
         family, kind, protocol, _, where = address
         self._check(str(where[0]))
         return socket.socket(family, kind, protocol)
@@ -191,18 +242,36 @@ class _Guard(AbstractResolver):
         """Called by aiohttp with each session."""
 
     def stop(self) -> None:
-        """End the threads, without waiting for a look-up that hangs."""
+        """End the threads, without waiting for a hanging lookup."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def check_target(self, host: str) -> None:
+        """Refuse to request a non-public address from a proxy. Only the proxy resolves names."""
+        with suppress(ValueError):
+            self._check(str(ip_address(host)))
 
     def _check(self, address: str) -> None:
         if not self._allowed and (kind := inside(address)):
-            raise Refused(
+            raise AddressRefused(
                 f"refused: the URL leads to a {kind} address (ALLOW_PRIVATE=true would allow it)"
             )
 
 
+async def _rest(response: aiohttp.ClientResponse, end: float) -> WebhookAnswer:
+    """The answer with the first bytes of its body; the status counts, whatever becomes of the
+    body."""
+    head = b""
+    try:
+        with suppress(aiohttp.ClientError, OSError):
+            async with asyncio.timeout_at(end):
+                head = await _head(response)
+    finally:
+        response.close()
+    return WebhookAnswer(response.status, response.headers.get("retry-after"), head)
+
+
 async def _head(response: aiohttp.ClientResponse) -> bytes:
-    """The first bytes of the body; read to its end, unless that is far."""
+    """The first bytes of the body; it is read to its end, unless it is too long."""
     head, size = b"", 0
     async for chunk in response.content.iter_any():
         head += chunk[: KEPT_ANSWER - len(head)]
@@ -212,22 +281,23 @@ async def _head(response: aiohttp.ClientResponse) -> bytes:
     return head
 
 
-def _answer(response: aiohttp.ClientResponse, head: bytes = b"") -> Answer:
-    return Answer(response.status, response.headers.get("retry-after"), head)
-
-
-#: Words for what went wrong, the most telling first. No texts of exceptions, but our own: they
-#: hold addresses, and what was answered.
+#: Texts for errors, the most specific first. Not the exceptions' own texts, except ours: they
+#: contain addresses and answers.
 _WORDS: tuple[tuple[type[BaseException], str], ...] = (
-    (socket.gaierror, "the URL's host is not known to the DNS"),
+    (socket.gaierror, "the URL's host name is not in the DNS"),
     (ConnectionRefusedError, "connection refused"),
-    (ssl.SSLCertVerificationError, "the certificate is not trusted"),
     (ssl.SSLError, "TLS failed"),
-    (aiohttp.InvalidURL, "the URL leads nowhere"),
+    (UnaskedBytes, "the server sent bytes before the request"),
+    (TooLarge, "the answer is too large"),
+    (aiohttp.InvalidURL, "the URL cannot be reached"),
     (aiohttp.ServerDisconnectedError, "connection closed without an answer"),
     (ConnectionResetError, "connection reset"),
     (BrokenPipeError, "connection reset"),
-    (aiohttp.ClientResponseError, "the answer is not HTTP"),
+    (LineTooLong, "the answer is too large"),
+    (
+        aiohttp.ClientResponseError,
+        f"the answer is not HTTP, or has more than {MAX_HEADERS} headers",
+    ),
     (TimeoutError, "no answer in time"),
 )
 
@@ -235,9 +305,11 @@ _WORDS: tuple[tuple[type[BaseException], str], ...] = (
 def _reason(error: BaseException) -> str:
     found = list(causes(error))
     for cause in found:
-        if isinstance(cause, Refused):
+        if isinstance(cause, AddressRefused | ProxyRefused):
             return str(cause)
     for cause in found:
+        if fault := certificate_fault(cause):
+            return fault
         for kind, words in _WORDS:
             if isinstance(cause, kind):
                 return words

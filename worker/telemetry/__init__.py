@@ -1,16 +1,17 @@
-"""What is told of the work: log lines, and reports of faults to Sentry.
+"""Log lines, and reports of errors to Sentry.
 
-    about.py   what all lines of one step at a job say of it
-    logs.py    one line a step: JSON, or readable in a terminal
-    others.py  the same lines for what Celery, kombu and plain loggers say; their noise is dropped
-    scrub.py   what takes secrets out of all of it
-    faults.py  log lines that a person must see, as Sentry issues; one issue a kind of fault
+    context.py           what all lines of one step at a job say of it
+    logs.py              one line a step: JSON, or readable in a terminal
+    third_party_logs.py  the same lines for what Celery, kombu and plain loggers say
+    redaction.py         what takes secrets out of all of it
+    sentry.py            log lines that a person must see, as Sentry issues
 
-`worker/tracing.py` carries traces along. The names of all lines are listed in `docs/logs.md`.
+`client/regworker/tracing.py` carries traces along. The names of all lines are listed in
+`docs/logs.md`.
 """
 
-from worker.telemetry.about import about
-from worker.telemetry.faults import alert, configure_sentry, flush_sentry
+from worker.telemetry.context import about
 from worker.telemetry.logs import configure_logging, take_over
+from worker.telemetry.sentry import alert, configure_sentry, flush_sentry
 
 __all__ = ["about", "alert", "configure_logging", "configure_sentry", "flush_sentry", "take_over"]

@@ -1,8 +1,8 @@
-"""Log lines on stderr: one a step, JSON for machines, or readable in a terminal.
+"""Log lines on stderr: one per step, JSON for machines, or readable in a terminal.
 
-Everything goes one way: our own lines, what others say by `logging` (`others.py`), warnings, and
-what ends a thread or the process. So every line has the same fields, is scrubbed, and in
-production is JSON.
+All output takes one path: our own lines, other libraries' lines from `logging`
+(`third_party_logs.py`), warnings, and errors that end a thread or the process. So every line has
+the same fields, is redacted, and in production is JSON.
 """
 
 import io
@@ -18,11 +18,11 @@ from typing import Any, TextIO
 
 import structlog
 
-from worker.settings import Settings
-from worker.telemetry import others
-from worker.telemetry.about import told
-from worker.telemetry.faults import to_sentry
-from worker.telemetry.scrub import scrub, traceback_of
+from regworker.settings import Settings
+from worker.telemetry import third_party_logs
+from worker.telemetry.context import fields
+from worker.telemetry.redaction import scrub, traceback_of
+from worker.telemetry.sentry import to_sentry
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
@@ -50,18 +50,18 @@ def configure_logging(settings: Settings) -> None:
     )
     root = logging.getLogger()
     root.handlers = [_Others()]
-    # Others' debug lines hold whole messages: Celery's pool shows what it is handed.
+    # Debug lines of libraries contain whole messages: Celery's pool logs its arguments.
     root.setLevel(max(level, logging.INFO))
     logging.getLogger("worker").setLevel(level)
-    # Celery says three lines a task, and makes them before anybody can drop them.
+    # Celery writes three lines per task, and formats them before they can be dropped.
     for name in ("celery.app.trace", "celery.worker.strategy", "httpx"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def take_over(settings: Settings) -> None:
-    """Bring to the log what a worker process says past it: warnings, prints, its last words.
+    """Turn a worker's other output into log lines: warnings, prints, uncaught errors.
 
-    In production nothing but log lines leaves the process.
+    In production a process writes nothing but log lines.
     """
     logging.captureWarnings(True)
     sys.excepthook = _ended
@@ -70,7 +70,7 @@ def take_over(settings: Settings) -> None:
     if settings.log_format != "json":
         return
     sys.stdout, sys.stderr = _Printed("stdout"), _Printed("stderr")
-    # Celery writes a banner, and that it stops, to where it thinks a terminal is.
+    # Celery writes a banner, and that it stops, to its idea of a terminal.
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.close(nowhere)
@@ -81,25 +81,25 @@ def _stderr() -> TextIO | None:
 
 
 class _Others(logging.Handler):
-    """Brings what is said by `logging` to the same lines."""
+    """Turns records of `logging` into log lines."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            said = others.heard(record)
+            said = third_party_logs.heard(record)
             if said is None:
                 return
             log = structlog.get_logger().bind(logger=record.name)
             log.log(said.level, said.event, **said.fields)
-        except Exception:  # noqa: BLE001 -- a line that can't be told must not stop the work
+        except Exception:  # noqa: BLE001 -- a line that cannot be formatted must not stop the work
             self.handleError(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 -- logging's name
-        """Say at least that there was something; logging's own way prints arguments."""
-        structlog.get_logger().warning("a line could not be told", logger=record.name)
+        """Log at least that there was a line; logging's own handler prints arguments."""
+        structlog.get_logger().warning("a line could not be formatted", logger=record.name)
 
 
 class _Printed(io.TextIOBase):
-    """What somebody prints, as lines of the log."""
+    """A stream that turns prints into log lines."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -120,17 +120,17 @@ Line = MutableMapping[str, Any]
 
 
 def _begun(_logger: Any, level: str, line: Line) -> Line:
-    # In the order in which people read them raw.
-    return {"level": level, "event": line.pop("event", ""), **told(), **line}
+    # In the order in which people read raw lines.
+    return {"level": level, "event": line.pop("event", ""), **fields(), **line}
 
 
 def _timed(_logger: Any, _method: str, line: Line) -> Line:
-    # Behind the scrubber, which would look long at a text with so many colons.
+    # After the redaction, which would search a text with so many colons for long.
     return {"timestamp": datetime.now(UTC).isoformat().replace("+00:00", "Z"), **line}
 
 
 def _with_exception(_logger: Any, _method: str, line: Line) -> Line:
-    # `exc_info` as an exception, however it was given.
+    # `exc_info` as an exception, in whatever form it was given.
     found = line.pop("exc_info", None)
     if found is True:
         found = sys.exc_info()[1]
@@ -160,13 +160,13 @@ def _as_json(_logger: Any, _method: str, line: Line) -> str:
     return _ENCODER.encode(line)
 
 
-#: Made once: `json.dumps` makes one for each line.
+#: Created once: `json.dumps` creates one for each line.
 _ENCODER = JSONEncoder(default=str)
 
 
 def _with_readable_traceback(_logger: Any, _method: str, line: Line) -> Line:
     if (error := line.pop("exc_info", None)) is not None:
-        line["exception"] = traceback_of(error)  # the console's name for what goes below a line
+        line["exception"] = traceback_of(error)  # the console's name for text below a line
     return line
 
 

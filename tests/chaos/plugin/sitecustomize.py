@@ -1,6 +1,6 @@
-"""Found by the worker processes of a chaos run: what no setting can make quick, and sabotage.
+"""Loaded by the worker processes of a chaos run: speeds up what has no setting, and sabotage.
 
-Production code knows nothing of it: it is on the `PYTHONPATH` of these processes alone.
+Production code does not use it: only these processes have it in their `PYTHONPATH`.
 """
 
 import os

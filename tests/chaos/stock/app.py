@@ -1,7 +1,7 @@
-"""The same job as a plain Celery task, as its documentation teaches it: what a queue alone gives.
+"""The same job as a plain Celery task from Celery's documentation: what a queue alone offers.
 
 Late acknowledgement, retries of every exception with backoff, a Redis broker; the result event is
-written at the end. Only to be measured beside the registration worker.
+written at the end. Only for comparison with the registration worker.
 """
 
 import json
@@ -20,7 +20,7 @@ app.conf.update(
     worker_prefetch_multiplier=1,
     broker_connection_retry_on_startup=True,
     broker_connection_max_retries=None,
-    # An hour by default: what a killed worker held would not come back within the run. It must be
+    # The default is an hour: a killed worker's messages would not return within the run. It must be
     # longer than any retry's delay, or Redis gives the same message to two workers.
     broker_transport_options={"visibility_timeout": 20},
 )
@@ -40,7 +40,7 @@ OPEN2B = "/api/v10/storefront.sign-up"
     max_retries=20,
 )
 def register(job_id: str, job: dict[str, Any]) -> None:
-    """Register a customer, and say so."""
+    """Register a customer, and publish the result."""
     outcome = _call(job)
     event = {
         "id": f"{job_id}.1",
@@ -57,10 +57,10 @@ def _call(job: dict[str, Any]) -> dict[str, Any] | None:
         credentials = {"user_code": 396, "app_key": "key", "copa_id": 616}
         answer = _http.post(base + SKYPOSTAL, json={**job["registration"], **credentials})
         answer.raise_for_status()
-        [told] = answer.json()
-        if not told["_verify"]:
+        [item] = answer.json()
+        if not item["_verify"]:
             return None
-        return {name: told[name] for name in ("customer_box_id", "customer_key")}
+        return {name: item[name] for name in ("customer_box_id", "customer_key")}
     answer = _http.post(base + OPEN2B, json=job["registration"])
     answer.raise_for_status()
     if answer.json()["status"] != "ok":

@@ -11,6 +11,7 @@ from itertools import islice
 import redis
 from rich.console import Console
 
+from regworker.domain.job import job_id
 from tests.chaos import checks
 from tests.chaos.checks import Violation
 from tests.chaos.cluster import ROOT, Cluster
@@ -19,8 +20,7 @@ from tests.chaos.load import Accepted, Offer, offers
 from tests.chaos.nemesis import Nemesis, schedule
 from tests.chaos.report import Report
 from tests.chaos.rest import Patience
-from worker.cli import stack
-from worker.job import job_id
+from worker.cli.local import stack
 
 
 class StockSide:
@@ -87,7 +87,7 @@ class StockSide:
 
         chance = random.Random(f"stock {self.given.seed} {number}")
         rate = self.here.profile.rate / self.here.profile.producers
-        # A key means nothing here, so nothing is repeated, taken back or offered twice.
+        # Keys mean nothing here, so no job is repeated, cancelled or sent with other content.
         fresh = (one for one in offers(self.given.seed, number) if one.choice == "fresh")
         with app.connection_for_write() as connection:
             for offer in islice(fresh, 100_000):
@@ -100,7 +100,7 @@ class StockSide:
         id_ = job_id(job["provider"], "default", job["idempotency_key"])
         while True:
             try:
-                # Under an id of its own: a second message would be a second run all the same.
+                # With a new id: a second message would be a second run in any case.
                 register.apply_async(  # type: ignore[attr-defined]
                     (id_, job), task_id=id_, connection=connection, retry=False
                 )
@@ -123,8 +123,8 @@ class StockSide:
     def _wait_for_quiet(self) -> None:
         patience = Patience(self.given.duration)
         while not patience.out:
-            told = {event["subject"] for event in parsed(self._events())}
-            waiting = sum(one.job_id not in told for one in self.accepted)
+            ended = {event["subject"] for event in parsed(self._events())}
+            waiting = sum(one.job_id not in ended for one in self.accepted)
             if not waiting:
                 return
             patience.see(waiting)

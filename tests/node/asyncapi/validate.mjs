@@ -1,6 +1,6 @@
-// Reads an AsyncAPI document from stdin as its users' tools do; prints what is wrong with it.
-// Exit code 1 where there is anything, down to a hint; but for that there is a newer AsyncAPI: 3.0
-// is what most tools read.
+// Reads an AsyncAPI document from stdin with AsyncAPI's own parser, and prints what is wrong with it.
+// The exit code is 1 for any finding, also a hint, except the one that a newer AsyncAPI exists: most
+// tools read 3.0.
 import { Parser } from '@asyncapi/parser';
 import { readFileSync } from 'node:fs';
 

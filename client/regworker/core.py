@@ -1,0 +1,167 @@
+"""What a producer does, step by step; the steps may be carried out by blocking or by awaiting.
+
+The rules exist once, in `ProducerCore`. Each of its methods is a generator: it yields a request to
+the ledger, gets the answer, and returns its result. `carriers.py` carries out the steps, in a
+thread or in an asyncio loop.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+from regworker.acceptance import Intake, admitted, facts_of
+from regworker.announced import check_key
+from regworker.domain.actor import Actor
+from regworker.domain.errors import IdempotencyConflict, InvalidJob, JobNotCancellable, UnknownJob
+from regworker.domain.event import EventType, moment
+from regworker.domain.job import Job, job_id
+from regworker.domain.receipt import Receipt, Refused, Status
+from regworker.domain.states import State
+from regworker.event_builder import EventBuilder
+from regworker.forms.registry import Forms
+from regworker.ledger.records import Accepted, Conflict, Record, Settled, Unconfigured, text
+from regworker.ledger.steps import Ask, Steps
+from regworker.ledger.transitions import CONFIGURED, LOOKS, Command, cancel, look
+from regworker.sealing.keyring import Keyring
+from regworker.settings import Settings
+from regworker.tracing import Enqueuing, enqueuing
+
+Given = Job | Mapping[str, Any]
+"""A job as a host passes it."""
+
+#: Jobs in one pipeline of `enqueue_many`: enough to spread the round trip.
+BATCH = 500
+
+
+class ProducerCore:
+    """The rules of enqueuing, reading and cancelling, without any input or output."""
+
+    def __init__(self, settings: Settings, keyring: Keyring | None = None) -> None:
+        """`keyring`: instead of that of the settings; without keys, no event can be shown."""
+        self.settings = settings
+        self._keyring = keyring or Keyring.parse(settings.sealing_keys.get_secret_value())
+        self.opens = bool(self._keyring.kids)
+        self._event_builder = EventBuilder(settings, self._keyring)
+        self._intake = Intake(Forms(settings.providers), self._keyring, settings.deadline)
+
+    def accept(
+        self,
+        batch: list[tuple[int, Given]],
+        by: str = "",
+        traceparent: str = "",
+        *,
+        from_json: bool = False,
+    ) -> Steps[list[Receipt | Refused]]:
+        """Accept numbered jobs; return one result for each, in order.
+
+        `by`: the name of their HTTP token; `traceparent`: that of their request. `from_json`: all
+        were read from JSON.
+        """
+        results: dict[int, Receipt | Refused] = {}
+        checked: list[tuple[int, Job, Enqueuing]] = []
+
+        def commands() -> Iterator[Command[Accepted | Conflict | Unconfigured]]:
+            # Lazily, so that the server processes the first ones while the last are checked.
+            for number, given in batch:
+                try:
+                    job, registration = self._intake.check(given, from_json=from_json)
+                except InvalidJob as error:
+                    results[number] = Refused(number, error)
+                    continue
+                step = enqueuing(job.traceparent, traceparent, **facts_of(job))
+                checked.append((number, job, step))
+                yield self._intake.command(job, registration, by=by, trace=step.trace)
+
+        answers = yield commands()
+        for (number, job, step), answer in zip(checked, answers, strict=True):
+            try:
+                accepted = admitted(job, answer)
+            except (InvalidJob, IdempotencyConflict) as error:
+                step.end(error=type(error).__name__)
+                results[number] = Refused(number, error)
+                continue
+            step.end(state=str(accepted.state), repeat=accepted.repeat)
+            results[number] = Receipt(
+                accepted.job_id,
+                job.idempotency_key,
+                accepted.state,
+                moment(accepted.accepted_at),
+                accepted.repeat,
+            )
+        return [results[number] for number, _ in batch]
+
+    def status(self, id_: str, by: str | None = None) -> Steps[Status]:
+        """The status of a job. `by`: only if the job came with a token of that name; else
+        `UnknownJob`."""
+        return self._status((yield from self._record(id_, by)))
+
+    def cancel(self, id_: str, by: str | None = None, actor: Actor | None = None) -> Steps[Status]:
+        """Cancel a job before any request is sent; for its producer, or for a person.
+
+        `by` as in `status`.
+        """
+        mark = self._keyring.marks[0]
+        [known] = yield Ask(lambda redis: redis.smismember(CONFIGURED, [f"key:{mark}"]))
+        if not known:
+            names = yield Ask(lambda redis: redis.smembers(CONFIGURED))
+            check_key(mark, list(map(text, names)))
+        state: str = State.QUEUED
+        for _ in range(LOOKS):
+            record = yield from self._record(id_, by)
+            seconds, micros = yield Ask(lambda redis: redis.time())
+            now = seconds * 1000 + micros // 1000
+            publication = self._event_builder.failed(EventType.CANCELLED, record, now, ())
+            [done] = yield [cancel(record, self.settings.retention, publication, actor)]
+            if isinstance(done, Settled):
+                return self._status((yield from self._record(id_)))
+            state = done.state
+            if state != State.QUEUED:
+                break
+        raise JobNotCancellable(f"job {id_} is {state}: a request may have been sent already")
+
+    def _record(self, id_: str, by: str | None = None) -> Steps[Record]:
+        [record] = yield [look(id_)]
+        if record is None or by not in {None, record.by}:
+            raise UnknownJob(f"no job {id_}: never accepted here, or past its retention")
+        if record.forgotten_at:
+            raise UnknownJob(f"job {id_} is forgotten: its data was erased on request")
+        return record  # type: ignore[no-any-return]
+
+    def _status(self, record: Record) -> Status:
+        return Status(
+            job_id=record.id,
+            idempotency_key=record.idempotency_key,
+            provider=record.provider,
+            account=record.account,
+            state=record.state,
+            attempts=record.attempts,
+            accepted_at=moment(record.accepted_at),
+            deadline=moment(record.deadline_at),
+            due=moment(record.due_at) if record.due_at and not record.final else None,
+            finished_at=moment(record.finished_at) if record.finished_at else None,
+            why=record.why,
+            timeline=tuple((moment(at), what) for at, what in record.timeline),
+            event=self._event_builder.last(record) if self.opens else None,
+            corrected=record.corrected,
+        )
+
+
+def named(id_: str | None, key: str | None, provider: str, account: str) -> str:
+    """The id of the job that a caller of `status` names."""
+    if id_ is not None:
+        return id_
+    if key is None:
+        raise TypeError("status() takes a job's id, or key=, provider= and account=")
+    return job_id(provider, account, key)
+
+
+def batches(jobs: Iterable[Given]) -> Iterator[list[tuple[int, Given]]]:
+    """Jobs with their numbers, in batches."""
+    numbered = iter(enumerate(jobs))
+    while batch := list(islice(numbered, BATCH)):
+        yield batch
+
+
+def late(status: Status, timeout: float) -> TimeoutError:
+    """The error of a `wait` whose job did not end in time."""
+    return TimeoutError(f"job {status.job_id} is {status.state} after {timeout:g} s")

@@ -1,0 +1,1 @@
+"""The registrations as typed models: one file a provider."""

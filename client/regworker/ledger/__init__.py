@@ -1,0 +1,11 @@
+"""The ledger: the authoritative record of every job, in Redis or Valkey.
+
+`transitions` has one function for each transition, `scripts/` one Lua file for each,
+`script_loader` puts the shared functions that it uses before it, and `client` sends commands to the
+server in two ways: for the producer's threads, and for the worker's loop.
+"""
+
+from regworker.ledger.client import AsyncLedger, SyncLedger
+from regworker.ledger.transitions import Command
+
+__all__ = ["AsyncLedger", "Command", "SyncLedger"]

@@ -1,0 +1,531 @@
+"""Sends commands to the server, and waits while it is unavailable.
+
+Every command is safe to repeat, so both clients retry while the server restarts, loads, fails over
+or is out of memory; redis-py's own retries are off, since it would repeat anything.
+"""
+
+import asyncio
+import hashlib
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from functools import cache
+from importlib import resources
+from itertools import islice
+from typing import Any, TypeVar
+
+import redis
+import redis.asyncio
+from redis.exceptions import (
+    AskError,
+    BusyLoadingError,
+    ClusterDownError,
+    ConnectionError,  # noqa: A004
+    MasterDownError,
+    MovedError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TimeoutError,  # noqa: A004
+    TryAgainError,
+)
+
+from regworker.domain.errors import LedgerUnavailable, NotReplicated, SettingsError
+from regworker.ledger.bounded import bounded, within
+from regworker.ledger.connection import LedgerConnection
+from regworker.ledger.replication import (
+    QUESTION,
+    DurableLine,
+    Followed,
+    TooFewReplicas,
+    Wanted,
+    replicated,
+)
+from regworker.ledger.rights import guarded, reads_only
+from regworker.ledger.script_loader import link, pieces
+from regworker.ledger.servers import WrongServer, async_client, async_pool, sync_pool
+from regworker.ledger.steps import Ask, Exchange, Step
+from regworker.ledger.sync_connections import exact, packed, packs
+from regworker.ledger.transitions import ABSENT, Command
+
+T = TypeVar("T")
+
+#: Seconds. A server that does not answer a script of microseconds in this time is gone.
+SOCKET_TIMEOUT = 5.0
+CONNECT_TIMEOUT = 3.0
+
+#: Seconds between tries while the server is away: short at first, for a restart; then longer.
+FIRST_PAUSE, LAST_PAUSE = 0.05, 1.0
+
+#: Commands that a producer sends at a time: sealing them takes it a few milliseconds, so that it
+#: and the server work concurrently.
+SLICE = 50
+
+#: Concurrent requests of an `AsyncLedger` that are not our commands: each has a connection.
+QUESTIONS = 4
+
+#: Temporary errors of a server: away, starting, failing over, out of memory, moving its slot,
+#: without its scripts after a restart. redis-py removes the code from these replies.
+_PASSING = (
+    ConnectionError,
+    TimeoutError,
+    BusyLoadingError,
+    ReadOnlyError,
+    OutOfMemoryError,
+    MasterDownError,
+    TryAgainError,
+    AskError,  # includes MovedError
+    ClusterDownError,
+    NoScriptError,
+    TooFewReplicas,
+)
+
+#: Errors of a server that is no primary, or not yet, or not of our slot: the Sentinels, or other
+#: nodes of the cluster, may name another.
+_ELSEWHERE = (ReadOnlyError, BusyLoadingError, MasterDownError, MovedError, ClusterDownError)
+
+#: Replies to a `WAIT` of a server that was demoted, before the wait or during it.
+_DEMOTED = ("UNBLOCKED", "WAIT cannot be used with replica")
+
+#: Temporary errors for which redis-py has no class: too few replicas, a full disk, a slow script, a
+#: WAIT on a server that is no longer a primary.
+_PASSING_CODES = ("NOREPLICAS", "MISCONF", "BUSY", *_DEMOTED)
+
+#: Scripts that know a key by its name, and access only the stream that they are given. A reader of
+#: results has permission for that stream only.
+_ONE_STREAM = frozenset({"left"})
+
+
+@cache
+def scripts() -> dict[str, str]:
+    """Every script's whole source, by name: after the shared functions that it uses."""
+    folder = resources.files("regworker.ledger") / "scripts"
+    sources = {
+        entry.name.removesuffix(".lua"): entry.read_text("utf-8")
+        for entry in folder.iterdir()
+        if entry.name.endswith(".lua")
+    }
+    shared = pieces(sources.pop("_lib"))
+    return {name: guarded(link(shared, source)) for name, source in sources.items()}
+
+
+@cache
+def digest(name: str) -> str:
+    """The hash by which a script is called."""
+    return hashlib.sha1(scripts()[name].encode(), usedforsecurity=False).hexdigest()
+
+
+@cache
+def _may_end_half_done(name: str) -> bool:
+    """Whether a script writes, and computes some of its keys itself."""
+    source = scripts()[name]
+    return "PREFIX" in source and not reads_only(source) and name not in _ONE_STREAM
+
+
+def passing(error: BaseException) -> bool:
+    """Whether an error of the server or the connection is temporary, so that waiting makes
+    sense."""
+    if isinstance(error, _PASSING):
+        return not isinstance(error, redis.AuthenticationError)
+    return isinstance(error, ResponseError) and str(error).startswith(_PASSING_CODES)
+
+
+def elsewhere(error: BaseException) -> bool:
+    """Whether the server is no primary (any more), so that the client must look for another."""
+    return isinstance(error, _ELSEWHERE) or str(error).startswith(_DEMOTED)
+
+
+def evalsha(command: Command[Any]) -> tuple[Any, ...]:
+    """A command in redis-py's form."""
+    keys = (*command.keys, ABSENT) if _may_end_half_done(command.script) else command.keys
+    return (digest(command.script), len(keys), *keys, *command.args)
+
+
+class AsyncLedger:
+    """The ledger for the worker's loop. All commands share a connection, and are sent together.
+
+    `await ledger(command)` returns what the command reads; `LedgerUnavailable` after `patience`
+    seconds without an answer. `timed` gets the seconds of each round trip. `wanted`: how many
+    replicas must have durable commands; None: as workers have announced.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        timed: Callable[[float], None] = lambda _: None,
+        wanted: Wanted | None = None,
+        greet: Callable[[Any], Awaitable[None]] | None = None,
+    ) -> None:
+        """`greet`: called with each new connection for durable commands."""
+        self.redis: redis.asyncio.Redis = async_client(
+            url, socket_timeout=SOCKET_TIMEOUT, socket_connect_timeout=CONNECT_TIMEOUT
+        )
+        # The connection itself detects silence, once for all its commands.
+        lines = async_pool(url, socket_timeout=None, socket_connect_timeout=CONNECT_TIMEOUT)
+        self._connection = LedgerConnection(lines, SOCKET_TIMEOUT, timed)
+        # A separate connection: on the other one, renewals of leases would wait behind a WAIT.
+        self._waiting = LedgerConnection(lines, SOCKET_TIMEOUT, timed, greet)
+        self._greets = greet is not None
+        self._durable = DurableLine(self._waiting)
+        self._learning: asyncio.Future[Wanted] | None = None
+        self._followed = Followed(wanted)
+        self._places = asyncio.Semaphore(QUESTIONS)
+        self._closed = False
+
+    async def __call__(
+        self, command: Command[T], patience: float = 30.0, *, insist: bool = True
+    ) -> T:
+        """Run one command; repeat it while the server's error is temporary.
+
+        Not `insist`: raise `NotReplicated` at once if too few replicas have it.
+        """
+        answer = await self.patiently(lambda: self._carry(command), patience, insist=insist)
+        return command.read(answer)
+
+    async def many(self, commands: Iterable[Command[T]], patience: float = 30.0) -> list[T]:
+        """Run commands together; return their answers in the same order.
+
+        They are made in slices, so that the server and the loop work meanwhile.
+        """
+        end = time.monotonic() + patience
+        made: list[Command[T]] = []
+        asked: list[asyncio.Future[Any]] = []
+        for command in commands:
+            made.append(command)
+            wanted = self._known(command)
+            if wanted is None:
+                wanted = await self.patiently(lambda: self._wanted(made[-1]), patience)
+            asked.append(self._ask(command, wanted))
+            if len(made) % SLICE == 0:
+                await asyncio.sleep(0)
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        return [
+            # Repeat one by one: most errors affect all, and the first repeat waits for their end.
+            await self(command, max(0.0, end - time.monotonic()))
+            if isinstance(answer, BaseException)
+            else command.read(answer)
+            for command, answer in zip(made, answers, strict=True)
+        ]
+
+    async def patiently(
+        self, carry: Callable[[], Awaitable[T]], patience: float = 30.0, *, insist: bool = True
+    ) -> T:
+        """Use the server, and repeat while its error is temporary."""
+        end = time.monotonic() + patience
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                return await carry()
+            except RedisError as error:
+                if isinstance(error, WrongServer):
+                    raise SettingsError([("REGWORKER_REDIS_URL", str(error))]) from None
+                if not passing(error):
+                    raise
+                given_up = isinstance(error, TooFewReplicas) and not insist
+                if given_up or time.monotonic() + pause > end:
+                    raise _unavailable(error) from None
+                if elsewhere(error):
+                    # New connections find the new primary.
+                    self._connection.drop()
+                    self._waiting.drop()
+                    await self.redis.connection_pool.disconnect(inuse_connections=False)
+            await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311
+            pause = min(LAST_PAUSE, pause * 2)
+
+    async def carry(self, step: Step, patience: float = 30.0) -> Any:
+        """Carry out one step of a rule; return its answer."""
+        match step:
+            case Ask(question):
+                return await self.patiently(lambda: self.ask(question), patience)
+            case Exchange(commands):
+                return await self.exchange(commands)
+            case _:
+                return await self.many(step, patience)
+
+    async def ask(self, question: Callable[[Any], Awaitable[T]]) -> T:
+        """Send a request that is none of our commands; it is not repeated."""
+        async with self._places:
+            try:
+                return await question(self.redis)
+            finally:
+                await self._tidy()
+
+    async def exchange(self, commands: Iterable[tuple[Any, ...]]) -> Any:
+        """Send commands that have one answer, on a separate connection; return the answer.
+
+        They are not repeated.
+        """
+        pool: Any = self.redis.connection_pool
+        connection = await pool.get_connection()
+        try:
+            await connection.send_packed_command(connection.pack_commands(list(commands)))
+            return await connection.read_response()
+        except BaseException:
+            # Unread answers may follow: an error may answer the first of several commands, before
+            # those to the others.
+            await connection.disconnect(nowait=True)
+            raise
+        finally:
+            await pool.release(connection)
+            await self._tidy()
+
+    async def now(self) -> float:
+        """The server's time in milliseconds, in which all times of a job are."""
+        return _milliseconds(await self.patiently(self.redis.time))
+
+    async def aclose(self) -> None:
+        """Close all connections for good: commands under way get `LedgerUnavailable`."""
+        self._closed = True
+        await self._connection.aclose()
+        await self._waiting.aclose()
+        await self.redis.aclose()
+
+    async def _tidy(self) -> None:
+        """Close what was connected while the client was closing."""
+        if self._closed:
+            await self.redis.aclose()
+
+    async def _carry(self, command: Command[Any]) -> Any:
+        wanted = await self._wanted(command)
+        try:
+            return await self._ask(command, wanted)
+        except NoScriptError:
+            # A restarted or new server does not know the script: it has not run.
+            await self._connection.ask("SCRIPT", "LOAD", scripts()[command.script])
+            return await self._ask(command, wanted)
+
+    def _known(self, command: Command[Any]) -> Wanted | None:
+        return self._followed.known if command.durable else _NONE
+
+    async def _wanted(self, command: Command[Any]) -> Wanted:
+        if (known := self._known(command)) is not None:
+            return known
+        if self._learning is None:
+            self._learning = asyncio.ensure_future(self._learn())
+            self._learning.add_done_callback(self._learned)
+        # One request for all that need the answer now, so that they keep their order.
+        return await asyncio.shield(self._learning)
+
+    async def _learn(self) -> Wanted:
+        answer: Any = await self.ask(lambda redis: redis.hmget(*QUESTION))
+        return self._followed.learn(answer)
+
+    def _learned(self, learning: "asyncio.Future[Wanted]") -> None:
+        self._learning = None
+        if not learning.cancelled():
+            learning.exception()  # possibly nobody awaits it any more
+
+    def _ask(self, command: Command[Any], wanted: Wanted) -> "asyncio.Future[Any]":
+        """The only place where this client waits for replicas."""
+        if wanted.replicas:
+            return self._durable.ask(wanted, "EVALSHA", *evalsha(command))
+        connection = self._waiting if command.durable and self._greets else self._connection
+        return connection.ask("EVALSHA", *evalsha(command))
+
+
+class SyncLedger:
+    """The ledger for a producer's threads: the same commands, run synchronously."""
+
+    def __init__(self, url: str) -> None:
+        pool = sync_pool(url, socket_timeout=SOCKET_TIMEOUT, socket_connect_timeout=CONNECT_TIMEOUT)
+        self.redis: redis.Redis = exact(redis.Redis.from_pool(pool))
+        bounded(self.redis.connection_pool)
+        self._followed = Followed(None)
+
+    def __call__(self, command: Command[T], patience: float = 10.0) -> T:
+        """Run one command; repeat it while the server's error is temporary."""
+        return self.many([command], patience)[0]
+
+    def many(self, commands: Iterable[Command[T]], patience: float = 10.0) -> list[T]:
+        """Run commands in one pipeline; return their answers in the same order.
+
+        The server processes the first ones while the last are still being made.
+        """
+        made: list[Command[T]] = []
+        answers: list[Any] = []
+        left: list[int] = []
+        rest = iter(commands)
+
+        def unanswered() -> Iterator[Command[T]]:
+            yield from [made[i] for i in left]
+            for command in rest:
+                left.append(len(made))
+                made.append(command)
+                answers.append(None)
+                yield command
+
+        def carry() -> None:
+            replies = self._pipeline(unanswered())
+            tried, left[:] = left[:], []
+            fault: Exception | None = None
+            for i, reply in zip(tried, replies, strict=True):
+                if not isinstance(reply, Exception):
+                    answers[i] = reply
+                    continue
+                left.append(i)
+                # Of several errors, a permanent one counts.
+                if fault is None or passing(fault):
+                    fault = reply
+            if fault is not None:
+                raise fault
+
+        self.patiently(carry, patience)
+        return [command.read(answer) for command, answer in zip(made, answers, strict=True)]
+
+    def patiently(self, carry: Callable[[], T], patience: float) -> T:
+        """Use the server, and repeat while its error is temporary."""
+        end = time.monotonic() + patience
+        pause = FIRST_PAUSE
+        missing: RedisError | None = None
+        while True:
+            try:
+                with within(end - time.monotonic()):
+                    try:
+                        return carry()
+                    except NoScriptError:
+                        self._load(scripts().values())
+                        return carry()
+            except RedisError as error:
+                if isinstance(error, WrongServer):
+                    raise SettingsError([("REGWORKER_REDIS_URL", str(error))]) from None
+                if not passing(error):
+                    raise
+                if isinstance(error, TooFewReplicas):
+                    missing = error
+                if time.monotonic() + pause > end:
+                    # A last try that was cut short says less than the missing replicas.
+                    raise _unavailable(missing or error) from None
+                if elsewhere(error):
+                    self.redis.connection_pool.disconnect(inuse_connections=False)
+            time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311
+            pause = min(LAST_PAUSE, pause * 2)
+
+    def ask(self, question: Callable[[Any], T], patience: float = 10.0) -> T:
+        """Send a request that is none of our commands; repeat it like `patiently`.
+
+        `question` gets redis-py's client, whose answers have no types.
+        """
+        return self.patiently(lambda: question(self.redis), patience)
+
+    def carry(self, step: Step, patience: float = 10.0) -> Any:
+        """Carry out one step of a rule; return its answer."""
+        match step:
+            case Ask(question):
+                return self.ask(question, patience)
+            case Exchange(commands):
+                return self.exchange(commands)
+            case _:
+                return self.many(step, patience)
+
+    def now(self) -> float:
+        """The server's time in milliseconds, in which all times of a job are."""
+        return _milliseconds(self.ask(lambda redis: redis.time()))
+
+    def exchange(self, commands: Iterable[tuple[Any, ...]]) -> Any:
+        """Send commands that have one answer; return it. They are not repeated."""
+        pool = self.redis.connection_pool
+        connection: Any = pool.get_connection()  # untyped at redis-py
+        try:
+            connection.owed += 1
+            connection.send_packed_command(_packed(connection, list(commands)))
+            return connection.read_response()
+        except BaseException:
+            # Unread answers may follow.
+            connection.disconnect()
+            raise
+        finally:
+            pool.release(connection)
+
+    def listener(self) -> Any:
+        """A subscriber of redis-py, which has no types for it."""
+        return self.redis.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.redis.close()
+
+    def _load(self, sources: Iterable[str]) -> None:
+        for source in sources:
+            self.redis.script_load(source)
+
+    def _wanted(self) -> Wanted:
+        if (known := self._followed.known) is not None:
+            return known
+        return self._followed.learn(self.redis.hmget(*QUESTION))  # type: ignore[arg-type]
+
+    def _pipeline(self, commands: Iterable[Command[Any]]) -> list[Any]:
+        """Send commands in slices as they come; then read the replies, including errors.
+
+        redis-py's own pipeline sends nothing before it has all commands. Replies that wait
+        meanwhile are small, and the server keeps them. The only place where this client waits for
+        replicas, once for everything that it sent: durable commands are not mixed with others.
+        """
+        rest = iter(commands)
+        sent: list[Command[Any]] = []
+        some = list(islice(rest, SLICE))
+        if not some:
+            return []
+        wanted = self._wanted() if some[0].durable else _NONE
+        pool = self.redis.connection_pool
+        connection: Any = pool.get_connection()  # untyped at redis-py
+        try:
+            while some:
+                asked = [("EVALSHA", *evalsha(one)) for one in some]
+                connection.owed += len(asked)
+                connection.send_packed_command(_packed(connection, asked))
+                sent += some
+                some = list(islice(rest, SLICE))
+            if not wanted.replicas:
+                return [_reply(connection) for _ in sent]
+            connection.owed += 1
+            connection.send_packed_command(_packed(connection, [wanted.command]))
+            replies = [_reply(connection) for _ in sent]
+            had = _reply(connection)
+            return [replicated(wanted, reply, had) for reply in replies]
+        except BaseException:
+            # An unread reply would be taken for that of another command.
+            connection.disconnect()
+            raise
+        finally:
+            pool.release(connection)
+
+
+def _packed(connection: Any, commands: list[tuple[Any, ...]]) -> Any:
+    if not packs():
+        owed = connection.owed
+        found = connection.pack_commands(commands)
+        connection.owed = owed
+        return found
+    # redis-py also packs with it, but converts each argument to bytes before.
+    return [b"".join(map(packed, commands))]
+
+
+def _reply(connection: Any) -> Any:
+    try:
+        return connection.read_response()
+    except ResponseError as error:
+        return error
+
+
+def _milliseconds(time: tuple[int, int]) -> float:
+    seconds, micros = time
+    return float(seconds) * 1000 + micros // 1000
+
+
+#: For commands that are not durable.
+_NONE = Wanted()
+
+
+def _unavailable(error: RedisError) -> LedgerUnavailable:
+    if isinstance(error, TooFewReplicas):
+        return NotReplicated(
+            f"the ledger's server has it, but {error}; check that its replicas are connected: "
+            "`regworker doctor`",
+            error.answer,
+        )
+    return LedgerUnavailable(
+        f"the ledger did not answer ({type(error).__name__}: {error}); "
+        "check REGWORKER_REDIS_URL and the server behind it"
+    )

@@ -1,0 +1,24 @@
+-- cancel: queued -> cancelled
+-- KEYS: job, alarms
+-- ARGV: id, attempts seen by the caller, retention_ms, actor ('': its producer), then the event as
+--       for tell() in _lib
+-- Returns {'done', state}, or {'stale', state}: too late to cancel, or changed since the caller
+-- read it (the event contains the number of attempts).
+local id, at = ARGV[1], now()
+local job = load_job(id)
+if not job then return {'stale', 'gone'} end
+-- A repeat: the first answer was lost.
+if job.state == 'cancelled' then
+  write_again()
+  return {'done', 'cancelled'}
+end
+local _, doubted = doubt(job)
+if doubted and job.state == 'queued' then return {'stale', 'unknown'} end
+if job.state ~= 'queued' or job.attempts ~= tonumber(ARGV[2]) then return {'stale', job.state} end
+record_act(ARGV[4], 'job.cancel', id, 'queued', 'cancelled')
+local by = ARGV[4] ~= '' and name_of(ARGV[4]) or 'its producer'
+local members = finish(id, job, at, 'cancelled', ARGV[3], ARGV, 5, {
+  log = noted(job.log, at, 'cancelled by ' .. by),
+})
+for _, member in ipairs(members) do relay(member, 'delivery') end
+return {'done', 'cancelled'}

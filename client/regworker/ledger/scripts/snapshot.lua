@@ -1,0 +1,87 @@
+-- snapshot: (no edge) how much of everything there is; the read takes the same time however much
+-- KEYS: open, later, alarms, reviews
+-- ARGV: at most how many workers, and names of accounts and endpoints
+-- Returns JSON: an object with `at` and the tables below. Where there are more names, `partial` is true,
+-- and accounts, endpoints and stats are empty. Reads only.
+local at = now()
+
+local function between(key, low, high)
+  return redis.call('ZCOUNT', key, string.format('%.0f', low), string.format('(%.0f', high))
+end
+
+-- {state, lane, how many, when the oldest was accepted}; of queued jobs also how many are put off.
+-- Jobs whose entry differs from their record are listed in `astray`.
+local jobs, astray, unreadable = {}, {}, {}
+
+for state, rank in pairs(RANKS) do
+  for i, lane in ipairs({'live', 'bulk'}) do
+    local low = (rank + i - 1) * RANK
+    local found = {state, lane, between(KEYS[1], low, low + RANK), 0, 0}
+    local oldest = redis.call('ZRANGE', KEYS[1], string.format('%.0f', low),
+      string.format('(%.0f', low + RANK), 'BYSCORE', 'LIMIT', 0, 1, 'WITHSCORES')
+    if oldest[1] then
+      found[4] = tonumber(oldest[2]) - low
+      local seen = peek('HMGET', job_key(oldest[1]), 'state', 'lane') or {}
+      if seen[1] ~= state or seen[2] ~= lane then astray[#astray + 1] = oldest[1] end
+    end
+    if state == 'queued' then found[5] = between(KEYS[2], low + at + 1, low + RANK) end
+    jobs[#jobs + 1] = found
+  end
+end
+
+-- Reading more names than this would block all other commands: the caller reads some at a time
+-- (`accounts`).
+local most = tonumber(ARGV[2])
+local partial = redis.call('SCARD', CONFIGURED) > most or redis.call('ZCARD', ANNOUNCED) > most
+  or redis.call('HLEN', PREFIX .. 'stats') > 10 * most
+local names = partial and {} or redis.call('SMEMBERS', CONFIGURED)
+local served = {}
+for _, name in ipairs(names) do served[name] = true end
+for _, name in ipairs(partial and {} or redis.call('ZRANGE', ANNOUNCED, 0, -1)) do
+  if not served[name] and name:sub(1, 9) == 'endpoint:' then names[#names + 1] = name end
+end
+local accounts, endpoints = described(names, at, unreadable)
+
+-- By endpoint for the newest; if there are very many, the others are under no name.
+local NEWEST = 1000
+local dead = {}
+for _, member in ipairs(redis.call('ZREVRANGE', DEAD, 0, NEWEST - 1)) do
+  local endpoint = member:match('([^:]+)$') or '?'
+  dead[endpoint] = (dead[endpoint] or 0) + 1
+end
+if redis.call('ZCARD', DEAD) > NEWEST then dead[''] = redis.call('ZCARD', DEAD) - NEWEST end
+
+local streams, seen = {}, {}
+local forms = redis.call('HVALS', STREAMS)
+forms[#forms + 1] = 'plain ' .. PREFIX .. 'results'
+forms[#forms + 1] = 'plain ' .. JOBS
+for _, form in ipairs(forms) do
+  local stream = form:match('^%l+ (.+)$')
+  if stream and not seen[stream] then
+    seen[stream] = true
+    local groups = redis.pcall('XINFO', 'GROUPS', stream)
+    local length = redis.pcall('XLEN', stream)
+    local found = {name = stream, length = tonumber(length) or 0, groups = {}}
+    -- Before the first event the stream does not exist.
+    for i, flat in ipairs(groups.err and {} or groups) do
+      found.groups[i] = table_of(flat)
+    end
+    streams[#streams + 1] = found
+  end
+end
+
+local workers = {}
+for _, name in ipairs(redis.call('ZREVRANGE', PREFIX .. 'workers', 0, ARGV[1] - 1)) do
+  local found = table_of(named(unreadable, 'HGETALL', PREFIX .. 'worker:' .. name) or {})
+  if found.at then workers[#workers + 1] = found end
+end
+
+return cjson.encode({
+  at = at, jobs = jobs, astray = astray, unreadable = unreadable, accounts = accounts,
+  streams = streams, workers = workers,
+  alarms = {redis.call('ZCARD', KEYS[3]), between(KEYS[3], 0, at + 1), first_of(KEYS[3]) or 0},
+  reviews = {redis.call('ZCARD', KEYS[4]), first_of(KEYS[4]) or 0},
+  quarantine = redis.call('ZCARD', PREFIX .. 'quarantine'),
+  endpoints = endpoints, dead = dead,
+  partial = partial, stats = partial and {} or table_of(redis.call('HGETALL', PREFIX .. 'stats')),
+})

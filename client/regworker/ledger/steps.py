@@ -1,0 +1,67 @@
+"""Rules without input or output: generators that yield their requests to the ledger.
+
+Such a generator is sent each answer, or the server's error is raised in it, and it returns its
+result. The caller may block (`carry`) or await (`carry_async`).
+"""
+
+from collections.abc import Awaitable, Callable, Generator, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from redis.exceptions import RedisError
+
+from regworker.ledger.transitions import Command
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A request that is none of our commands; `question` gets redis-py's client."""
+
+    question: Callable[[Any], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """Commands that are sent together on one connection, and have one answer."""
+
+    commands: list[tuple[str | bytes, ...]]
+
+
+Step = Iterable[Command[Any]] | Ask | Exchange
+"""Whether the answer is a list, as for our commands."""
+
+Steps = Generator[Step, Any, T]
+
+
+def carry(steps: Steps[T], do: Callable[[Step], Any]) -> T:
+    """Carry out steps one after another with `do`; return their result."""
+    go_on: Callable[[Any], Step] = steps.send
+    answer: Any = None
+    while True:
+        try:
+            step = go_on(answer)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+        try:
+            answer, go_on = do(step), steps.send
+        except RedisError as error:
+            answer, go_on = error, steps.throw
+
+
+async def carry_async(steps: Steps[T], do: Callable[[Step], Awaitable[Any]]) -> T:
+    """The same for asyncio."""
+    go_on: Callable[[Any], Step] = steps.send
+    answer: Any = None
+    while True:
+        try:
+            step = go_on(answer)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+        try:
+            answer, go_on = await do(step), steps.send
+        except RedisError as error:
+            answer, go_on = error, steps.throw

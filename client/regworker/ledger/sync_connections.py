@@ -1,0 +1,88 @@
+"""redis-py's connections to the ledger, made safe for a host that interrupts a call.
+
+A host may raise an exception in the middle of any line: Celery's soft time limit comes from a
+signal handler. Two things must not happen then. The next command must not read the answer to the
+interrupted one: a connection counts its outstanding answers, and one with outstanding answers is
+closed before it is used again. And hiredis must not run Python code while it packs a command (it
+crashes the process if that raises), so it gets only text and bytes.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import redis
+from redis.connection import ConnectionPool
+from redis.exceptions import ResponseError
+
+pack_command: Callable[[tuple[Any, ...]], bytes] | None
+try:
+    from hiredis import pack_command
+except ImportError:  # not in every producer's installation
+    pack_command = None
+
+
+#: Created once: every part of every command is compared with it.
+_NUMBERS = (int, float)
+
+
+def plain(parts: Iterable[Any]) -> tuple[Any, ...]:
+    """A command's parts, with numbers as text."""
+    return tuple([str(part) if isinstance(part, _NUMBERS) else part for part in parts])
+
+
+def packs() -> bool:
+    """Whether hiredis is installed."""
+    return pack_command is not None
+
+
+def packed(command: Iterable[Any]) -> bytes:
+    """The bytes of a command; needs hiredis."""
+    assert pack_command is not None  # noqa: S101 -- for the type checker
+    return pack_command(plain(command))
+
+
+class _Exact:
+    """A mix-in for redis-py's connection classes, which have no types for this."""
+
+    owed = 0
+    """Requested answers that were not read completely."""
+
+    def connect(self) -> None:
+        """Called whenever the pool returns the connection."""
+        if self.owed:
+            self.disconnect()
+        super().connect()  # type: ignore[misc]
+
+    def disconnect(self, *args: Any, **options: Any) -> None:
+        """A closed connection has no outstanding answers."""
+        super().disconnect(*args, **options)  # type: ignore[misc]
+        self.owed = 0
+
+    def send_command(self, *args: Any, **options: Any) -> None:
+        """Counted before a byte is sent."""
+        self.owed += 1
+        super().send_command(*plain(args), **options)  # type: ignore[misc]
+
+    def pack_commands(self, commands: Iterable[Any]) -> Any:
+        """The same for commands that are sent together."""
+        asked = [plain(command) for command in commands]
+        self.owed += len(asked)
+        return super().pack_commands(asked)  # type: ignore[misc]
+
+    def read_response(self, *args: Any, **options: Any) -> Any:
+        """An error is an answer, too."""
+        try:
+            answer = super().read_response(*args, **options)  # type: ignore[misc]
+        except ResponseError:
+            self.owed -= 1
+            raise
+        self.owed -= 1
+        return answer
+
+
+def exact(client: redis.Redis) -> redis.Redis:
+    """A client with such connections."""
+    pool: ConnectionPool = client.connection_pool
+    kind: Any = pool.connection_class
+    pool.connection_class = type("Connection", (_Exact, kind), {})
+    return client

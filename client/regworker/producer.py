@@ -1,0 +1,205 @@
+"""Enqueue registration jobs from Python, and read their status.
+
+    from regworker.producer import Producer         # in asyncio: AsyncProducer, the same awaited
+
+    producer = Producer()                        # settings from REGWORKER_*
+    receipt = producer.enqueue({"provider": "skypostal", "idempotency_key": "crm-8841",
+                                "registration": {...}})
+    event = producer.wait(receipt.job_id, timeout=30)
+
+A producer needs `REGWORKER_REDIS_URL` and `REGWORKER_SEALING_KEYS`, and no provider credentials.
+
+Its modules (models, Redis) take a third of a second to import. The first `Producer` imports them,
+not the import of the name.
+"""
+
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Self
+
+from regworker.domain.receipt import Receipt, Refused, Status
+from regworker.frames import guarded
+
+if TYPE_CHECKING:
+    from regworker import Job
+    from regworker.settings import Settings
+
+__all__ = ["AsyncProducer", "Producer", "Receipt", "Refused", "Status"]
+
+#: The default number of seconds that a call may take while the ledger does not answer.
+TIMEOUT = 10.0
+
+
+@guarded
+class Producer:
+    """Enqueues jobs. Close it, or use it as a context manager. Thread-safe."""
+
+    def __init__(
+        self,
+        settings: "Settings | None" = None,
+        *,
+        redis_url: str | None = None,
+        sealing_keys: str | None = None,
+        timeout: float = TIMEOUT,
+    ) -> None:
+        """Connect lazily. `SettingsError` where the settings can't be used.
+
+        Omitted values are read from `REGWORKER_*`. `timeout`: seconds that a call may take while
+        the ledger does not answer; each call can have its own, too.
+        """
+        from regworker.carriers import SyncShell
+
+        self._shell = SyncShell(_settings(settings, redis_url, sealing_keys), timeout)
+
+    @property
+    def settings(self) -> "Settings":
+        """The settings in use."""
+        return self._shell.core.settings
+
+    def enqueue(self, job: "Job | Mapping[str, Any]", *, timeout: float | None = None) -> Receipt:
+        """Accept one job. When this returns, the job is in the ledger and will have an outcome.
+
+        Raises `InvalidJob` (every problem at once), `IdempotencyConflict`, `LedgerUnavailable`
+        (it is unknown whether the job was accepted; enqueue it again, its key makes that safe).
+        """
+        [result] = self.enqueue_many([job], timeout=timeout)
+        if isinstance(result, Refused):
+            raise result.error
+        return result
+
+    def enqueue_many(
+        self, jobs: "Iterable[Job | Mapping[str, Any]]", *, timeout: float | None = None
+    ) -> Iterator[Receipt | Refused]:
+        """Accept many jobs, in pipelines of 500; one result each, in order.
+
+        A refused job does not stop the others. Lazy: iterate to enqueue. `timeout` applies to each
+        pipeline.
+        """
+        return self._shell.enqueue_many(jobs, timeout)
+
+    def status(
+        self,
+        id_: str | None = None,
+        *,
+        key: str | None = None,
+        provider: str = "",
+        account: str = "default",
+        timeout: float | None = None,
+    ) -> Status:
+        """The status of a job, by its id or by (provider, account, key). Raises `UnknownJob`."""
+        from regworker.core import named
+
+        id_ = named(id_, key, provider, account)
+        return self._shell.carry(self._shell.core.status(id_), timeout)
+
+    def wait(self, id_: str, timeout: float = 60.0) -> dict[str, Any]:
+        """Wait for a job's end; return its event. Raises `TimeoutError`, `UnknownJob`.
+
+        A job in `review` waits for a person, and so does this call, until the timeout.
+        """
+        return self._shell.wait(id_, timeout)
+
+    def cancel(self, id_: str, *, timeout: float | None = None) -> Status:
+        """Cancel a job before any request is sent. Raises `JobNotCancellable`, `UnknownJob`."""
+        return self._shell.carry(self._shell.core.cancel(id_), timeout)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._shell.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@guarded
+class AsyncProducer:
+    """The same for asyncio: close it by `aclose`, or use it as an async context manager.
+
+    It belongs to the event loop in which it is first used. All its commands share a connection,
+    and all calls of `wait` another. A call that is cancelled may have been carried out or not; the
+    repeat of an `enqueue` by the same key is safe.
+    """
+
+    def __init__(
+        self,
+        settings: "Settings | None" = None,
+        *,
+        redis_url: str | None = None,
+        sealing_keys: str | None = None,
+        timeout: float = TIMEOUT,
+    ) -> None:
+        """As `Producer`."""
+        from regworker.carriers import AsyncShell
+
+        self._shell = AsyncShell(_settings(settings, redis_url, sealing_keys), timeout)
+
+    @property
+    def settings(self) -> "Settings":
+        """The settings in use."""
+        return self._shell.core.settings
+
+    async def enqueue(
+        self,
+        job: "Job | Mapping[str, Any]",
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109 -- as the sync one
+    ) -> Receipt:
+        """As `Producer.enqueue`."""
+        [result] = [one async for one in self.enqueue_many([job], timeout=timeout)]
+        if isinstance(result, Refused):
+            raise result.error
+        return result
+
+    def enqueue_many(
+        self, jobs: "Iterable[Job | Mapping[str, Any]]", *, timeout: float | None = None
+    ) -> AsyncIterator[Receipt | Refused]:
+        """As `Producer.enqueue_many`: `async for`."""
+        return self._shell.enqueue_many(jobs, timeout)
+
+    async def status(
+        self,
+        id_: str | None = None,
+        *,
+        key: str | None = None,
+        provider: str = "",
+        account: str = "default",
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> Status:
+        """As `Producer.status`."""
+        from regworker.core import named
+
+        id_ = named(id_, key, provider, account)
+        return await self._shell.carry(self._shell.core.status(id_), timeout)
+
+    async def wait(self, id_: str, timeout: float = 60.0) -> dict[str, Any]:  # noqa: ASYNC109
+        """As `Producer.wait`. Ten thousand may wait at once."""
+        return await self._shell.wait(id_, timeout)
+
+    async def cancel(self, id_: str, *, timeout: float | None = None) -> Status:  # noqa: ASYNC109
+        """As `Producer.cancel`."""
+        return await self._shell.carry(self._shell.core.cancel(id_), timeout)
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._shell.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+
+def _settings(
+    settings: "Settings | None", redis_url: str | None, sealing_keys: str | None
+) -> "Settings":
+    from regworker.settings import Settings
+
+    if settings is not None:
+        return settings
+    given = {"redis_url": redis_url, "sealing_keys": sealing_keys}
+    return Settings.load_for_client(
+        **{name: value for name, value in given.items() if value is not None}
+    )

@@ -1,0 +1,448 @@
+"""Reading results from a stream as a member of a consumer group: at least once, in Python.
+
+    from regworker import ResultConsumer
+
+    with ResultConsumer("crm") as consumer:      # settings from REGWORKER_*
+        for result in consumer:
+            handle(result.event)                 # may come again: deduplicate by event.id
+            consumer.ack(result)
+
+Each event goes to one consumer of a group; every group gets all events. An event that is not
+acknowledged is delivered again after `claim_after` seconds, to any consumer of the group: also if
+its consumer died. `result.deliveries` counts its deliveries, so that you can set aside an event
+that your handler cannot process:
+
+            try:
+                handle(result.event)
+            except Exception:
+                if result.deliveries < 5:
+                    continue                     # comes again
+                set_aside(result.entry, result.fields)
+            consumer.ack(result)
+
+A consumer needs `REGWORKER_REDIS_URL`, and `REGWORKER_SEALING_KEYS` where the stream is sealed. In
+asyncio, `AsyncResultConsumer` is the same, awaited. Any Redis client reads the
+same stream, with XREADGROUP and XACK.
+"""
+
+import asyncio
+import logging
+import math
+import os
+import secrets
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Self, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+from redis.exceptions import RedisError
+
+from regworker.clock import steady
+from regworker.domain.errors import (
+    LedgerUnavailable,
+    RegistrationWorkerError,
+    SealingError,
+    SettingsError,
+)
+from regworker.domain.event import Event, Notice
+from regworker.frames import guarded
+from regworker.ledger import AsyncLedger, SyncLedger
+from regworker.ledger.steps import Ask, Step, Steps, carry, carry_async
+from regworker.ledger.streams import LARGEST_EVENT, Found, GroupReader
+from regworker.ledger.transitions import PREFIX
+from regworker.membership import BLOCK, Membership
+from regworker.sealing import seals
+from regworker.sealing.keyring import Keyring
+from regworker.sealing.seals import Seal
+from regworker.settings import Settings, variable
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+RESULTS = f"{PREFIX}results"
+"""The stream that always exists."""
+
+#: Seconds without an answer after which the log says that the server is away.
+QUIET = 2.0
+
+#: Seconds for an acknowledgement, while the server is away.
+ACK = 30.0
+
+#: Seconds for the last commands when a consumer is closed.
+FAREWELL = 2.0
+
+
+_EITHER: TypeAdapter[Event | Notice] = TypeAdapter(Event | Notice)
+
+
+Opener = Callable[[str, Seal], bytes]
+
+
+class UnreadableEvent(RegistrationWorkerError):  # noqa: N818 -- an outcome of what others wrote
+    """Raised when an entry of the stream contains no event that can be read here.
+
+    Another program or a newer worker wrote it, or it is sealed under a key that
+    `REGWORKER_SEALING_KEYS` does not contain, or as another event; or it is plain in a sealed
+    stream. `Result.fields` is the raw entry. An entry that is larger than any event
+    (`Result.size`) is not read: acknowledge it.
+    """
+
+
+@guarded
+@dataclass(frozen=True)
+class Result:
+    """One entry of the stream, as delivered to this consumer."""
+
+    entry: str
+    """Its id in the stream."""
+    fields: Mapping[bytes, bytes] = field(repr=False)
+    """The entry's fields: `event`; or, sealed, `id`, `type` and `sealed`. Empty if the entry
+    is too large: it was not fetched."""
+    deliveries: int = 1
+    """How often it was delivered to the group, including this time."""
+    size: int = 0
+    """Bytes of names and values."""
+    _open: Opener = field(default=lambda *_: b"", repr=False, compare=False)
+    _sealed: bool = field(default=False, repr=False, compare=False)
+    """Whether the stream is sealed: then a plain entry comes from no worker."""
+
+    @cached_property
+    def raw(self) -> bytes:
+        """The event's bytes, as on every channel. Raises `UnreadableEvent` if there are none."""
+        if not self.fields:
+            raise UnreadableEvent(f"entry {self.entry} has {self.size} bytes, and was not read")
+        if b"event" in self.fields and not self._sealed:
+            return self.fields[b"event"]
+        if b"event" in self.fields:
+            raise UnreadableEvent(f"entry {self.entry} is plain, but its stream is sealed")
+        if b"sealed" not in self.fields:
+            raise UnreadableEvent(f"entry {self.entry} has neither a field event nor sealed")
+        sealed, id_ = (self.fields.get(name, b"") for name in (b"sealed", b"id"))
+        try:
+            seal = seals.event(id_.decode("ascii", "replace"))
+            return self._open(sealed.decode("ascii", "replace"), seal)
+        except SealingError as error:
+            raise UnreadableEvent(f"entry {self.entry}: {error}") from None
+
+    @cached_property
+    def event(self) -> Event | Notice:
+        """The event of a job; or a notice about an endpoint, which only `results` gets.
+
+        An event may contain a customer's keys: secret. Raises `UnreadableEvent`.
+        """
+        try:
+            return _EITHER.validate_json(self.raw)
+        except ValidationError as error:
+            # Without pydantic's texts, which quote their input.
+            where = {".".join(map(str, one["loc"])) or "the whole" for one in error.errors()}
+            what = f"entry {self.entry} holds no event of ours; see {', '.join(sorted(where))}"
+            raise UnreadableEvent(what) from None
+
+
+class _Consumer:
+    """The base of both consumers. See `ResultConsumer`."""
+
+    def __init__(
+        self,
+        group: str,
+        consumer: str | None,
+        stream: str,
+        start: str,
+        claim_after: float,
+        sealed: bool | None,
+        settings: Settings,
+    ) -> None:
+        if claim_after <= 0:
+            raise ValueError("claim_after must be more than 0 seconds")
+        self.group = group
+        self.consumer = consumer or f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
+        self.stream = stream
+        self.claim_after = claim_after
+        self._member = Membership(
+            GroupReader(stream, group, self.consumer, LARGEST_EVENT),
+            start,
+            claim_after,
+            named=consumer is not None,
+        )
+        self._open = opener(settings)
+        self._sealed = is_sealed(settings, stream) if sealed is None else sealed
+
+    def stop(self) -> None:
+        """End the iteration, within a second or so. From any thread, or a signal's handler."""
+        self._member.stopping = True
+
+    def _next(self) -> Result | None:
+        found = self._member.next()
+        return None if found is None else self._result(found)
+
+    def _result(self, one: Found) -> Result:
+        return Result(one.entry, one.fields, one.times, one.size, self._open, self._sealed)
+
+
+@guarded
+class ResultConsumer(_Consumer):
+    """A member of a consumer group. Close it, or use it as a context manager.
+
+    `group`: made if it isn't there, and then begins at `start`: `0` all that is kept, `$` what
+    comes from now on, or after an entry's id. A group that gets lost (a server that forgot it) is
+    made again there: events come twice, and none is missed.
+
+    `consumer`: a name of one's own in the group, of one process only; with the same name, a
+    process that was restarted goes on at once with what it had. Default: a new one each time.
+
+    `sealed`: whether the stream is a sealed one, in which a plain entry is nobody's event. Default:
+    what the settings say, if they hold an endpoint with this stream; else not.
+
+    `claim_after`: seconds after which what was given out and not acknowledged is given out again.
+    Longer than handling one event takes, or two consumers handle it at a time.
+    """
+
+    def __init__(
+        self,
+        group: str,
+        consumer: str | None = None,
+        *,
+        stream: str = RESULTS,
+        start: str = "0",
+        claim_after: float = 60.0,
+        sealed: bool | None = None,
+        settings: Settings | None = None,
+    ) -> None:
+        """Connect lazily. `SettingsError` where the settings can't be used."""
+        settings = settings or reader_settings()
+        super().__init__(group, consumer, stream, start, claim_after, sealed, settings)
+        self._ledger = SyncLedger(settings.redis_url)
+
+    def __iter__(self) -> Iterator[Result]:
+        """Results as they come, until `stop`. A second loop goes on where the first was left."""
+        while not self._member.stopping:
+            if (result := self.take()) is not None:
+                yield result
+
+    def take(self, patience: float = BLOCK) -> Result | None:
+        """The next result, or None where none comes within `patience` seconds, or before `stop`."""
+        if self._member.stale:
+            self._patiently(self._member.renew)
+        if not self._member.waiting:
+            self._member.keep(self._receive(patience))
+        return self._next()
+
+    def receive(self, patience: float = BLOCK) -> list[Result]:
+        """A page of results, as soon as there are any; none after `patience` seconds, or `stop`.
+
+        For a handler that takes many at a time; acknowledge them within `claim_after` seconds.
+        While the server is away, this waits for it, however long.
+        """
+        return list(map(self._result, self._receive(patience)))
+
+    def ack(self, *results: Result) -> None:
+        """Say that these are dealt with, and need not come again.
+
+        Raises `LedgerUnavailable` if the server does not answer: then they are delivered again.
+        """
+        if results:
+            self._ledger.patiently(
+                lambda: self._carry(self._member.ack([one.entry for one in results])), ACK
+            )
+
+    def close(self) -> None:
+        """Hand back what was fetched and not given out, and close all connections."""
+        self.stop()
+        try:
+            if self._member.joined:
+                self._ledger.patiently(lambda: self._carry(self._member.leave()), FAREWELL)
+        except (LedgerUnavailable, RedisError) as error:
+            log.warning("left group %s, which could not be recorded: %s", self.group, error)
+        self._ledger.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _receive(self, patience: float) -> list[Found]:
+        end = steady() + patience
+        while not self._member.stopping:
+            if found := self._patiently(lambda: self._member.turn(end - steady())):
+                return found
+            if steady() >= end:
+                break
+        return []
+
+    def _patiently(self, make: Callable[[], Steps[T]]) -> T | None:
+        """Carry out steps, again and again until the server answers; None if `stop` comes first."""
+
+        def unless_stopped() -> T | None:
+            return None if self._member.stopping else self._carry(make())
+
+        try:
+            return self._ledger.patiently(unless_stopped, QUIET)
+        except LedgerUnavailable as error:
+            log.warning("%s; retrying", error)
+        answer = self._ledger.patiently(unless_stopped, math.inf)
+        log.warning("the server answers again")
+        return answer
+
+    def _carry(self, steps: Steps[T]) -> T:
+        return carry(steps, self._do)
+
+    def _do(self, step: Step) -> Any:
+        if isinstance(step, Ask):
+            return step.question(self._ledger.redis)
+        return self._ledger.carry(step)
+
+
+@guarded
+class AsyncResultConsumer(_Consumer):
+    """The same for asyncio: `async with`, `async for`, and each method awaited.
+
+    It belongs to the event loop in which it is first used. Tasks of that loop may share it: each
+    result goes to one of them. A `take` or `receive` that is cancelled loses nothing: what it was
+    given comes with the next one.
+    """
+
+    def __init__(
+        self,
+        group: str,
+        consumer: str | None = None,
+        *,
+        stream: str = RESULTS,
+        start: str = "0",
+        claim_after: float = 60.0,
+        sealed: bool | None = None,
+        settings: Settings | None = None,
+    ) -> None:
+        """As `ResultConsumer`."""
+        settings = settings or reader_settings()
+        super().__init__(group, consumer, stream, start, claim_after, sealed, settings)
+        self._ledger = AsyncLedger(settings.redis_url)
+        self._turn = asyncio.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def __aiter__(self) -> AsyncIterator[Result]:
+        """Results as they come, until `stop`. A second loop goes on where the first was left."""
+        while not self._member.stopping:
+            if (result := await self.take()) is not None:
+                yield result
+
+    async def take(self, patience: float = BLOCK) -> Result | None:
+        """As `ResultConsumer.take`."""
+        async with self._alone():
+            if self._member.stale:
+                await self._patiently(self._member.renew)
+            if not self._member.waiting:
+                self._member.keep(await self._receive(patience))
+            return self._next()
+
+    async def receive(self, patience: float = BLOCK) -> list[Result]:
+        """As `ResultConsumer.receive`."""
+        async with self._alone():
+            return list(map(self._result, await self._receive(patience)))
+
+    async def ack(self, *results: Result) -> None:
+        """As `ResultConsumer.ack`."""
+        if results:
+            await self._ledger.patiently(
+                lambda: self._carry(self._member.ack([one.entry for one in results])), ACK
+            )
+
+    async def aclose(self) -> None:
+        """As `ResultConsumer.close`."""
+        self.stop()
+        try:
+            if self._member.joined:
+                async with asyncio.timeout(FAREWELL):
+                    await self._ledger.patiently(
+                        lambda: self._carry(self._member.leave()), FAREWELL
+                    )
+        except (TimeoutError, LedgerUnavailable, RedisError) as error:
+            log.warning(
+                "left group %s, which could not be recorded: %s",
+                self.group,
+                str(error) or "no answer",
+            )
+        finally:
+            await self._ledger.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    @asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        """Two concurrent reads would both get the entries of this consumer."""
+        loop = asyncio.get_running_loop()
+        self._loop = self._loop or loop
+        if self._loop is not loop:
+            raise RuntimeError(
+                "this AsyncResultConsumer belongs to another event loop: its connections cannot "
+                "be used in this one. Create one in each loop"
+            )
+        async with self._turn:
+            yield
+
+    async def _receive(self, patience: float) -> list[Found]:
+        end = steady() + patience
+        while not self._member.stopping:
+            if found := await self._patiently(lambda: self._member.turn(end - steady())):
+                return found
+            if steady() >= end:
+                break
+        return []
+
+    async def _patiently(self, make: Callable[[], Steps[T]]) -> T | None:
+        async def unless_stopped() -> T | None:
+            return None if self._member.stopping else await self._carry(make())
+
+        try:
+            return await self._ledger.patiently(unless_stopped, QUIET)
+        except LedgerUnavailable as error:
+            log.warning("%s; retrying", error)
+        answer = await self._ledger.patiently(unless_stopped, math.inf)
+        log.warning("the server answers again")
+        return answer
+
+    async def _carry(self, steps: Steps[T]) -> T:
+        return await carry_async(steps, self._do)
+
+    async def _do(self, step: Step) -> Any:
+        if isinstance(step, Ask):
+            return await self._ledger.ask(step.question)
+        return await self._ledger.carry(step)
+
+
+def reader_settings() -> Settings:
+    """The settings of a reader of results: without a key if none is configured."""
+    try:
+        return Settings.load_for_client()
+    except SettingsError as error:
+        if any(name != variable("sealing_keys") for name, _ in error.problems):
+            raise
+    return Settings.load_for_client(sealing_keys="")
+
+
+def is_sealed(settings: Settings, stream: str) -> bool:
+    """Whether the settings say that a stream is sealed."""
+    return any(one.sealed for one in settings.streams().values() if one.stream == stream)
+
+
+def opener(settings: Settings) -> Opener:
+    """Opens sealed entries with the keys of the settings; `SealingError` without any."""
+    keys = settings.sealing_keys.get_secret_value()
+    ring: list[Keyring] = []
+
+    def open_(sealed: str, seal: Seal) -> bytes:
+        if not keys:
+            raise SealingError(f"it is sealed, and {variable('sealing_keys')} is not set")
+        if not ring:
+            ring.append(Keyring.parse(keys))
+        return ring[0].open(sealed, seal)
+
+    return open_

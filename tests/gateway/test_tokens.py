@@ -1,0 +1,211 @@
+"""Tokens: shown once, stored as a hash, limited in scope, and revoked within seconds."""
+
+import json
+import socket
+from contextlib import closing
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from regworker.ledger.admin import TOKENS
+from tests.gateway.service import Gateway
+from tests.integration.jobs import open2b, skypostal
+from worker.cli.local import stack
+from worker.gateway.bearer import FAILURES
+
+
+def bearer(token: str) -> dict[str, str]:
+    """The Authorization header for a token."""
+    return {"authorization": f"Bearer {token}"}
+
+
+def test_only_a_hash_is_kept(gateway: Gateway) -> None:
+    """The secret appears only in the one line that `new` prints."""
+    made = json.loads(gateway.cli("tokens", "new", "--name", "once", "--json"))
+    secret = made["token"].rpartition("_")[2]
+    assert gateway.http.get("/v1/events", headers=bearer(made["token"])).status_code == 200
+    kept = b"".join(gateway.ledger.redis.hvals(TOKENS))
+    assert secret.encode() not in kept
+    assert secret not in gateway.cli("tokens", "list", "--json")
+    assert made["id"] in gateway.cli("tokens", "list")
+    assert secret not in gateway.log.read_text("utf-8")
+
+
+def test_a_revoked_token_is_refused(gateway: Gateway) -> None:
+    """It is refused within seconds, also by a service that has just accepted it."""
+    made = json.loads(gateway.cli("tokens", "new", "--name", "gone", "--json"))
+    assert gateway.http.get("/v1/events", headers=bearer(made["token"])).status_code == 200
+    revoke(gateway, made["token"])
+
+
+class Open:
+    """A request on a connection of its own, whose body and answer come in parts."""
+
+    def __init__(self, gateway: Gateway, token: str, request: str) -> None:
+        address = urlsplit(gateway.url)
+        self._connection = socket.create_connection((address.hostname, address.port), 30)
+        head = f"{request} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\n"
+        chunked = "transfer-encoding: chunked\r\n" if request.startswith("POST") else ""
+        self._connection.sendall(f"{head}{chunked}connection: close\r\n\r\n".encode())
+
+    def send(self, part: bytes) -> None:
+        """Send a part of the body; an empty one ends it."""
+        self._connection.sendall(b"%x\r\n%b\r\n" % (len(part), part))
+
+    def until(self, expected: bytes) -> bytes:
+        """The answer up to and with these bytes, or all of it if they do not come."""
+        seen = b""
+        while expected not in seen and (part := self._connection.recv(65536)):
+            seen += part
+        return seen
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+
+def revoke(gateway: Gateway, token: str) -> None:
+    """Revoke a token, and return when the service knows."""
+    gateway.cli("tokens", "revoke", token.split("_")[1])
+
+    def refused() -> bool:
+        answer = gateway.http.get("/v1/events", headers=bearer(token))
+        return answer.status_code in {401, 429}
+
+    stack.until(refused, "the token is refused", 10)
+
+
+def test_an_open_batch_ends_with_its_token(gateway: Gateway) -> None:
+    """The next line gets 401, and the answer ends; the job is not accepted."""
+    token = gateway.token()
+    before, after = (json.dumps(open2b()).encode() + b"\n" for _ in range(2))
+    with closing(Open(gateway, token, "POST /v1/jobs:batch")) as batch:
+        batch.send(before)
+        assert b'"status": 201' in batch.until(b'{"line": 1')
+        jobs = gateway.ledger.redis.zcard("{reg}:open")
+        revoke(gateway, token)
+        batch.send(after)
+        answer = batch.until(b"\r\n0\r\n\r\n")
+    assert b'"line": 2' in answer
+    assert b'"status": 401' in answer
+    assert b'"verdict": "not accepted"' in answer
+    assert answer.endswith(b"\r\n0\r\n\r\n")
+    assert gateway.ledger.redis.zcard("{reg}:open") == jobs
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/jobs:export", "/v1/jobs:forget"])
+def test_an_open_request_ends_with_its_token(gateway: Gateway, path: str) -> None:
+    """A token that is revoked before the body is complete accepts and shows nothing."""
+    token = gateway.token("--may", "enqueue,operate")
+    job = open2b()
+    name = {"provider": "open2b", "idempotency_key": job["idempotency_key"]}
+    body = json.dumps(job if path == "/v1/jobs" else name).encode()
+    with closing(Open(gateway, token, f"POST {path}")) as request:
+        request.send(body[:1])
+        revoke(gateway, token)
+        request.send(body[1:])
+        request.send(b"")
+        assert request.until(b"\r\n").startswith(b"HTTP/1.1 401 ")
+
+
+@pytest.mark.parametrize("what", ["events", "job"])
+def test_an_open_poll_ends_with_its_token(gateway: Gateway, shop: httpx.Client, what: str) -> None:
+    """A request that waited is answered with 401, and not with what happened meanwhile."""
+    token = gateway.token()
+    job_id = shop.post("/v1/jobs", json=open2b()).json()["job_id"]
+    cursor = shop.get("/v1/events").json()["cursor"]
+    paths = {"events": f"/v1/events?after={cursor}&wait=60", "job": f"/v1/jobs/{job_id}?wait=60"}
+    with closing(Open(gateway, token, f"GET {paths[what]}")) as poll:
+        revoke(gateway, token)
+        shop.delete(f"/v1/jobs/{job_id}")
+        answer = poll.until(b"\r\n")
+    assert answer.startswith(b"HTTP/1.1 401 ")
+
+
+@pytest.mark.parametrize(
+    ("may", "statuses"),
+    [
+        ("enqueue", (201, 403, 200)),
+        ("read", (403, 200, 403)),
+        ("read:all", (403, 200, 403)),
+        ("operate", (403, 403, 200)),
+    ],
+)
+def test_a_token_may_do_what_it_was_made_for(
+    gateway: Gateway, shop: httpx.Client, may: str, statuses: tuple[int, int, int]
+) -> None:
+    """Enqueuing, reading and cancelling each need their scope; `operate` cancels any sender's
+    job."""
+    with gateway.client("--may", may, name="shop") as client:
+        job = shop.post("/v1/jobs", json=skypostal()).json()["job_id"]
+        found = (
+            client.post("/v1/jobs", json=skypostal()).status_code,
+            client.get(f"/v1/jobs/{job}").status_code,
+            client.delete(f"/v1/jobs/{job}").status_code,
+        )
+    assert found == statuses
+
+
+def test_a_token_is_limited_to_its_accounts(gateway: Gateway, shop: httpx.Client) -> None:
+    """It can enqueue and read jobs of these accounts only, also in a batch."""
+    with gateway.client("--account", "open2b/default", name="shop") as client:
+        assert client.post("/v1/jobs", json=open2b()).status_code == 201
+        assert client.post("/v1/jobs", json=skypostal()).status_code == 403
+        lines = f"{json.dumps(open2b())}\n{json.dumps(skypostal())}\n"
+        answer = client.post("/v1/jobs:batch", content=lines)
+        assert [json.loads(one)["status"] for one in answer.text.splitlines()] == [201, 403]
+        theirs = shop.post("/v1/jobs", json=skypostal()).json()["job_id"]
+        assert client.get(f"/v1/jobs/{theirs}").status_code == 403
+
+
+def test_a_token_has_a_pace(gateway: Gateway) -> None:
+    """The answer is 429, and says how long to wait."""
+    with gateway.client("--rate", "0.01") as client:
+        first, second = client.get("/v1/events"), client.get("/v1/events")
+    assert (first.status_code, second.status_code) == (200, 429)
+    assert second.json()["verdict"] == "repeat it"
+    assert int(second.headers["retry-after"]) > 60
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--name", "a:b"), ("--name", "x", "--may", "fly"), ("--name", "x", "--account", "open2b")],
+)
+def test_what_makes_no_token_says_why(gateway: Gateway, options: tuple[str, ...]) -> None:
+    """The command fails with the reason, and stores nothing."""
+    before = gateway.ledger.redis.hlen(TOKENS)
+    with pytest.raises(AssertionError, match=r"name:|may|accounts"):
+        gateway.cli("tokens", "new", *options)
+    assert gateway.ledger.redis.hlen(TOKENS) == before
+
+
+def test_failed_attempts_are_limited(gateway: Gateway, shop: httpx.Client) -> None:
+    """They get 401, and after some of them 429, also with forged addresses of clients; a good token
+    from the same address still works."""
+    wrong = [
+        {},
+        {"authorization": "Basic eDp5"},
+        bearer("rwt_nonsense"),
+        bearer(f"rwt_{'0' * 12}_{'A' * 43}"),
+        bearer(shop.headers["authorization"].removeprefix("Bearer ")[:-1] + "~"),
+        bearer(shop.headers["authorization"].removeprefix("Bearer ")[:-4] + "AAAA"),
+    ]
+    found = [
+        gateway.http.get("/v1/events", headers={**one, "x-forwarded-for": f"192.0.2.{number}"})
+        for number, one in enumerate(wrong * int(FAILURES))
+    ]
+    assert {one.status_code for one in found} == {401, 429}
+    assert found[-1].status_code == 429
+    assert "www-authenticate" in found[0].headers
+    assert shop.get("/v1/events").status_code == 200
+
+
+def test_refusals_are_counted(gateway: Gateway) -> None:
+    """The metric counts refusals by route, never by path or token, on a separate port."""
+    gateway.http.get("/v1/events")
+    port = gateway.environment["REGWORKER_METRICS_PORT"]
+    said = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text
+    assert 'regworker_gateway_refused_total{why="' in said
+    assert 'regworker_gateway_requests_total{route="/v1/events",status="' in said
+    assert "rwt_" not in said

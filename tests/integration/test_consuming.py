@@ -1,0 +1,107 @@
+"""A worker that does not consume one of its queues is unhealthy, or consumes it again by itself."""
+
+import json
+import os
+import signal
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kombu import Connection
+
+from regworker.ledger.snapshot import snapshot
+from tests.integration.brokers import BROKERS, Broken, broken
+from tests.integration.installation import PATIENCE
+from tests.integration.jobs import skypostal
+from worker.broker.wakeups import QUEUES, REQUESTS
+from worker.cli.local import stack
+
+#: Read by the worker like an operator's settings. At SIGUSR2 it stops consuming a queue, as with
+#: Celery's `cancel_consumer`; at SIGUSR1 it consumes the queue again.
+DEAF = """
+import signal as _signal
+from celery import signals as _signals
+
+@_signals.worker_ready.connect(weak=False)
+def _ready(sender, **_):
+    def cancel(*_):
+        sender.call_soon(sender.cancel_task_queue, {queue!r})
+    def again(*_):
+        sender.call_soon(sender.add_task_queue, {queue!r})
+    _signal.signal(_signal.SIGUSR2, cancel)
+    _signal.signal(_signal.SIGUSR1, again)
+"""
+
+
+def page(it: Broken, path: str) -> tuple[int, dict[str, Any]]:
+    """The worker's answer over HTTP."""
+    workers = it.here.ledger(snapshot()).workers
+    if not workers:
+        return 0, {}  # it has just started
+    url = f"http://127.0.0.1:{workers[0].metrics.rpartition(':')[2]}{path}"
+    try:
+        with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())
+
+
+def until(it: Broken, status: int) -> None:
+    """Wait until the worker is healthy and ready (200), or neither (503)."""
+    for path in ("/health", "/ready"):
+        stack.until(
+            lambda path=path: page(it, path)[0] == status,  # type: ignore[misc]
+            f"{path} answers {status}",
+            PATIENCE,
+        )
+
+
+@pytest.mark.parametrize("queue", [REQUESTS, *QUEUES.values()])
+@pytest.mark.parametrize("broker", BROKERS)
+def test_a_worker_that_does_not_consume_a_queue_is_not_well(
+    tmp_path: Path, broker: str, queue: str
+) -> None:
+    """Although its loop runs, its events are sent and its other queues are consumed."""
+    (tmp_path / "celeryconfig.py").write_text(DEAF.format(queue=queue))
+    with broken(tmp_path, broker, metrics_port=0, health_patience=4) as it:
+        until(it, 200)
+        os.kill(it.here.workers[0].pid, signal.SIGUSR2)
+        until(it, 503)
+        assert page(it, "/health")[1]["silent"].keys() == {"consumer"}
+        os.kill(it.here.workers[0].pid, signal.SIGUSR1)
+        until(it, 200)
+        it.goes_on()
+
+
+@pytest.mark.parametrize("queue", [REQUESTS, *QUEUES.values()])
+def test_a_worker_whose_queue_is_deleted_makes_it_anew(tmp_path: Path, queue: str) -> None:
+    """If the next wake-up recreated the queue first, the old consumer might get nothing."""
+    with broken(tmp_path, "rabbitmq", metrics_port=0, health_patience=4) as it:
+        with Connection(it.url) as connection:
+            connection.default_channel.queue_delete(queue)
+        it.goes_on()
+        until(it, 200)
+        for lane in ("live", "bulk"):
+            event = it.here.run(skypostal(lane=lane))
+            assert event["type"] == "registration.registered"
+
+
+def test_a_worker_whose_redis_does_not_answer_is_not_well(tmp_path: Path) -> None:
+    """The connection on which it waits for messages is open, and silent."""
+    own = stack.start_valkey(None)
+    try:
+        options = {"broker_url": own.connection_url, "metrics_port": 0, "health_patience": 4}
+        with broken(tmp_path, "redis", **options) as it:
+            until(it, 200)
+            assert own._process is not None
+            own._process.send_signal(signal.SIGSTOP)
+            try:
+                until(it, 503)
+            finally:
+                own._process.send_signal(signal.SIGCONT)
+            until(it, 200)
+            it.goes_on()
+    finally:
+        own.stop()

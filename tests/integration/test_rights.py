@@ -1,0 +1,123 @@
+"""A user without a right writes nothing with any script, and the error names the right; real
+server."""
+
+import re
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from regworker.ledger import SyncLedger
+from regworker.ledger.admin import lacking
+from regworker.ledger.client import digest, scripts
+from regworker.ledger.rights import _READING, commands
+from tests.integration.installation import installation
+from worker.cli.local import stack
+from worker.operations.roles import ROLES
+
+USER, PASSWORD = "lacks", "secret"
+WRITING = sorted(name for name, source in scripts().items() if not {*commands(source)} <= _READING)
+CASES = [(name, command) for name in WRITING for command in commands(scripts()[name])]
+
+
+@pytest.fixture(scope="module")
+def server(redis_url: str) -> Iterator[redis.Redis]:
+    """A server with an administrator and a user whose rights change; all scripts are loaded."""
+    client = redis.Redis.from_url(redis_url)
+    for source in scripts().values():
+        client.script_load(source)
+    yield client
+    client.execute_command("ACL", "DELUSER", USER)
+    client.close()
+
+
+def allow(server: redis.Redis, *rules: str) -> None:
+    """Give the user all rights except these."""
+    every = ("reset", "on", f">{PASSWORD}", "~*", "&*", "+@all")
+    server.execute_command("ACL", "SETUSER", USER, *every, *rules)
+
+
+def everything(server: redis.Redis) -> dict[bytes, Any]:
+    """Everything that is stored."""
+    return {key: server.dump(key) for key in server.keys("*")}
+
+
+@pytest.mark.parametrize("name", WRITING)
+def test_a_script_that_lacks_a_right_writes_nothing(server: redis.Redis, name: str) -> None:
+    """For each command and channel that the script may use, whatever its arguments."""
+    server.flushdb()
+    server.zadd("{reg}:open", {"x": 1})
+    before = everything(server)
+    keys = [f"{{reg}}:k{number}" for number in range(5)]
+    for command in commands(scripts()[name]):
+        rule = f"-{command.lower().replace(' ', '|')}"
+        for one in [rule, *(["resetchannels"] if command == "PUBLISH" else [])]:
+            allow(server, one)
+            with (
+                redis.Redis.from_pool(
+                    redis.ConnectionPool(
+                        **{
+                            **server.connection_pool.connection_kwargs,
+                            "username": USER,
+                            "password": PASSWORD,
+                        }
+                    )
+                ) as client,
+                pytest.raises(redis.exceptions.NoPermissionError) as caught,
+            ):
+                client.evalsha(digest(name), len(keys), *keys, *["1"] * 20)
+            assert command in str(caught.value)
+            assert everything(server) == before
+
+
+def test_no_call_of_a_script_is_overlooked() -> None:
+    """Each `redis.call` contains its command as a literal, so that the check finds it."""
+    for name, source in scripts().items():
+        for call in re.findall(r"redis\.call\(([^,)]*)", source):
+            assert re.findall(r"'([A-Z]+)'", call), f"{name}: redis.call({call}"
+
+
+def test_who_only_reads_pays_for_no_look() -> None:
+    """A script that does not write needs no check, since it cannot stop halfway."""
+    assert {"look", "page", "gauges"}.isdisjoint(WRITING)
+    assert {"accept", "claim", "settle", "cancel", "resolve"} <= set(WRITING)
+
+
+@pytest.mark.parametrize(
+    "role", [one for one in ROLES if one.calls is None], ids=lambda one: one.name
+)
+def test_the_rights_that_are_printed_are_enough_for_every_script(
+    server: redis.Redis, role: Any, redis_url: str
+) -> None:
+    """If a right is removed, it is named."""
+    reset, on, *rest = role.rules()
+    server.execute_command("ACL", "SETUSER", USER, reset, on, f">{PASSWORD}", *rest)
+    url = redis_url.replace("://", f"://{USER}:{PASSWORD}@")
+    with closing(SyncLedger(url)) as ledger:
+        assert ledger(lacking()) == []
+        server.execute_command("ACL", "SETUSER", USER, "-xadd", "resetchannels")
+        assert ledger(lacking()) == ["publish", "xadd"]
+
+
+@pytest.mark.parametrize(
+    ("rules", "words"), [(["resetchannels"], "publish"), (["-info"], "info"), (["-zadd"], "zadd")]
+)
+def test_a_worker_without_a_right_does_not_start(
+    tmp_path: Path, rules: list[str], words: str
+) -> None:
+    """One line names the right; the job waits, and no step of it was done."""
+    with installation(tmp_path, workers=0, broker_url="") as here:
+        admin: Any = here.ledger.redis
+        allow(admin, *rules)
+        url = f"redis://{USER}:{PASSWORD}@127.0.0.1:{here.valkey.port}/0"
+        worker = here.start_worker(redis_url=url)
+        stack.until(lambda: worker.poll() is not None, "its end", 90)
+        said = here.log().read_text("utf-8")
+        assert worker.returncode != 0
+        assert "REGWORKER_REDIS_URL" in said
+        assert words in said
+        assert "regworker acl" in said
+        assert "Traceback" not in said

@@ -1,0 +1,275 @@
+"""The decisions that follow from outcomes."""
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from regworker.domain.outcome import (
+    Absent,
+    Code,
+    Fault,
+    Outcome,
+    Refused,
+    Registered,
+    Rejected,
+    Retryable,
+    Unknown,
+    Unresolvable,
+)
+from regworker.domain.retry import LONGEST_WAIT, Backoff
+from regworker.domain.states import State
+from regworker.ledger.records import Claim, Record
+from worker.execution import decision
+from worker.providers.base import Answer, Lost, NotSent, Request
+
+BACKOFF = Backoff(base=2, cap=300)
+DUPLICATE = Rejected((Fault(Code.ALREADY_EXISTS, "email", "exists"),))
+INVALID = Rejected((Fault(Code.INVALID, "email", "no"), Fault(Code.MISSING, "name", "is required")))
+OUTCOMES: list[Outcome] = [
+    Registered({"customer_key": "canary"}),
+    DUPLICATE,
+    INVALID,
+    Retryable("not sent"),
+    Refused("401"),
+    Unknown("lost"),
+    Absent("nobody"),
+    Unresolvable("somebody"),
+]
+#: The name of each decision in the ledger's script.
+NAMES = [
+    "registered",
+    "rejected",
+    "rejected",
+    "retry",
+    "retry",
+    "unknown",
+    "absent",
+    "unresolvable",
+]
+
+RECORD = Record.read(
+    "id",
+    [
+        *("state", "calling", "provider", "acme", "account", "default", "key", "k"),
+        *("lane", "live", "if_exists", "reject", "reply_to", "[]", "metadata", "{}"),
+        *("attempts", "1", "deadline_at", "1000", "settle_until", "500"),
+    ],
+)
+
+
+def claim(asking: bool = False, at: int = 0, **fields: Any) -> Claim:
+    """A lease."""
+    return Claim(replace(RECORD, **fields), asking, at)
+
+
+def of(outcome: Outcome, held: Claim | None = None, health: str = "", chance: float = 0.5) -> Any:
+    """The decision on an outcome."""
+    watch = decision.Watch()
+    watch.health = health
+    return decision.of(held or claim(), outcome, watch, BACKOFF, chance)
+
+
+# -- the decision on an outcome --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("outcome", "name"), list(zip(OUTCOMES, NAMES, strict=True)))
+def test_each_outcome_has_its_verdict(outcome: Outcome, name: str) -> None:
+    """Every outcome maps to a name that the settle script knows."""
+    assert of(outcome).name == name
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES, ids=lambda one: type(one).__name__)
+def test_a_verdict_holds_nothing_that_the_provider_gave(outcome: Outcome) -> None:
+    """Reasons are written to timelines and logs; a customer's keys belong in the event only."""
+    assert "canary" not in repr(of(outcome))
+
+
+def test_a_rejections_reason_is_its_codes() -> None:
+    """The timeline has our own short codes."""
+    assert of(INVALID).reason == "invalid, missing"
+
+
+def test_what_was_found_by_asking_says_so() -> None:
+    """The timeline shows whether an outcome is an answer, or was found by a look-up."""
+    assert of(Registered({}, recovered=True)).reason == "found by asking"
+
+
+@given(attempts=st.integers(1, 50), chance=st.floats(0, 0.999))
+def test_a_retry_backs_off_by_attempts(attempts: int, chance: float) -> None:
+    """The longest delay grows with each failure, up to the cap."""
+    delay = of(Retryable("no"), claim(attempts=attempts), chance=chance).delay
+    assert 0 <= delay <= min(300, 2 * 2 ** (attempts - 1))
+
+
+def test_a_question_backs_off_by_questions() -> None:
+    """The number of calls does not affect the delay of look-ups."""
+    held = claim(asking=True, attempts=9, asks=2)
+    assert of(Unknown("no"), held).delay == BACKOFF.delay(3, 0.5)
+
+
+@pytest.mark.parametrize("kind", [Retryable, Unknown])
+@given(wait=st.floats(0, 86_400))
+def test_retry_after_is_honoured(kind: Any, wait: float) -> None:
+    """The delay is never shorter, and has jitter."""
+    assert wait <= of(kind("no", wait)).delay <= wait + 1
+
+
+@pytest.mark.parametrize("kind", [Retryable, Unknown])
+def test_a_retry_after_of_years_is_a_mistake(kind: Any) -> None:
+    """Such a delay would keep an unknown job from ever being settled."""
+    assert of(kind("no", 1e9)).delay <= LONGEST_WAIT + 1
+
+
+def test_refused_credentials_are_the_accounts_fault() -> None:
+    """The job waits without using an attempt, and the account's breaker opens."""
+    found = of(Refused("401"), health="ok")
+    assert (found.name, found.spends, found.health) == ("retry", False, "refused")
+
+
+def test_our_own_fault_spends_no_attempt() -> None:
+    """A fault of this worker is not the job's fault."""
+    assert not of(Retryable("no key", spends=False)).spends
+    assert of(Retryable("not sent")).spends
+
+
+# -- look-ups --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("found", [Unknown("away"), Retryable("away")])
+def test_a_question_without_an_answer_ends_at_a_person(found: Outcome) -> None:
+    """After the deadline, and after enough look-ups, a person decides."""
+    held = claim(asking=True, at=1001, asks=decision.UNANSWERED)
+    assert isinstance(decision.asked(held, found), Unresolvable)
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        claim(asking=True, at=1000, asks=99),
+        claim(asking=True, at=1001, asks=decision.UNANSWERED - 1),
+        claim(asking=True, at=1001, asks=99, settle_until=2000),
+    ],
+    ids=["before the deadline", "asked too seldom", "before the settle delay"],
+)
+def test_before_that_it_is_asked_again(held: Claim) -> None:
+    """A short outage of the provider needs no person."""
+    assert decision.asked(held, Unknown("away")) == Unknown("away")
+
+
+def test_somebody_else_is_believed_after_the_settle_delay_only() -> None:
+    """Our own request may be carried out between the login and the look-up."""
+    found = Unresolvable("somebody")
+    assert isinstance(decision.asked(claim(asking=True, at=499), found), Unknown)
+    assert decision.asked(claim(asking=True, at=500), found) == found
+
+
+def test_a_question_rejects_nobody() -> None:
+    """A registration that no longer fits our model may still have been carried out."""
+    found = decision.asked(claim(asking=True), INVALID)
+    assert isinstance(found, Unresolvable)
+    assert "name: is required" in found.reason
+
+
+@pytest.mark.parametrize("found", [Registered({}), Absent("nobody"), Refused("401")])
+def test_an_answer_is_an_answer(found: Outcome) -> None:
+    """It counts, however late it comes."""
+    assert decision.asked(claim(asking=True, at=10**6, asks=99), found) == found
+
+
+# -- duplicates ------------------------------------------------------------------------------------
+
+
+def test_only_an_existing_customer_is_a_duplicate() -> None:
+    """Exactly one outcome means that the customer exists already."""
+    assert [one for one in OUTCOMES if decision.duplicate(one)] == [DUPLICATE]
+
+
+@pytest.mark.parametrize("found", OUTCOMES, ids=lambda one: type(one).__name__)
+def test_a_duplicate_is_adopted_if_our_password_opens_it(found: Outcome) -> None:
+    """This holds for a first attempt; if the look-up gets no answer, it is repeated."""
+    adopted = decision.adopted(DUPLICATE, found)
+    ours = isinstance(found, Registered | Unknown | Refused)
+    assert adopted == (found if ours else DUPLICATE)
+
+
+@pytest.mark.parametrize("found", OUTCOMES, ids=lambda one: type(one).__name__)
+def test_a_duplicate_after_an_unknown_attempt_is_never_a_rejection(found: Outcome) -> None:
+    """The customer may be ours: a login proves it, and without one a person decides."""
+    decided = decision.refused_again(found)
+    assert isinstance(decided, Registered | Unknown | Refused | Unresolvable)
+    assert isinstance(decided, Registered) == isinstance(found, Registered)
+
+
+# -- the account's health --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "health"),
+    [
+        (Answer(200, {}, b""), "ok"),
+        (Answer(404, {}, b""), "ok"),
+        (Answer(429, {}, b""), ""),
+        (Answer(500, {}, b""), "fault"),
+        (Answer(503, {}, b""), "fault"),
+        (Lost("reset"), "fault"),
+    ],
+    ids=str,
+)
+def test_what_an_answer_says_of_the_account(answer: Answer | Lost, health: str) -> None:
+    """Server errors and lost answers are faults; 429 changes nothing."""
+    assert watched(answer) == health
+
+
+def test_the_last_call_of_an_attempt_counts() -> None:
+    """A provider that answers again is healthy."""
+    assert watched(Lost("reset"), Answer(200, {}, b"")) == "ok"
+
+
+def watched(*answers: Answer | NotSent | Lost) -> str:
+    """The health after calls with these answers."""
+    given_answers = iter(answers)
+
+    async def send(_: Request) -> Answer | NotSent | Lost:
+        return next(given_answers)
+
+    async def calls() -> None:
+        through = watch.over(send)
+        for answer in answers:
+            assert await through(Request("https://example.com", {})) == answer
+
+    watch = decision.Watch()
+    asyncio.run(calls())
+    return watch.health
+
+
+def test_the_words_for_a_spent_job_cover_both_reasons() -> None:
+    """A job is abandoned because of its deadline or its attempts."""
+    assert set(decision.SPENT) == {Code.DEADLINE, Code.ATTEMPTS}
+    assert State.ABANDONED == "abandoned"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "means"),
+    [
+        (Registered({"id": 1}), Registered({"id": 1}, recovered=True)),
+        (Unknown("lost", 3.0), Unknown("lost", 3.0)),
+        (Retryable("asked to wait", 3.0), Unknown("asked to wait", 3.0)),
+        (Refused("key"), Refused("key")),
+        (
+            Rejected((Fault(Code.INVALID, "email", "is odd"),)),
+            Absent("rejected when it was sent again under the same key"),
+        ),
+        (
+            Rejected((Fault(Code.ALREADY_EXISTS, "email", "is known"),)),
+            Unresolvable("refused as a duplicate, though under the same key"),
+        ),
+    ],
+)
+def test_a_call_that_is_repeated_under_its_key(outcome: Outcome, means: Outcome) -> None:
+    """Success is ours, a rejection means that nothing was created, and any other answer leaves
+    the job unknown."""
+    assert decision.repeated(outcome) == means

@@ -1,0 +1,114 @@
+"""The pool, and the hub that fetches messages for it and sleeps until it is woken."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from celery.worker import state
+
+from worker.broker.wakeups import QUEUES
+from worker.process import greenlets
+from worker.process.consumer import Consumer
+from worker.process.pool import TaskPool
+from worker.process.priorities import Turnstile
+
+
+class Hub:
+    """Celery's hub; counts how often it is woken."""
+
+    woken = 0
+
+    def call_soon(self, callback: Any) -> None:
+        """Wake the hub."""
+        self.woken += 1
+
+
+async def run_one(pool: TaskPool) -> None:
+    """Run a task that takes a slot and releases it."""
+    ran = asyncio.Event()
+    pool.apply_async(ran.set, callback=lambda _: None)
+    await ran.wait()
+    await asyncio.sleep(0)  # the slot becomes free in this turn of the loop
+    assert pool.info["running"] == 0
+
+
+def test_a_slot_that_comes_free_wakes_the_hub_that_found_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Otherwise a message would wait although a slot is free. Waking the hub once is enough."""
+    pool, hub = TaskPool(limit=1), Hub()
+    # Only the part of the consumer that asks for slots: a whole one would need a worker.
+    consumer = Consumer.__new__(Consumer)
+    consumer.pool = pool
+    consumer._keeper = SimpleNamespace(full=False)
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        runtime = SimpleNamespace(loop=loop, turnstile=Turnstile())
+        monkeypatch.setattr("worker.process.pool.runtime", lambda app: runtime)
+        pool.start()
+        pool.register_with_event_loop(hub)
+        assert consumer._room() == 1
+        await run_one(pool)
+        assert hub.woken == 0
+        monkeypatch.setattr(state, "reserved_requests", {"a request"})
+        assert consumer._room() == 0
+        await run_one(pool)
+        await run_one(pool)
+        assert hub.woken == 1
+        monkeypatch.setattr(state, "reserved_requests", set())
+        consumer._keeper.full = True
+        assert consumer._room() == 0, "what waits for the quarantine is bounded"
+
+    asyncio.run(run())
+
+
+def test_a_live_job_waits_for_no_bulk_jobs_claim(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few bulk jobs are claimed at a time, however many slots are free; one without a claim
+    ends."""
+    pool, turnstile = TaskPool(limit=10), Turnstile(2)
+    begun: list[str] = []
+
+    async def run() -> None:
+        runtime = SimpleNamespace(loop=asyncio.get_running_loop(), turnstile=turnstile)
+        monkeypatch.setattr("worker.process.pool.runtime", lambda app: runtime)
+        pool.start()
+        claims = {name: asyncio.Event() for name in ("b1", "b2", "b3", "b4", "live")}
+        ends = asyncio.Event()
+
+        async def attempt(name: str) -> None:
+            begun.append(name)
+            await claims[name].wait()
+            if name == "b1":
+                return
+            turnstile.passed()
+            await ends.wait()
+
+        def start(name: str) -> None:
+            queue = QUEUES["live" if name == "live" else "bulk"]
+            target = lambda *_: greenlets.wait(attempt(name))  # noqa: E731
+            request = {"delivery_info": {"routing_key": queue}}
+            pool.apply_async(target, (name, name, request), callback=lambda _: None)
+
+        async def begins(*names: str) -> None:
+            for _ in range(20):  # turns of the loop in which too many would begin
+                await asyncio.sleep(0)
+            assert begun == list(names)
+
+        for name in ("b1", "b2", "b3", "b4"):
+            start(name)
+        await begins("b1", "b2")
+        start("live")
+        await begins("b1", "b2", "live")
+        claims["b2"].set()
+        await begins("b1", "b2", "live", "b3")
+        claims["b1"].set()
+        await begins("b1", "b2", "live", "b3", "b4")
+        for claim in claims.values():
+            claim.set()
+        ends.set()
+        await begins("b1", "b2", "live", "b3", "b4")
+        assert pool.info["running"] == 0
+
+    asyncio.run(asyncio.wait_for(run(), 20))

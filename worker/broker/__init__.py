@@ -1,0 +1,1 @@
+"""The broker as Celery sees it: transports, queues, wake-ups."""

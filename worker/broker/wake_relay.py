@@ -1,0 +1,107 @@
+"""Lets jobs wake workers although producers do not know the broker.
+
+If the ledger's own server is the broker, the script that accepts a job also puts its wake-up on the
+broker: workers announce the list and the envelope. Otherwise the wake-up goes onto the ledger's
+list `{reg}:wakes` or, for a bulk job, `{reg}:wakes:bulk`, and a worker passes it on to the broker:
+those of bulk jobs only while there is no other.
+
+A lost wake-up costs time and nothing else: every unfinished job has an alarm.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import redis.asyncio
+import structlog
+from redis.exceptions import RedisError
+
+from regworker.domain.errors import LedgerUnavailable
+from regworker.ledger import AsyncLedger
+from regworker.ledger.admin import announce_wakes
+from regworker.ledger.client import CONNECT_TIMEOUT, SOCKET_TIMEOUT
+from regworker.ledger.records import Wake, text
+from regworker.ledger.servers import async_client
+from regworker.ledger.transitions import BULK_WAKES, WAKES
+from worker.broker.wakeups import QUEUES
+
+log = structlog.get_logger(__name__)
+
+#: Seconds between announcements, and for which one is valid: the ledger forgets a broker that no
+#: worker uses any more.
+ANNOUNCED_EVERY, ANNOUNCED_FOR = 5.0, 60.0
+
+#: Wake-ups passed on at a time: an urgent one waits for one batch at most.
+BATCH = 20
+
+#: Seconds that a read waits at the server. Shorter than a socket waits for an answer, so that a
+#: hanging server is distinguished from one that has nothing.
+BLOCK = SOCKET_TIMEOUT / 2
+
+#: Seconds until the next turn while the server is away.
+PAUSE = 1.0
+
+
+class WakeRelay:
+    """A reader of the ledger's list of wake-ups. Call `relay_once` in a loop."""
+
+    def __init__(
+        self,
+        ledger: AsyncLedger,
+        wake: Callable[[Iterable[Wake]], int],
+        url: str,
+        envelopes: Callable[[], Mapping[str, tuple[str, str]]],
+    ) -> None:
+        """`wake`: publishes; `envelopes`: those for `announce_wakes`."""
+        self._ledger = ledger
+        self._wake = wake
+        self._envelopes = envelopes
+        # A connection of its own, since it blocks.
+        self._redis: redis.asyncio.Redis = async_client(
+            url,
+            max_connections=1,
+            socket_timeout=SOCKET_TIMEOUT,
+            socket_connect_timeout=CONNECT_TIMEOUT,
+        )
+        self._announced_at = -ANNOUNCED_EVERY
+        self._away = False
+
+    async def relay_once(self) -> float:
+        """Pass on the queued wake-ups, or wait for some; return the seconds until the next turn."""
+        try:
+            if (now := time.monotonic()) >= self._announced_at + ANNOUNCED_EVERY:
+                await self._ledger(announce_wakes(self._envelopes(), ANNOUNCED_FOR), patience=0)
+                self._announced_at = now
+            found: Any = await self._redis.blmpop(
+                BLOCK, 2, WAKES, BULK_WAKES, direction="RIGHT", count=BATCH
+            )
+        except (RedisError, LedgerUnavailable) as error:
+            if not self._away:
+                log.warning("no wake-up is relayed now", error=type(error).__name__)
+            self._away = True
+            self._announced_at = -ANNOUNCED_EVERY
+            await self._redis.connection_pool.disconnect()
+            return PAUSE
+        if self._away:
+            log.info("wake-ups are relayed again")
+            self._away = False
+        if found:
+            # kombu publishes synchronously; in a thread, it does not block the loop.
+            await asyncio.to_thread(self._wake, list(_read(found[1])))
+        return 0.0
+
+    async def aclose(self) -> None:
+        """Close the connection."""
+        await self._redis.aclose()
+
+
+def _read(items: Iterable[Any]) -> Iterable[Wake]:
+    """Parse wake-ups as the scripts write them: the lane, a space, the member."""
+    for item in items:
+        try:
+            lane, _, member = text(item).partition(" ")
+        except UnicodeDecodeError:  # anybody with access to the ledger may write anything
+            continue
+        if lane in QUEUES and member:
+            yield Wake(member, lane)

@@ -1,0 +1,203 @@
+"""`regworker outbox`: jobs from a table of the host's database into the ledger."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from regworker.domain.errors import LedgerUnavailable, SettingsError
+from regworker.settings import Settings, variable
+from worker.cli.connection import open_producer
+from worker.cli.lazy import new_app, texts
+from worker.cli.output import AsJson, note, plain, print_json, print_line
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from regworker.outbox import Relay, Turn
+
+app = new_app(no_args_is_help=True)
+
+#: Seconds between reads of an empty table. A job waits half of that, on average.
+_IDLE = 0.5
+
+#: Seconds between attempts while the database or the ledger does not answer.
+_AWAY = 2.0
+
+
+class Dialect(StrEnum):
+    """The dialects of `regworker.outbox.tables`."""
+
+    POSTGRESQL = "postgresql"
+    MYSQL = "mysql"
+    SQLITE = "sqlite"
+
+
+@app.callback()
+def outbox() -> None:
+    """Move jobs that your service wrote into an outbox table, in its own transaction.
+
+    REGWORKER_OUTBOX_URL names the database, as an SQLAlchemy URL; for example
+    postgresql+psycopg://user:password@host/database.
+    """
+
+
+def sql(
+    dialect: Annotated[
+        Dialect, typer.Option(help="Use mysql for MariaDB too.")
+    ] = Dialect.POSTGRESQL,
+) -> None:
+    """Print the SQL that creates the tables `registration_outbox` and `registration_outcomes`.
+
+    Examples:
+        regworker outbox sql | psql shop
+        regworker outbox sql --dialect mysql > migrations/0042_registrations.sql
+    """
+    from regworker.outbox import tables
+
+    print_line(tables.sql(dialect.value).rstrip())
+
+
+def relay(
+    once: Annotated[
+        bool, typer.Option("--once", help="Move the rows that are there, and exit.")
+    ] = False,
+    json: AsJson = False,
+) -> None:
+    """Move committed rows into the ledger, in order, until SIGTERM or Ctrl-C.
+
+    A row is deleted when its job is accepted. A row whose job is refused stays, with the problem,
+    and does not stop other rows (`regworker outbox refused`). Several relays may run side by side;
+    a killed one loses nothing, because the same key is the same job.
+
+    Examples:
+        regworker outbox relay
+        regworker outbox relay --once --json
+    """
+    from regworker.outbox import Relay
+
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    moved = refused = 0
+    with _database() as engine, open_producer() as producer:
+        mover = Relay(producer)
+        note("moving rows of registration_outbox")
+        while not ended.is_set():
+            turn = _turn(mover, engine, once=once)
+            if turn is None:
+                ended.wait(_AWAY)
+                continue
+            moved, refused = moved + turn.moved, refused + turn.refused
+            if turn.refused:
+                note(f"{turn.refused} refused; `regworker outbox refused` shows why")
+            if turn.idle:
+                if once:
+                    break
+                ended.wait(_IDLE)
+    if json:
+        print_json({"moved": moved, "refused": refused})
+    else:
+        print_line(f"moved {moved}, refused {refused}")
+    raise typer.Exit(1 if once and refused else 0)
+
+
+def refused(json: AsJson = False) -> None:
+    """List rows whose jobs were refused, with the problem.
+
+    Examples:
+        regworker outbox refused --json | jq .problem
+    """
+    from regworker.outbox import refusals
+
+    with _database() as engine, engine.connect() as connection:
+        for row in refusals.listed(connection):
+            if json:
+                print_json({**asdict(row), "refused_at": row.refused_at.isoformat()})
+            else:
+                print_line(plain(f"{row.id}  {row.job_id}  {row.problem}"))
+
+
+def retry(
+    ids: Annotated[
+        list[int] | None,
+        typer.Argument(metavar="[ROW]...", help="The rows' ids. Default: all refused rows."),
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """Let the relay try refused rows again, for example after an account was configured.
+
+    Examples:
+        regworker outbox retry 17 18
+    """
+    from regworker.outbox import refusals
+
+    with _database() as engine, engine.begin() as connection:
+        count = refusals.retry(connection, ids)
+    if json:
+        print_json({"retried": count})
+    else:
+        print_line(f"{count} rows will be tried again")
+
+
+for command in (sql, relay, refused, retry):
+    app.command(command.__name__, **texts(command))(command)
+
+
+def _turn(mover: "Relay", engine: "Engine", *, once: bool) -> "Turn | None":
+    """One turn; None if the database or the ledger does not answer."""
+    from sqlalchemy.exc import OperationalError
+
+    try:
+        return mover.turn(engine)
+    except LedgerUnavailable as error:
+        if once:
+            raise
+        note(f"{error}; the rows stay")
+    except OperationalError as error:
+        if once:
+            raise _unreachable(error) from None
+        note(f"the database does not answer ({type(error.orig).__name__}); the rows stay")
+    return None
+
+
+@contextmanager
+def _database() -> Iterator["Engine"]:
+    from sqlalchemy import create_engine
+    from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError, ProgrammingError
+
+    name = variable("outbox_url")
+    # Reading the table needs no key; a producer reports itself which settings are missing.
+    url = Settings.load(sealing_keys="").outbox_url
+    if url is None or not url.get_secret_value():
+        form = "postgresql+psycopg://user:password@host/database"
+        raise SettingsError([(name, f"is not set: the database of the outbox, as {form}")])
+    try:
+        # Errors must not show the parameters: they hold whole jobs.
+        engine = create_engine(url.get_secret_value(), hide_parameters=True, pool_pre_ping=True)
+    except (ArgumentError, NoSuchModuleError, ValueError):
+        # Without SQLAlchemy's words, which quote the URL.
+        what = "is not an SQLAlchemy database URL: dialect+driver://user:password@host/name"
+        raise SettingsError([(name, what)]) from None
+    except ModuleNotFoundError as error:
+        what = f"needs a driver that is not installed: pip install {error.name}"
+        raise SettingsError([(name, what)]) from None
+    try:
+        yield engine
+    except (OperationalError, ProgrammingError) as error:
+        raise _unreachable(error) from None
+    finally:
+        engine.dispose()
+
+
+def _unreachable(error: Exception) -> SettingsError:
+    what = (
+        f"the database refused ({type(getattr(error, 'orig', error)).__name__}): check the URL, "
+        "and that `regworker outbox sql` was run there"
+    )
+    return SettingsError([(variable("outbox_url"), what)])

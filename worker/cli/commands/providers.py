@@ -1,0 +1,259 @@
+"""`regworker providers`: the accounts at the providers, and whether their calls succeed."""
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from regworker.domain.pace import Pace
+from worker.cli import time_arguments
+from worker.cli.acting import By, Why, actor
+from worker.cli.connection import open_admin, open_ledger
+from worker.cli.lazy import new_app, texts
+from worker.cli.output import (
+    AsJson,
+    connections,
+    new_table,
+    note,
+    note_unreadable,
+    out,
+    plain,
+    print_json,
+    print_line,
+    time_text,
+)
+
+if TYPE_CHECKING:
+    from regworker.ledger.snapshot import AccountSnapshot
+
+app = new_app(no_args_is_help=True)
+
+Name = Annotated[
+    str, typer.Argument(metavar="PROVIDER/ACCOUNT", help="For example skypostal/default.")
+]
+
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[PROVIDER/ACCOUNT]...", help="The accounts to check. Default: all."),
+]
+
+#: Accounts shown without --limit or --json.
+SHOWN = 50
+
+
+@app.callback()
+def providers() -> None:
+    """Manage the accounts at the providers: rate limit, breaker, pause, credentials."""
+
+
+def list_(
+    provider: Annotated[
+        str, typer.Option(metavar="GLOB", help="Providers of this name; * and ? match any.")
+    ] = "*",
+    account: Annotated[
+        str, typer.Option(metavar="GLOB", help="Accounts of this name; * and ? match any.")
+    ] = "*",
+    limit: Annotated[int | None, typer.Option(min=1, help="At most this many.")] = None,
+    json: AsJson = False,
+) -> None:
+    """List the accounts, by name: rate limit, calls in flight, waiting jobs, breaker.
+
+    Without --limit the table shows the first 50, and --json all. A note says how many match. Quote
+    a GLOB, so that the shell leaves it as it is.
+
+    Examples:
+        regworker providers list
+        regworker providers list --provider open2b --account 'store-1*' --limit 200
+        regworker providers list --json | jq 'select(.breaker != "closed")'
+    """
+    from worker.operations.accounts import find_accounts
+
+    most = limit or (None if json else SHOWN)
+    with open_ledger() as ledger:
+        found = find_accounts(ledger, provider, account, most)
+        note_unreadable(found.unreadable)
+    if most is not None and found.matching > most:
+        note(f"{most} of {found.matching} shown; --provider, --account and --limit choose others")
+    if json:
+        for one in found.accounts:
+            print_json(_json(one))
+        return
+    if not found.matching:
+        every = provider == account == "*"
+        print_line("no worker has announced an account yet" if every else "no account matches")
+        return
+    table = new_table(
+        "account", "calls/s", "in flight", "waiting", "breaker", "connections", "reason"
+    )
+    for one in found.accounts:
+        table.add_row(
+            f"{one.provider}/{one.account}",
+            _rate(one),
+            f"{one.in_flight} of {one.max_in_flight}",
+            str(one.waiting),
+            _breaker(one),
+            connections(one.stray_at),
+            Text(plain(one.reason)),
+        )
+    out().print(table)
+
+
+def pause(
+    name: Name,
+    why: Annotated[
+        str, typer.Option(help="The reason; lists and pages show it.")
+    ] = "paused by an admin",
+    until: Annotated[
+        str | None, typer.Option(help=f"When the pause ends by itself: {time_arguments.AHEAD}.")
+    ] = None,
+    by: By = "",
+) -> None:
+    """Pause an account: workers start no call for it until it is resumed. Jobs wait and use no
+    attempt.
+
+    Calls that have started are completed. A time of day is the next one in this machine's time
+    zone; the output shows it with its zone.
+
+    Examples:
+        regworker providers pause open2b/default --why "maintenance until six" --until 18:00
+    """
+    end = time_arguments.ahead(until, "--until")
+    with open_admin() as admin:
+        admin.pause(*_parts(name), actor(by, why), end)
+    print_line(f"paused {name}{_until(end)}")
+
+
+def pace(
+    name: Name,
+    wanted: Annotated[str, typer.Argument(metavar="PACE", help="50/300s, or `default`.")],
+    by: By = "",
+    why: Why = "",
+) -> None:
+    """Set how many calls an account may make in a period. All workers follow it at once.
+
+    It overrides the setting RATE, also after workers restart, until `default` removes it. A tenth
+    of the calls may be made at once. Calls made before the change count too.
+
+    Examples:
+        regworker providers pace open2b/default 50/300s --why "the shop asked for less"
+        regworker providers pace open2b/default default
+    """
+    try:
+        found = None if wanted == "default" else Pace.parse(wanted)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="PACE") from None
+    words = "the setting" if found is None else wanted
+    with open_admin() as admin:
+        before = admin.pace(*_parts(name), found, words, actor(by, why))
+    print_line(f"the pace of {name} is {words}; it was {before}")
+
+
+def resume(name: Name, by: By = "", why: Why = "") -> None:
+    """Close an account's breaker, end its pause, and start its waiting jobs at once.
+
+    First fix the cause that the breaker's reason names: a provider that refused credentials refuses
+    them again.
+
+    Examples:
+        regworker providers resume skypostal/default
+    """
+    with open_admin() as admin:
+        let_go = admin.resume(*_parts(name), actor(by, why))
+    print_line(f"resumed {name}; {let_go} waiting jobs start")
+
+
+def check(names: Names = None, json: AsJson = False) -> None:
+    """Test the connection and the credentials of each account with a harmless request.
+
+    Run it with a worker's settings, where the accounts are configured. It looks up an e-mail
+    address that no customer has, and changes no customer and no job. Exit code 1 if an account does
+    not work.
+
+    Examples:
+        regworker providers check
+        regworker providers check skypostal/default
+    """
+    from regworker.settings import Settings
+    from worker.operations.account_check import check_accounts
+
+    found = check_accounts(Settings.load(), [_parts(name) for name in names or ()])
+    for (provider, account), one in found.items():
+        if json:
+            print_json(
+                {"provider": provider, "account": account, "state": one.state, "why": one.words}
+            )
+        else:
+            print_line(f"{provider}/{account}: {one.state}: {one.words}")
+    if any(one.state in {"refused", "unreached"} for one in found.values()):
+        raise typer.Exit(1)
+
+
+def trust(name: Name, by: By = "", why: Why = "") -> None:
+    """Reuse an account's connections again, after a stray answer.
+
+    A stray answer belongs to no call: the provider, or a proxy in front of it, sent an answer twice
+    or without a request. From then on each call uses its own connection, which costs some time. Run
+    this after the cause is fixed: on a reused connection, a late answer can be mistaken for the
+    next customer's.
+
+    Examples:
+        regworker providers trust skypostal/default
+    """
+    with open_admin() as admin:
+        was = admin.trust(*_parts(name), actor(by, why))
+    print_line(f"{name} is trusted again" if was else f"{name} has sent no stray answer")
+
+
+def _parts(name: str) -> tuple[str, str]:
+    provider, _, account = name.partition("/")
+    return provider, account or "default"
+
+
+def _json(one: "AccountSnapshot") -> dict[str, Any]:
+    from regworker.domain.event import moment
+
+    return {
+        "provider": one.provider,
+        "account": one.account,
+        "paused": one.paused,
+        "paused_until": moment(one.paused_until).isoformat() if one.paused_until else None,
+        "breaker": one.breaker,
+        "reason": one.reason,
+        "failures": one.failures,
+        "in_flight": one.in_flight,
+        "max_in_flight": one.max_in_flight,
+        "waiting": one.waiting,
+        "rate": one.rate,
+        "own_pace": one.own_pace or None,
+        "retry_at": one.retry_at,
+        "stray_at": one.stray_at,
+    }
+
+
+def _rate(account: "AccountSnapshot") -> str:
+    by = f" (operator: {account.own_pace})" if account.own_pace else ""
+    return f"{account.rate:.2f}{by}" if account.rate else "no limit"
+
+
+def _until(end: datetime | None) -> str:
+    """A time in this machine's zone, and in UTC."""
+    return f" until {end:%Y-%m-%d %H:%M %Z} ({time_text(end)})" if end else ""
+
+
+def _breaker(account: "AccountSnapshot") -> Text:
+    if account.paused:
+        from regworker.domain.event import moment
+
+        end = account.paused_until
+        until = _until(moment(end).astimezone()) if end else ""
+        return Text(f"paused{until}", style="yellow")
+    return Text(account.breaker, style="green" if account.breaker == "closed" else "red")
+
+
+app.command("list", **texts(list_))(list_)
+app.command("check", **texts(check))(check)
+app.command("pace", **texts(pace))(pace)
+app.command("pause", **texts(pause))(pause)
+app.command("trust", **texts(trust))(trust)
+app.command("resume", **texts(resume))(resume)

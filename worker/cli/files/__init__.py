@@ -1,0 +1,1 @@
+"""Jobs in files: JSON, NDJSON and CSV."""

@@ -1,0 +1,1 @@
+"""A whole installation on this machine: `up`, `demo`, the sandbox."""

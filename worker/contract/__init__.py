@@ -1,0 +1,1 @@
+"""The contract: JSON Schemas and AsyncAPI, generated from the models."""

@@ -1,0 +1,1 @@
+"""One step each: attempt, decision, delivery, leases, alarms, retention."""

@@ -1,0 +1,160 @@
+"""uvicorn's connection with limits: a client cannot occupy it for ever, or send without end.
+
+httptools accepts headers of any size, and uvicorn waits for them without a time limit.
+"""
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+#: Bytes of a request's first line and headers.
+MOST_HEADERS = 32 * 1024
+
+#: The most headers of a request.
+MOST_NAMES = 100
+
+#: Seconds for a request's headers to arrive, from the connection or from the request's first byte.
+HEADER_TIME = 10.0
+
+#: Seconds after that for its body, if the path takes one job and no stream.
+BODY_TIME = 30.0
+
+_STREAMED = b"/v1/jobs:batch"
+
+_SLOW = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+_LARGE = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
+    b"content-length: 0\r\nconnection: close\r\n\r\n"
+)
+
+
+class _Joined:
+    """A transport that sends the head and the body of an answer in one call, if both are ready.
+
+    uvicorn writes each separately, and a system call costs more than uvicorn's other work on them.
+    """
+
+    __slots__ = ("_held", "_loop", "_transport", "is_closing")
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._held = b""
+        self.is_closing = transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        """Hold a head until the end of this turn of the loop, for the body to join it."""
+        if not self._held and data.startswith(b"HTTP/1.1 "):
+            self._held = data
+            self._loop.call_soon(self._flush)
+            return
+        held, self._held = self._held, b""
+        self._transport.write(held + data if held else data)
+
+    def close(self) -> None:
+        """Close the connection after everything that was written."""
+        self._flush()
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def _flush(self) -> None:
+        if self._held:
+            held, self._held = self._held, b""
+            self._transport.write(held)
+
+
+class BoundedConnection(HttpToolsProtocol):
+    """Ends a connection whose request comes too slowly, or whose headers are too large."""
+
+    _clock: asyncio.TimerHandle | None = None
+    _reading = True
+    """Whether headers are expected."""
+    _body_awaited = False
+    """Whether the timer of a body has still to be started."""
+    _begun = 0
+    """Bytes since the end of the last request; only those of headers are limited here."""
+
+    def connection_made(self, transport: Any) -> None:
+        """Start the timer for its first request."""
+        super().connection_made(transport)
+        self.transport = _Joined(transport, self.loop)  # type: ignore[assignment]
+        self._await(HEADER_TIME)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Cancel the timer."""
+        self._stop()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Check sizes before anything is parsed; then start or cancel the timer."""
+        if self._reading:
+            self._begun += len(data)
+            end = data.find(b"\r\n\r\n")
+            over = self._begun - (len(data) - end if end >= 0 else 0)
+            if over > MOST_HEADERS:
+                self._end(_LARGE)
+                return
+        super().data_received(data)
+        # A request that arrived whole needs no timer.
+        if self.transport.is_closing():
+            return
+        if self._reading:
+            if self._begun and self._clock is None:
+                self._await(HEADER_TIME)
+        elif self._body_awaited:
+            self._body_awaited = False
+            self._await(BODY_TIME)
+
+    def on_message_begin(self) -> None:
+        """The next request may start in the same bytes as the end of the last one."""
+        self._reading = True
+        self._begun = self._begun or 1
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Limit the number of headers."""
+        if len(self.headers) >= MOST_NAMES:
+            self._end(_LARGE)
+            return
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """From here on the body is expected."""
+        if self.transport.is_closing():
+            return
+        self._reading, self._begun = False, 0
+        self._stop()
+        self._body_awaited = self.url.partition(b"?")[0] != _STREAMED
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Nothing is read from a connection that was ended."""
+        if not self.transport.is_closing():
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request is complete."""
+        self._stop()
+        self._reading, self._begun, self._body_awaited = True, 0, False
+        if not self.transport.is_closing():
+            super().on_message_complete()
+
+    def _await(self, seconds: float) -> None:
+        self._stop()
+        self._clock = self.loop.call_later(seconds, self._end, _SLOW)
+
+    def _stop(self) -> None:
+        if self._clock is not None:
+            self._clock.cancel()
+            self._clock = None
+
+    def _end(self, answer: bytes) -> None:
+        self._stop()
+        if self.transport.is_closing():
+            return
+        # In the middle of an answer no other one may be written.
+        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+            self.transport.write(answer)
+        self.transport.close()

@@ -1,0 +1,39 @@
+"""Pages for people, at /: search jobs, see why they wait, and act."""
+
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
+
+from regworker.settings import Settings
+from worker.gateway.pages import acts, looks, many, sign_in
+from worker.gateway.pages.desk import Desk
+from worker.gateway.pages.people import People
+from worker.gateway.pages.render import page
+from worker.gateway.problems import HttpProblem
+
+
+async def _prepared(request: Request) -> None:
+    await request.app.state.people.prepare()
+
+
+router = APIRouter(include_in_schema=False, dependencies=[Depends(_prepared)])
+for _part in (sign_in, looks, many, acts):
+    router.include_router(_part.router)
+
+
+def open_pages(app: FastAPI, settings: Settings) -> None:
+    """Open what the pages need, before the application starts."""
+    app.state.desk = Desk(settings)
+    app.state.people = People(settings, app.state.desk.ledger)
+
+
+def close_pages(app: FastAPI) -> None:
+    """Close it."""
+    app.state.desk.close()
+
+
+def error_page(request: Request, problem: HttpProblem) -> Response:
+    """An error outside of /v1, as a page for people."""
+    if 300 <= problem.status < 400:
+        return Response(status_code=problem.status, headers=dict(problem.headers))
+    response = page(request, "problem.html", status=problem.status, problem=problem)
+    response.headers.update(problem.headers)
+    return response

@@ -1,0 +1,103 @@
+"""Serves the application: uvicorn, with a limit for everything that a client can make long."""
+
+import asyncio
+import gc
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+
+from regworker.settings import Settings
+from worker.gateway import api
+from worker.gateway.app import create_app
+from worker.gateway.connection import BoundedConnection
+from worker.gateway.middleware import Edge
+
+#: Seconds for which an idle connection is kept. A proxy in front must close its own earlier.
+KEEP_ALIVE = 75
+
+#: Seconds for requests to end when the process stops. Long polls end at once.
+GRACE = 10
+
+#: The most connections; beyond it the answer is 503.
+MOST_CONNECTIONS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Where to listen. `certfile`, `keyfile`: PEM files, for HTTPS."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    certfile: Path | None = None
+    keyfile: Path | None = None
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            # The garbage collector need not scan permanent objects again.
+            gc.collect()
+            gc.freeze()
+            self._on_ready()
+
+
+def serve(settings: Settings, listen: Listen, on_ready: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT. `on_ready` is called with the URL."""
+    app = create_app(settings)
+    config = uvicorn.Config(
+        Edge(app, api.DIRECT),
+        http=BoundedConnection,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=True,
+        proxy_headers=False,
+        lifespan="on",
+        limit_concurrency=MOST_CONNECTIONS,
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=GRACE,
+        ssl_certfile=listen.certfile,
+        ssl_keyfile=str(listen.keyfile) if listen.keyfile else None,
+    )
+    family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
+    address = (listen.host, listen.port)
+    with closing(socket.create_server(address, family=family, backlog=2048)) as listener:
+        scheme = "https" if listen.certfile else "http"
+        name = f"[{listen.host}]" if ":" in listen.host else listen.host
+        url = f"{scheme}://{name}:{listener.getsockname()[1]}"
+        server = _Server(config, lambda: on_ready(url))
+        with (
+            _stopping(server, app),
+            asyncio.Runner(loop_factory=config.get_loop_factory()) as runner,
+        ):
+            runner.run(server.serve(sockets=[listener]))
+
+
+@contextmanager
+def _stopping(server: uvicorn.Server, app: FastAPI) -> Iterator[None]:
+    """Handle the signals before uvicorn does, and when it raises them again at its end."""
+
+    def stop(_: int, __: object) -> None:
+        server.should_exit = True
+        # Long polls would prevent its end.
+        if (found := getattr(app.state, "services", None)) is not None:
+            found.stopping.set()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

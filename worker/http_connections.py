@@ -1,0 +1,325 @@
+"""HTTP connections to providers and webhooks: how they are pooled, and which answer counts.
+
+The rule: an answer belongs to a request only if nothing was on the connection before it. So
+
+- bytes that arrive while nobody waits close the connection at once, and are reported;
+- before a request is written, the connection is checked again, in the kernel's buffer too;
+- an answer with more bytes behind it is doubtful, unless its request was the connection's first:
+  which of the two is the answer to this request cannot be known.
+
+HTTP/1.1 leaves one window: a stray answer that arrives on a used connection after the next request
+was written. Only a connection for each call (`Connector(force_close=True)`) closes it.
+"""
+
+import asyncio
+import select
+import socket
+import ssl
+from collections.abc import Callable
+from contextvars import ContextVar
+from functools import partial
+from inspect import signature
+from typing import Any, cast
+
+import aiohttp
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.connector import AddrInfoType, Connection
+from aiohttp.tracing import Trace
+
+from regworker.way_out import WayOut
+from worker.http_tunnel import ProxyRefused, open_tunnel
+
+#: How long an unused connection is kept, in seconds. Less than the 5 s after which common servers
+#: (Apache, Node, uvicorn) close theirs: a request sent while the server closes the connection is a
+#: lost answer.
+KEEP_ALIVE = 4.0
+
+#: Bytes read from a connection at a time. With asyncio's 256 KiB, the C library maps and unmaps
+#: memory for each answer, which takes ten times as long as the read.
+READ = 64 * 1024
+
+#: The longest header line. Cookies and security policies of proxies reach 60 KiB.
+MAX_FIELD = 128 * 1024
+
+#: The most headers of one answer. A chain of gateways may add some hundreds.
+MAX_HEADERS = 1000
+
+#: The most bytes of one answer as received: head, body and any interim answers before it. Limits on
+#: parts of an answer still allow very many parts; this one does not.
+MAX_BYTES = 1280 * 1024
+
+#: Turns of the event loop until it has read the kernel's buffer.
+TURNS = 2
+
+#: Texts for a certificate's fault, by OpenSSL's verification code (`x509_vfy.h`).
+_CERTIFICATE = {
+    9: "certificate not valid yet",
+    10: "certificate expired",
+    62: "certificate is for another host",
+    64: "certificate is for another host",
+}
+_UNKNOWN_CA = frozenset({18, 19, 20, 21})
+
+
+class UnaskedBytes(aiohttp.ClientConnectionError):
+    """Raised when a server sent bytes before the request was written; nothing was written."""
+
+
+class TooLarge(aiohttp.ClientPayloadError):
+    """Raised when more than `MAX_BYTES` came as one answer."""
+
+
+class HttpExchange:
+    """One request under way. Set it as `EXCHANGE` before the request is made.
+
+    `stray`: called when unrequested bytes arrive on its connection, during the request or after it.
+    `doubtful`: the answer may belong to another request.
+    """
+
+    def __init__(self, stray: Callable[[], None]) -> None:
+        self.stray = stray
+        self.doubtful = False
+
+
+EXCHANGE: ContextVar[HttpExchange] = ContextVar("exchange")
+
+
+class Watched(ResponseHandler):
+    """A connection that knows whether an answer is expected on it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        #: The exchange that used this connection last.
+        self.exchange: HttpExchange | None = None
+        self.used = False
+        self._waiting = False
+        self._first = True
+        self._parsing = False
+        self._stray_seen = False
+        self._came = 0
+        self._poll = select.poll()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Prepare to check the kernel's buffer."""
+        super().connection_made(transport)
+        if hasattr(transport, "max_size"):
+            transport.max_size = READ
+        self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """After the end of the connection, nothing more can arrive."""
+        self._parsing = True
+        super().connection_lost(exc)
+
+    async def settled(self) -> bool:
+        """Whether nothing has arrived: no unrequested bytes, and no end of the connection."""
+        if self._quiet():
+            return True
+        # The event loop reads what is waiting, and `data_received` checks it. (It need not be a
+        # stray answer: TLS 1.3 sends session tickets after the handshake.)
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
+        return self._quiet()
+
+    async def begin(self) -> bool:
+        """Expect an answer from now on. False: the connection is unusable, and nothing may be
+        written."""
+        if not await self.settled():
+            self.abort()
+            self.set_exception(UnaskedBytes())
+            return False
+        self._first, self.used = not self.used, True
+        self._waiting, self._came = True, 0
+        return True
+
+    def rest(self, *, answered: bool) -> None:
+        """No answer is expected any more. `answered`: because a complete one has arrived."""
+        self._waiting = False
+        if answered and not self._parsing and (self._buffer or self._in_a_message()):
+            self._stray()
+
+    def data_received(self, data: bytes) -> None:
+        """Take the bytes of an expected answer; any other bytes end the connection."""
+        if not self._waiting:
+            if data:
+                self._stray()
+            return
+        self._came += len(data)
+        if self._came > MAX_BYTES:
+            self._give_up()
+            return
+        if self.transport is not None and self.transport.get_write_buffer_size():
+            # The request is not sent yet. An early answer is legal, but may belong to another
+            # request.
+            self._doubt()
+        self._parsing = True
+        super().data_received(data)
+        self._parsing = False
+        if not self._waiting and (self._exception or self._buffer or self._in_a_message()):
+            self._stray()
+
+    def _quiet(self) -> bool:
+        return self.is_connected() and not self.should_close and not self._poll.poll(0)
+
+    def _give_up(self) -> None:
+        payload, error = self._payload, TooLarge()
+        self.abort()
+        self.set_exception(error)
+        if payload is not None:
+            payload.set_exception(error)
+
+    def _in_a_message(self) -> bool:
+        # The next request gets a new parser, so this one may be ended.
+        try:
+            return self._parser is not None and self._parser.feed_eof() is not None
+        except Exception:  # noqa: BLE001 -- whatever it is, the answer was over
+            return True
+
+    def _stray(self) -> None:
+        self._doubt()
+        if self._stray_seen or self.transport is None:
+            return
+        self._stray_seen = True
+        self.force_close()
+        self.transport.abort()
+        if self.exchange is not None:
+            self.exchange.stray()
+
+    def _doubt(self) -> None:
+        if self.exchange is not None and not self._first:
+            self.exchange.doubtful = True
+
+
+class _WatchedRequest(aiohttp.ClientRequest):
+    """A request that checks its connection once more, at the moment of writing."""
+
+    async def write_bytes(
+        self, writer: AbstractStreamWriter, conn: Connection, *arguments: Any
+    ) -> None:
+        """Write the head and the body, unless bytes arrived before them."""
+        if await cast(Watched, conn.protocol).begin():
+            await super().write_bytes(writer, conn, *arguments)
+
+    async def send(self, conn: Connection) -> aiohttp.ClientResponse:
+        """Write a request without a body, for which aiohttp does not call `write_bytes`."""
+        if not self._body and not await cast(Watched, conn.protocol).begin():
+            raise UnaskedBytes
+        return await super().send(conn)
+
+
+class Connector(aiohttp.TCPConnector):
+    """Returns connections on which nothing has arrived. Needs `EXCHANGE`."""
+
+    def __init__(
+        self,
+        way: WayOut,
+        check_target: Callable[[str], None] = lambda _: None,
+        proxy_socket: Callable[[AddrInfoType], socket.socket] = lambda one: socket.socket(*one[:3]),
+        **settings: Any,
+    ) -> None:
+        """`check_target`: raises for a host that may not be requested from a proxy.
+
+        `proxy_socket`: makes the socket for a connection to a proxy.
+        """
+        self._way = way
+        self._check_target = check_target
+        self._proxy_socket = proxy_socket
+        self.context = settings["ssl"] = way.context
+        if not settings.get("force_close"):
+            settings["keepalive_timeout"] = KEEP_ALIVE
+        # The ledger limits the calls in flight, across all workers.
+        super().__init__(limit=0, **settings)
+        self._factory: Any = partial(Watched, self._loop)
+
+    async def _create_connection(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[Trace],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 -- aiohttp's signature
+    ) -> ResponseHandler:
+        # Not with aiohttp's own proxy support: the proxy's answer would count as the server's.
+        if (proxy := self._way.proxy) is None:
+            return await super()._create_connection(req, traces, timeout)
+        host = req.url.raw_host or ""
+        self._check_target(host)
+        if req.url.scheme != "https":
+            raise ProxyRefused("only encrypted connections may use a proxy")
+        made = await open_tunnel(proxy, host, req.url.port or 443, self._proxy_socket)
+        try:
+            # Before this call no byte of TLS is sent; before its end no byte of the request.
+            _, protocol = await self._loop.create_connection(
+                self._factory, ssl=self.context, server_hostname=host, sock=made
+            )
+        except BaseException:
+            made.close()
+            raise
+        return cast(ResponseHandler, protocol)
+
+    async def connect(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[Trace],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 -- aiohttp's signature
+    ) -> Connection:
+        """A pooled connection without unread bytes, or a new one."""
+        while True:
+            connection = await super().connect(req, traces, timeout)
+            watched = cast(Watched, connection.protocol)
+            if not watched.used:
+                watched.exchange = EXCHANGE.get()
+            try:
+                clean = await watched.settled()
+            except BaseException:
+                connection.close()
+                raise
+            if clean:
+                watched.exchange = EXCHANGE.get()
+                return connection
+            connection.close()
+            if not watched.used:
+                raise UnaskedBytes
+
+    def _release(self, key: Any, protocol: ResponseHandler, *, should_close: bool = False) -> None:
+        # Called for a complete answer, and when an answer is given up (`should_close`).
+        cast(Watched, protocol).rest(answered=not should_close)
+        super()._release(key, protocol, should_close=should_close)
+
+
+#: Older versions of aiohttp have no such limit; `MAX_BYTES` still applies.
+_MAX_HEADERS: dict[str, Any] = (
+    {"max_headers": MAX_HEADERS}
+    if "max_headers" in signature(aiohttp.ClientSession).parameters
+    else {}
+)
+
+
+def open_session(connector: Connector, **settings: Any) -> aiohttp.ClientSession:
+    """A session that decodes and repeats nothing, keeps no cookies and reads no environment."""
+    session = aiohttp.ClientSession(
+        connector=connector,
+        request_class=_WatchedRequest,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=None),
+        auto_decompress=False,
+        trust_env=False,
+        max_line_size=MAX_FIELD,
+        max_field_size=MAX_FIELD,
+        **_MAX_HEADERS,
+        **settings,
+    )
+    # aiohttp repeats a GET, PUT or DELETE by itself when its connection breaks. The worker must
+    # decide what a lost answer means.
+    session._retry_connection = False
+    return session
+
+
+def certificate_fault(error: BaseException) -> str | None:
+    """The fault of a server's certificate, as text; None if the error is another one."""
+    if not isinstance(error, ssl.SSLCertVerificationError):
+        return None
+    # aiohttp's own error, which wraps the other, has no code.
+    code = getattr(error, "verify_code", 0)
+    if code in _UNKNOWN_CA:
+        return "certificate of an unknown CA"
+    return _CERTIFICATE.get(code, "certificate not trusted")

@@ -1,5 +1,0 @@
--- handled: (no edge) be done with an entry of the job stream that made no job
--- KEYS: jobs
--- ARGV: entry
-handled(ARGV[1])
-return 1

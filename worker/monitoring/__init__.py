@@ -1,0 +1,1 @@
+"""What an installation reports: snapshot, metrics, liveness, heartbeat."""

@@ -1,0 +1,1 @@
+"""Actions on the whole installation, by a person or a schedule."""

@@ -1,0 +1,289 @@
+"""Export and erasure on request: all stored data of one job.
+
+The rules are steps, so that a command carries them out in its thread and the HTTP service in its
+loop. Not stored here, and so not touched: the customer at the provider, the host's outbox table,
+and messages in quarantine, which belong to no job.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+from pydantic_core import from_json
+
+from regworker.domain.actor import Actor
+from regworker.domain.errors import JobNotOver, SealingError, UnknownJob
+from regworker.domain.event import moment
+from regworker.event_builder import EventBuilder
+from regworker.ledger.endpoints import pending_key
+from regworker.ledger.job_data import Erased, Mention, forget, mentions, note_export
+from regworker.ledger.records import Record, pairs, text
+from regworker.ledger.steps import Ask, Steps
+from regworker.ledger.transitions import (
+    ALARMS,
+    ANNOUNCED,
+    AUDIT,
+    CONFIGURED,
+    DEAD,
+    LOOKS,
+    REVIEWS,
+    STREAMS,
+    Command,
+    delivery_key,
+    endpoint_name,
+    look,
+)
+from regworker.results import RESULTS
+from regworker.sealing import seals
+from regworker.sealing.keyring import Keyring
+from regworker.settings import Settings
+from worker.operations.audit import AuditEntry
+
+#: Members that one step of `ZSCAN` reads.
+STEP = 1000
+
+SHUT = "sealed with a key that is not set here"
+"""Replaces what cannot be opened."""
+
+#: What ends a job of each state, before its data can be erased.
+ENDS = {
+    "queued": "cancel it first: regworker cancel {id}",
+    "review": "decide it first: regworker review resolve {id}",
+    "calling": "wait until it ends: regworker status {id}",
+    "unknown": "wait until it ends: regworker status {id}",
+}
+
+
+@dataclass(slots=True)
+class Traces:
+    """Everything that is stored about a job besides its record."""
+
+    entries: list[Mention] = field(default_factory=list)
+    deliveries: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Their records, by member."""
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The account of a job, to check a caller's rights. Empty if it is unknown."""
+
+    provider: str
+    account: str
+
+
+class JobData:
+    """Finds, exports and erases what is stored about a job."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._keyring = Keyring.of(settings)
+        self._event_builder = EventBuilder(settings, self._keyring)
+
+    def owner(self, job_id: str) -> Steps[Owner]:
+        """The account of a job; `UnknownJob` if it has no record any more."""
+        [record] = yield [look(job_id)]
+        if record is None:
+            raise _unknown(job_id)
+        return Owner(record.provider, record.account)
+
+    def export(self, job_id: str, actor: Actor) -> Steps[dict[str, Any]]:
+        """Everything that is stored about a job, opened if the keys are here. The audit log has an
+        entry.
+
+        The result may contain a customer's secrets. Raises `UnknownJob`.
+        """
+        [record] = yield [look(job_id)]
+        traces = yield from self._traces(job_id)
+        if record is None and not (traces.entries or traces.deliveries):
+            raise _unknown(job_id)
+        yield [note_export(job_id, actor)]
+        seconds, _ = yield Ask(lambda redis: redis.time())
+        acts = yield from _mentioned(AUDIT, job_id)
+        return {
+            "job_id": job_id,
+            "exported_at": moment(seconds * 1000).isoformat(),
+            "record": self._record(record) if record else None,
+            "registration": self._registration(record) if record and record.payload else None,
+            "event": self._last(record) if record else None,
+            "published": [self._entry(one) for one in traces.entries],
+            "deliveries": [self._delivery(*one) for one in traces.deliveries.items()],
+            "audit": [asdict(one) for one in map(_act, acts) if job_id in one.on],
+            "indexes": (yield from _indexes(job_id, record)) if record else [],
+        }
+
+    def forget(self, job_id: str, actor: Actor) -> Steps[Erased]:
+        """Erase what is stored about a finished job, in one step; `forget.lua` says what remains.
+
+        Safe to repeat. Raises `UnknownJob`, and `JobNotOver` with what to do.
+        """
+        for _ in range(LOOKS):
+            [record] = yield [look(job_id)]
+            if record is not None and not record.final:
+                what = ENDS[record.state].format(id=job_id)
+                raise JobNotOver(f"job {job_id} is {record.state}: {what}")
+            traces = yield from self._traces(job_id)
+            if record is None and not (traces.entries or traces.deliveries):
+                raise _unknown(job_id)
+            [done] = yield [forget(job_id, record, actor, traces.entries, list(traces.deliveries))]
+            if done is not None:
+                return done  # type: ignore[no-any-return]
+        raise JobNotOver(f"job {job_id} has not ended: see `regworker status {job_id}`")
+
+    def _traces(self, job_id: str) -> Steps[Traces]:
+        found = Traces()
+        forms: Any = yield Ask(lambda redis: redis.hvals(STREAMS))
+        streams = {RESULTS, *(text(form).partition(" ")[2] for form in forms)}
+        for stream in sorted(streams):
+            for one in (yield from _mentioned(stream, job_id)):
+                if self._is_about(one.fields, job_id):
+                    found.entries.append(one)
+        for key in (yield from _delivery_indexes()):
+            for pattern in (f"d:{job_id}.*", "d:refused-*"):
+                for member in (yield from _members(key, pattern)):
+                    [record] = yield [Command("look", (delivery_key(member),), (), pairs)]
+                    if member.startswith(f"d:{job_id}.") or self._is_about(record, job_id):
+                        found.deliveries[member] = record
+        return found
+
+    def _is_about(self, fields: Mapping[str, str], job_id: str) -> bool:
+        """Whether an entry or a delivery holds an event of the job, or a refusal that names it."""
+        if fields.get("id", fields.get("event_id", "")).startswith(f"{job_id}."):
+            return True
+        event = self._event(fields)
+        if not isinstance(event, dict):
+            return False
+        data = event.get("data")
+        named = data.get("job_id") if isinstance(data, dict) else None
+        return job_id in {event.get("subject"), named}
+
+    def _event(self, fields: Mapping[str, str]) -> Any:
+        """The event in an entry of a stream or in a delivery's record, opened."""
+        sealed = fields.get("sealed") or (fields.get("event") if "event_id" in fields else None)
+        if not sealed:
+            return _json(fields.get("event", ""))
+        seal = seals.event(fields.get("id") or fields["event_id"])
+        return self._opened(sealed, seal)
+
+    def _opened(self, sealed: str, seal: seals.Seal) -> Any:
+        try:
+            return from_json(self._keyring.open(sealed, seal))
+        except (SealingError, ValueError):
+            return SHUT
+
+    def _record(self, record: Record) -> dict[str, Any]:
+        hidden = {"payload", "event", "correction", "log", "trace", "forgotten_at"}
+        found = {name: value for name, value in asdict(record).items() if name not in hidden}
+        found["timeline"] = [{"at": _iso(at), "what": what} for at, what in record.timeline]
+        for name in found:
+            if name.endswith("_at") or name in {"lease_until", "settle_until"}:
+                found[name] = _iso(found[name])
+        return {**found, "forgotten_at": _iso(record.forgotten_at)}
+
+    def _registration(self, record: Record) -> Any:
+        return self._opened(record.payload, seals.payload(record))
+
+    def _last(self, record: Record) -> Any:
+        try:
+            return self._event_builder.last(record)
+        except (SealingError, ValueError):
+            return SHUT
+
+    def _entry(self, one: Mention) -> dict[str, Any]:
+        return {"stream": one.stream, "entry": one.entry, "event": self._event(one.fields)}
+
+    def _delivery(self, member: str, fields: Mapping[str, str]) -> dict[str, Any]:
+        return {
+            "id": member,
+            "endpoint": fields.get("endpoint", ""),
+            "state": fields.get("state", ""),
+            "tries": int(fields.get("tries") or 0),
+            "created_at": _iso(int(fields.get("created_at") or 0)),
+            "why": fields.get("why", ""),
+            "event": self._event(fields),
+        }
+
+
+def _mentioned(stream: str, job_id: str) -> Steps[list[Mention]]:
+    found: list[Mention] = []
+    after = "-"
+    while after:
+        [(after, some)] = yield [mentions(stream, job_id, after)]
+        found += some
+    return found
+
+
+def _delivery_indexes() -> Steps[list[str]]:
+    """The keys of all indexes of deliveries: by endpoint, and of the dead ones."""
+    known: Any = yield Ask(lambda redis: redis.smembers(CONFIGURED))
+    were: Any = yield Ask(lambda redis: redis.zrange(ANNOUNCED, 0, -1))
+    prefix = endpoint_name("")
+    names = {name for one in (*known, *were) if (name := text(one)).startswith(prefix)}
+    return [DEAD, *sorted(pending_key(name.removeprefix(prefix)) for name in names)]
+
+
+def _scan(key: str, cursor: int, pattern: str, redis: Any) -> Any:
+    return redis.zscan(key, cursor, match=pattern, count=STEP)
+
+
+def _score(key: str, member: str, redis: Any) -> Any:
+    return redis.zscore(key, member)
+
+
+def _members(key: str, pattern: str) -> Steps[list[str]]:
+    found: set[str] = set()
+    cursor = 0
+    while True:
+        cursor, some = yield Ask(partial(_scan, key, cursor, pattern))
+        found |= {text(member) for member, _ in some}
+        if not cursor:
+            return sorted(found)
+
+
+def _indexes(job_id: str, record: Record) -> Steps[list[str]]:
+    """The keys of the indexes that list the job."""
+    account = f"{record.provider}:{record.account}"
+    keys = [ALARMS, REVIEWS, *(f"{{reg}}:{name}" for name in ("open", "later"))]
+    keys += [f"{{reg}}:{name}:{account}" for name in ("waiting", "inflight")]
+    found: list[str] = []
+    for key in keys:
+        score = yield Ask(partial(_score, key, job_id))
+        found += [key] if score is not None else []
+    ended = f"{{reg}}:ended:{record.state}:{account}"
+    if record.final and any((yield from _mentioned(ended, job_id))):
+        found.append(ended)
+    return found
+
+
+def _act(one: Mention) -> AuditEntry:
+    return AuditEntry.read(one.entry, one.fields)
+
+
+def _unknown(job_id: str) -> UnknownJob:
+    what = "never accepted here, or past its retention"
+    return UnknownJob(f"no data is stored about job {job_id}: {what}")
+
+
+def _json(value: str) -> Any:
+    try:
+        return json.loads(value) if value else None
+    except ValueError:
+        return None
+
+
+def _iso(ms: float) -> str | None:
+    return moment(ms).isoformat() if ms else None
+
+
+def without_secrets(
+    found: dict[str, Any], public: Callable[[Mapping[str, Any]], dict[str, Any]], secret: str
+) -> dict[str, Any]:
+    """An export for display: its registration hidden, and its events reduced by `public`."""
+
+    def shown(one: dict[str, Any]) -> dict[str, Any]:
+        event = one["event"]
+        return {**one, "event": public(event) if isinstance(event, Mapping) else event}
+
+    registration = secret if found["registration"] is not None else None
+    lists = {name: [shown(one) for one in found[name]] for name in ("published", "deliveries")}
+    return {**shown(found), **lists, "registration": registration}

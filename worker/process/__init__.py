@@ -1,0 +1,1 @@
+"""The Celery worker: tasks, pool, consumer, and the composition root (`runtime`)."""

@@ -1,0 +1,374 @@
+"""Carries requests to providers over HTTP, and says of each what is certain.
+
+    Answer    a whole answer came back
+    NotSent   no byte of the request left: no connection was handed over for it
+    Lost      anything else
+
+What an exception is called proves little: aiohttp's `ClientConnectionError` may be raised before
+there is a connection, and after the request was sent. To call the second "not sent" would register
+a customer twice. So the connector keeps the evidence: whether it handed a connection over to this
+very call.
+"""
+
+import asyncio
+import re
+import socket
+import ssl
+import struct
+import zlib
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from functools import lru_cache
+from typing import cast
+
+import aiohttp
+from aiohttp.connector import AddrInfoType, Connection
+from aiohttp.http_exceptions import LineTooLong
+from aiohttp.tracing import Trace
+from yarl import URL
+
+from regworker.domain.errors import causes
+from regworker.way_out import WayOut
+from worker.http_connections import (
+    EXCHANGE,
+    MAX_HEADERS,
+    Connector,
+    HttpExchange,
+    TooLarge,
+    UnaskedBytes,
+    Watched,
+    certificate_fault,
+    open_session,
+)
+from worker.http_tunnel import ProxyRefused
+from worker.providers.base import Answer, Lost, NotSent, Request, Send
+from worker.providers.sendable import HEADER_VALUE
+
+#: A provider's longest documented answer has a few hundred bytes; an HTML page some 10 KiB.
+MAX_ANSWER = 1024 * 1024
+
+#: The share of the time limit for connecting. The rest is for the answer: a request that is sent
+#: too late is a lost answer, but one that is not sent is simply retried.
+CONNECT_SHARE = 0.5
+
+#: Sent with every call. Answers have some hundred bytes: compressing them saves nothing.
+HEADERS = {
+    "accept": "application/json",
+    "accept-encoding": "identity",
+    "content-type": "application/json",
+    "user-agent": "registration-worker",
+}
+
+#: A valid header name (RFC 9110, section 5.1).
+HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+
+#: Without a proxy, a client certificate, or an own authority.
+DIRECTLY = WayOut()
+
+
+class UnsendableError(ValueError):
+    """A header that HTTP cannot carry; raised before connecting."""
+
+
+#: Texts for errors, the most specific first. Not the exceptions' own texts: they contain URLs and
+#: bodies.
+WORDS: tuple[tuple[type[BaseException], str], ...] = (
+    (ConnectionRefusedError, "connection refused"),
+    (socket.gaierror, "host name not resolved"),
+    (ssl.SSLError, "TLS failed"),
+    (UnaskedBytes, "the server sent bytes before the request"),
+    (TooLarge, "answer too large"),
+    (aiohttp.ServerDisconnectedError, "connection closed"),
+    (aiohttp.ClientPayloadError, "answer cut off"),
+    (ConnectionResetError, "connection reset"),
+    (BrokenPipeError, "connection reset"),
+    (LineTooLong, "answer too large"),
+    (aiohttp.ClientResponseError, f"answer is not HTTP, or has more than {MAX_HEADERS} headers"),
+    (TimeoutError, "timeout"),
+    (UnsendableError, "a header holds characters that HTTP cannot carry"),
+)
+
+#: Encodings that are decoded, for servers that compress without being asked: one of these, once.
+#: `gzip, gzip` made 1.1 GB of 988 bytes.
+DECODERS = frozenset({"gzip", "x-gzip", "deflate"})
+GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
+
+#: `SO_LINGER` on, with 0 seconds: closing resets the connection and drops what was not sent.
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+CLOSE_IN_ORDER = struct.pack("ii", 0, 0)
+
+
+class HttpTransport:
+    """The connections of a process to all providers, in one event loop.
+
+    `user_timeout`: seconds after which the kernel, too, gives up unacknowledged bytes; the time
+    limit of a call.
+    """
+
+    def __init__(self, user_timeout: float = 20.0) -> None:
+        self._user_timeout = user_timeout
+        self._sessions: dict[tuple[bool, WayOut], aiohttp.ClientSession] = {}
+
+    def sender(
+        self,
+        may_send: Callable[[], bool],
+        budget: float,
+        stray: Callable[[], None] = lambda: None,
+        *,
+        fresh: bool = False,
+        way: WayOut = DIRECTLY,
+    ) -> Send:
+        """Make a `Send` that takes at most `budget` seconds per request, in total.
+
+        `may_send` is called before connecting, and again once connected: a lease can be lost while
+        connecting. `stray` is called when unrequested bytes arrive. `fresh`: a new connection for
+        each call. `way`: how to connect.
+        """
+
+        async def send(request: Request) -> Answer | NotSent | Lost:
+            if not may_send():
+                return NotSent("lease lost", ours=True)
+            call = _Call(may_send, stray)
+            token = EXCHANGE.set(call)
+            try:
+                async with asyncio.timeout(budget):
+                    return await _carry(request, call, self._session(fresh, way), budget)
+            except _LeaseLostError:
+                return NotSent("lease lost", ours=True)
+            except Exception as error:  # noqa: BLE001 -- whatever it is, something may have left
+                return classify(error, connected=call.connected)
+            finally:
+                call.let_go()
+                EXCHANGE.reset(token)
+
+        return send
+
+    def renew(self) -> Callable[[], Awaitable[None]]:
+        """Make all connections anew, since the files of their routes have changed.
+
+        Returns a function that closes the old ones, once their calls have ended.
+        """
+        sessions, self._sessions = self._sessions, {}
+
+        async def close() -> None:
+            for session in sessions.values():
+                await session.close()
+
+        return close
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self.renew()()
+
+    def _session(self, fresh: bool, way: WayOut) -> aiohttp.ClientSession:
+        # Not before the first call: a session belongs to the loop in which it is created.
+        if (session := self._sessions.get((fresh, way))) is None:
+            connector = _Connector(
+                way,
+                proxy_socket=self._socket,
+                socket_factory=self._socket,
+                force_close=fresh,
+            )
+            session = self._sessions[fresh, way] = open_session(connector, headers=HEADERS)
+        return session
+
+    def _socket(self, address: AddrInfoType) -> socket.socket:
+        family, kind, protocol, _, _ = address
+        made = socket.socket(family, kind, protocol)
+        # Otherwise the kernel would try for minutes to deliver a request from its buffer, long
+        # after the worker gave up and looked up whether it had arrived. Linux only; elsewhere the
+        # reset on giving up must suffice.
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            patience = int(self._user_timeout * 1000)
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, patience)
+        return made
+
+
+def classify(error: BaseException, *, connected: bool) -> NotSent | Lost:
+    """What a failed call proves. `connected`: it had a connection to write to.
+
+    Without one nothing was sent, whatever the error; with one, something may have been sent.
+    """
+    reason = _reason(error)
+    return Lost(reason) if connected else NotSent(f"not connected: {reason}")
+
+
+def _reason(error: BaseException) -> str:
+    for cause in causes(error):
+        if isinstance(cause, ProxyRefused):
+            return str(cause)
+        if fault := certificate_fault(cause):
+            return fault
+        for kind, words in WORDS:
+            if isinstance(cause, kind):
+                return words
+    return type(error).__name__
+
+
+async def _carry(
+    request: Request, call: "_Call", session: aiohttp.ClientSession, budget: float
+) -> Answer | Lost:
+    headers = _headers(request)
+    _check(headers)
+    response = await session.request(
+        request.method,
+        url_of(request.url),
+        data=request.encoded() or None,
+        headers=headers or None,
+        allow_redirects=False,
+        timeout=_connecting(budget * CONNECT_SHARE),
+    )
+    body = None
+    try:
+        body = await _read(response.content)
+    finally:
+        if body is None:
+            # Before the response is closed, since that waits until the request is written.
+            call.let_go()
+        response.release()
+        await response.wait_for_close()
+    if body is None:
+        return Lost("answer too large")
+    call.answered = True
+    if call.doubtful:
+        return Lost("more than one answer arrived")
+    return _answer(response, body)
+
+
+@lru_cache(maxsize=256)
+def url_of(url: str) -> URL:
+    """An account's URL for aiohttp. An account has three or four; parsing each takes 10 us."""
+    return URL(url)
+
+
+@lru_cache(maxsize=16)
+def _connecting(seconds: float) -> aiohttp.ClientTimeout:
+    # For the DNS lookup, TCP and TLS.
+    return aiohttp.ClientTimeout(connect=seconds)
+
+
+async def _read(content: aiohttp.StreamReader) -> bytes | None:
+    """The whole raw body; None if it is too large."""
+    body = await content.readany()
+    while not content.at_eof() and len(body) <= MAX_ANSWER:
+        body += await content.readany()
+    return body if len(body) <= MAX_ANSWER else None
+
+
+def _answer(response: aiohttp.ClientResponse, body: bytes) -> Answer | Lost:
+    headers: dict[str, str] = {}
+    conflicting: set[str] = set()
+    for raw_name, raw_value in response.raw_headers:
+        name, value = raw_name.decode("latin-1").lower(), _text(raw_value)
+        if headers.setdefault(name, value) != value:
+            conflicting.add(name)
+    # Each value is one layer of compression.
+    encoding = ", ".join(response.headers.getall("content-encoding", ["identity"])).lower()
+    for name in conflicting:
+        del headers[name]
+    if encoding not in {"identity", *DECODERS}:
+        return Lost("answer with a content-encoding that we did not request")
+    if encoding != "identity" and body:
+        unpacked = _unpack(body)
+        if not isinstance(unpacked, bytes):
+            return unpacked
+        body = unpacked
+    return Answer(response.status, headers, body, frozenset(conflicting))
+
+
+def _text(value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
+
+
+def _unpack(body: bytes) -> bytes | Lost:
+    """Decompress; it stops at the limit, however large the body would become."""
+    decoder = zlib.decompressobj(GZIP_OR_ZLIB)
+    try:
+        unpacked = decoder.decompress(body, MAX_ANSWER + 1)
+    except zlib.error:
+        return Lost("answer is not compressed as its header says")
+    if len(unpacked) > MAX_ANSWER:
+        return Lost("answer too large")
+    if not decoder.eof or decoder.unused_data:
+        return Lost("answer is not compressed as its header says")
+    return unpacked
+
+
+def _headers(request: Request) -> Mapping[str, str]:
+    if request.content_type == HEADERS["content-type"]:
+        return request.headers
+    return {**request.headers, "content-type": request.content_type}
+
+
+def _check(headers: Mapping[str, str]) -> None:
+    # aiohttp checks them only once connected, which is too late to prove anything.
+    for name, value in headers.items():
+        if not (HEADER_NAME.fullmatch(name) and HEADER_VALUE.fullmatch(value)):
+            raise UnsendableError
+
+
+class _LeaseLostError(Exception):
+    """The lease was lost while connecting; nothing was written."""
+
+
+class _Call(HttpExchange):
+    """One call and its connection."""
+
+    def __init__(self, may_send: Callable[[], bool], stray: Callable[[], None]) -> None:
+        super().__init__(stray)
+        self.may_send = may_send
+        self.connected = False
+        self.answered = False
+        self._connection: Watched | None = None
+
+    def hold(self, connection: Watched) -> None:
+        """Take over a connection, and make sure that it does not outlive this call without an
+        answer."""
+        self.connected = True
+        self._connection = connection
+        # From now until the answer, also if this process is killed.
+        _set_linger(connection, RESET_ON_CLOSE)
+
+    def let_go(self) -> None:
+        """End the hold: without an answer, unsent bytes must never be sent."""
+        connection, self._connection = self._connection, None
+        # aiohttp returns a connection to the pool when the answer's last byte arrives, before we
+        # read it: another call may already use it.
+        if connection is None or connection.exchange is not self:
+            return
+        if self.answered:
+            _set_linger(connection, CLOSE_IN_ORDER)
+        elif connection.transport is not None:
+            connection.transport.abort()
+
+
+class _Connector(Connector):
+    """The only place where a request gets a connection; nothing of it is written before."""
+
+    async def connect(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[Trace],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 -- aiohttp's signature
+    ) -> Connection:
+        connection = await super().connect(req, traces, timeout)
+        call = cast(_Call, EXCHANGE.get())
+        if not call.may_send():
+            connection.release()
+            raise _LeaseLostError
+        call.hold(cast(Watched, connection.protocol))
+        return connection
+
+
+def _set_linger(connection: Watched, linger: bytes) -> None:
+    if connection.transport is None:
+        return
+    # Already closed; with TLS, there is no socket then (AttributeError).
+    with suppress(OSError, AttributeError):
+        connection.transport.get_extra_info("socket").setsockopt(
+            socket.SOL_SOCKET, socket.SO_LINGER, linger
+        )

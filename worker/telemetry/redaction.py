@@ -1,0 +1,191 @@
+"""Removes secrets from output: log lines, breadcrumbs, events, spans.
+
+It is the second line of defence. The first is that no secret is passed on: no arguments, no bodies,
+no local variables, no exceptions' texts that may quote their input.
+"""
+
+import json
+import os
+import re
+from functools import lru_cache
+from typing import Any
+
+from regworker import frames
+from regworker.domain.errors import RegistrationWorkerError
+
+SECRET = "[secret]"  # noqa: S105 -- replaces a secret
+
+#: Deeper than any intended output; deeper structures are cut off.
+DEEPEST = 12
+
+#: Longer texts are cut: no line is a document.
+LONGEST = 4000
+
+#: Parts of field names whose values are always redacted, at any depth and of any type.
+_WORDS = (
+    "password",
+    "passwd",
+    "passphrase",
+    "secret",
+    "token",
+    "credential",
+    "authorization",
+    "cookie",
+    "signature",
+    "identity_number",
+    "identitynumber",
+    "tax_number",
+    "taxnumber",
+    "personalcode",
+    "personal_code",
+    "verificationcode",
+    "verification_code",
+    "companycode",
+    "invoicerecipient",
+    "birth",
+    "email",
+    "phone",
+)
+
+#: Names that are secret only as a whole word: `key` must not hide `monkey`.
+_WHOLE = re.compile(r"(?:^|[^a-z])(?:keys?|jwe|dsn|pwd|sealed|payload)(?:$|[^a-z])")
+
+#: The producer's own name for a job: not secret, although it is called a key.
+_PUBLIC = frozenset({"idempotency_key", "idempotency-key", "public_key"})
+
+_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+
+#: Secrets that are recognized by their form, anywhere.
+_LOOKS: tuple[tuple[re.Pattern[str], str], ...] = (
+    # A JWE or JWT in compact form begins with `{"` in base64.
+    (re.compile(r"eyJ[\w-]{6,}(?:\.[\w-]*){2,4}"), "[sealed]"),
+    (re.compile(r"whsec_[\w+/=-]+"), SECRET),
+    # An entry of the keyring: `kid:` and 32 bytes in base64url.
+    (re.compile(r"(?<![\w.-])([\w.-]{1,64}):[\w-]{43}=?(?![\w=-])"), rf"\1:{SECRET}"),
+    (re.compile(r"(://)[^\s/@]+@"), r"\1***@"),
+)
+
+#: `name: value` and `name=value` inside a text: JSON (also JSON in JSON), Python, a query.
+_NAMED = re.compile(
+    r"""
+    (?P<name>[A-Za-z][\w-]{1,80}) (?P<rest>\\*["']? \s* [:=] \s*)
+    (?: (?P<open>\\*["']) .*? (?<!\\)(?P=open) | [^\s,;&{}\[\]()"']+ )
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+
+
+def is_secret(name: object) -> bool:
+    """Whether a field of that name may hold a secret, or personal data."""
+    return isinstance(name, str) and _is_secret(name)
+
+
+@lru_cache(maxsize=1024)
+def _is_secret(name: str) -> bool:
+    lower = name.lower()
+    if lower in _PUBLIC:
+        return False
+    if any(word in lower for word in _WORDS):
+        return True
+    return _WHOLE.search(_CAMEL.sub("_", name).lower()) is not None
+
+
+def scrub(value: Any, depth: int = 0) -> Any:
+    """A copy without secrets: by field names, and by their form in texts."""
+    if depth > DEEPEST:
+        return "[cut off]"
+    # Most values are texts or numbers, so these are checked first.
+    if isinstance(value, str):
+        return scrub_text(value, depth)
+    if isinstance(value, int | float):
+        return value
+    match value:
+        case dict():
+            return {
+                name: SECRET if is_secret(name) and _holds(item) else scrub(item, depth + 1)
+                for name, item in value.items()
+            }
+        case list() | tuple() | set() | frozenset():
+            return [scrub(item, depth + 1) for item in value]
+        case bytes() | bytearray():
+            return "[bytes]"
+        case BaseException():
+            return name_of(value)
+        case _:
+            return value
+
+
+def scrub_text(text: str, depth: int = 0) -> str:
+    """A text without anything that looks like a secret; JSON inside is redacted by field names."""
+    if text[:1] in {"{", "["}:
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError):
+            pass
+        else:
+            return json.dumps(scrub(found, depth + 1))[:LONGEST]
+    text = text[:LONGEST]
+    # Every text with a secret contains one of these; most texts contain none.
+    if not (":" in text or "=" in text or "eyJ" in text or "whsec_" in text):
+        return text
+    for looks, instead in _LOOKS:
+        text = looks.sub(instead, text)
+    return _NAMED.sub(_without, text)
+
+
+def _holds(value: Any) -> bool:
+    # A flag or None reveals nothing; a number may be a person's tax number.
+    return value is not None and not isinstance(value, bool) and value not in ("", [], {})
+
+
+def _without(found: re.Match[str]) -> str:
+    if not is_secret(found["name"]):
+        return found[0]
+    quote = found["open"] or ""
+    return f"{found['name']}{found['rest']}{quote}{SECRET}{quote}"
+
+
+#: Packages whose exceptions mention servers and connections, not sent data.
+_SPEAK = frozenset({"redis", "kombu", "amqp", "celery", "billiard", "socket", "ssl"})
+
+#: Texts in which redis-py and the server nevertheless repeat a command with its arguments.
+_REPEATS = re.compile(
+    r"Command # \d+ \(.*\) of pipeline caused error: |,? with args beginning.*", re.DOTALL
+)
+
+
+def text_of(error: BaseException) -> str:
+    """The text of an exception as far as it may be shown; empty if it may quote data.
+
+    The only function that makes such a text, for log lines and for Sentry.
+
+    `KeyError`, `ValueError`, validation errors and HTTP clients' errors repeat their input, which
+    here is a registration, an answer with a customer's key, or a URL with a token.
+    """
+    if not speaks(type(error)):
+        return ""
+    if isinstance(error, OSError) and type(error).__module__ == "builtins":
+        # By its number: code that raises one itself may have put anything into its text.
+        return os.strerror(error.errno) if isinstance(error.errno, int) else ""
+    return " ".join(scrub_text(_REPEATS.sub("", str(error))).split())[:300]
+
+
+def speaks(kind: type[BaseException]) -> bool:
+    """Whether texts of this kind of exception may be shown."""
+    module = kind.__module__
+    if module == "builtins":
+        return issubclass(kind, OSError)
+    # All of our own, wherever defined: their texts name fields and settings, and contain no secret.
+    return issubclass(kind, RegistrationWorkerError) or module.partition(".")[0] in _SPEAK
+
+
+def name_of(error: BaseException) -> str:
+    """An exception's type, and its text if that may be shown."""
+    text = text_of(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def traceback_of(error: BaseException) -> str:
+    """The places of an exception, without variables' values, and without texts that may contain
+    any."""
+    return frames.traceback_of(error, name_of)
