@@ -130,6 +130,12 @@ def amqp_url() -> str:
     return _node().url
 
 
+def publishing(url: str) -> Connection:
+    """A connection whose calls to publish return when the broker has the message. Without this,
+    RabbitMQ may lose a message for a quorum queue if the channel is closed soon after it."""
+    return Connection(url, transport_options={"confirm_publish": True})
+
+
 _idle: list[str] = []
 """URLs of virtual hosts that were used, and are free again."""
 
@@ -173,7 +179,7 @@ def memory_alarm() -> Iterator[None]:
 
 def _confirms() -> bool:
     """Whether the server accepts messages; the routing key belongs to no queue."""
-    connection = Connection(amqp_url(), transport_options={"confirm_publish": True})
+    connection = publishing(amqp_url())
     try:
         channel = connection.default_channel
         for _ in range(2):  # it accepts the first message of a connection in any case

@@ -21,7 +21,7 @@ from regworker.ledger.transitions import ALARMS
 from regworker.producer import Producer
 from tests.integration.installation import PATIENCE, Installation, installation
 from tests.integration.jobs import skypostal
-from tests.rabbitmq import amqp_url
+from tests.rabbitmq import amqp_url, publishing
 from worker.broker.wakeups import ATTEMPT, QUEUES
 from worker.cli.local import stack
 
@@ -85,7 +85,7 @@ class Broken:
             with redis.Redis.from_url(url, socket_timeout=PATIENCE) as client:
                 client.lpush(queue, json.dumps(message.envelope()))
             return
-        with Connection(self.url) as connection, connection.channel() as channel:
+        with publishing(self.url) as connection, connection.channel() as channel:
             channel.basic_publish(
                 channel.prepare_message(
                     message.body,

@@ -26,8 +26,9 @@ def id_of(job: Mapping[str, Any]) -> str:
 
 @contextmanager
 def plain_client(url: str) -> Iterator[Celery]:
-    """A Celery client of another service: it knows only the broker's URL."""
+    """A Celery client of another service, as the guide shows it: it knows only the broker's URL."""
     client = Celery(broker=url, set_as_current=False)
+    client.conf.broker_transport_options = {"confirm_publish": True}
     client.conf.task_ignore_result = True
     yield client
     client.close()

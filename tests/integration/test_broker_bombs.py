@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kombu import Connection
 
 from tests.integration.brokers import BROKERS, LIVE, Broken, Message, broken, headers
 from tests.integration.installation import PATIENCE
 from tests.integration.jobs import skypostal
 from tests.integration.junk import BOMBS, bomb
+from tests.rabbitmq import publishing
 from worker.broker.envelopes import MAX_BODY_BYTES, MAX_VALUE_BYTES
 from worker.broker.wakeups import QUEUES, REGISTER, REQUESTS
 from worker.cli.local import stack
@@ -157,7 +157,7 @@ def test_what_is_broadcast_is_neither_unpacked_nor_read_whole(shared: Broken) ->
         if shared.broker == "redis":
             shared.redis.publish(f"/0.{PIDBOX}", json.dumps(message.envelope()))
             continue
-        with Connection(shared.url) as connection, connection.channel() as channel:
+        with publishing(shared.url) as connection, connection.channel() as channel:
             prepared = channel.prepare_message(
                 message.body, content_type=message.content_type, headers=message.headers
             )

@@ -7,10 +7,10 @@ from contextlib import closing
 from typing import Any
 
 import pytest
-from kombu import Connection, Exchange
+from kombu import Exchange
 
 from regworker.ledger.admin import quarantined
-from tests.integration.brokers import BROKERS, LIVE, Broken, Message, body, broken
+from tests.integration.brokers import LIVE, Broken, Message, body, broken
 from tests.integration.installation import PATIENCE, installation
 from tests.integration.jobs import skypostal
 from tests.integration.junk import (
@@ -22,6 +22,7 @@ from tests.integration.junk import (
     control,
     enveloped,
 )
+from tests.rabbitmq import publishing
 from worker.broker.wakeups import QUEUES, REGISTER, REQUESTS
 from worker.celery import new_app
 from worker.cli.local import stack
@@ -32,13 +33,6 @@ PIDBOX = "celery.pidbox"
 PRIORITY = "\x06\x16"
 
 LISTS = [REQUESTS, *QUEUES.values(), f"{REQUESTS}{PRIORITY}3", f"{LIVE}{PRIORITY}9"]
-
-
-@pytest.fixture(scope="module", params=BROKERS)
-def shared(request: Any, tmp_path_factory: Any) -> Iterator[Broken]:
-    """One installation for each broker, used by all tests."""
-    with broken(tmp_path_factory.mktemp(request.param), request.param) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +135,7 @@ def test_a_message_whose_properties_cannot_be_read_is_set_aside(
     def put() -> int:
         import amqp
 
-        with Connection(on_rabbitmq.url) as connection, connection.channel() as channel:
+        with publishing(on_rabbitmq.url) as connection, connection.channel() as channel:
             for content in (b"", b"canary"):
                 channel.basic_publish(amqp.Message(content, **PROPERTIES[kind]), "", LIVE)
         return 2
@@ -157,7 +151,7 @@ def test_a_routing_key_that_is_no_unicode_ends_no_worker(on_rabbitmq: Broken) ->
     """The publisher chooses the routing key, if an exchange accepts any."""
 
     def put() -> int:
-        with Connection(on_rabbitmq.url) as connection, connection.channel() as channel:
+        with publishing(on_rabbitmq.url) as connection, connection.channel() as channel:
             channel.exchange_declare("junk", "fanout", durable=False)
             channel.queue_bind(LIVE, "junk", "")
             try:
@@ -206,7 +200,7 @@ def test_whatever_comes_as_a_command_is_dropped(on_rabbitmq: Broken) -> None:
         *map(Message, PAYLOADS.values()),
         *(Message(body(command), headers={}) for command in COMMANDS.values()),
     ]
-    with Connection(on_rabbitmq.url) as connection, connection.channel() as channel:
+    with publishing(on_rabbitmq.url) as connection, connection.channel() as channel:
         Exchange(PIDBOX, "fanout", durable=False)(channel).declare()
         for message in messages:
             channel.basic_publish(

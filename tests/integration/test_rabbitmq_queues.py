@@ -13,7 +13,7 @@ from tests.integration.brokers import LIVE, Broken, broken
 from tests.integration.installation import PATIENCE, Installation, installation
 from tests.integration.jobs import skypostal
 from tests.integration.test_consuming import page, until
-from tests.rabbitmq import amqp_url, borrowed, memory_alarm, rabbitmqctl
+from tests.rabbitmq import amqp_url, borrowed, memory_alarm, publishing, rabbitmqctl
 from worker.broker.wakeups import QUEUES, REQUESTS
 from worker.celery import new_app
 from worker.cli.local import stack
@@ -44,7 +44,7 @@ def test_a_queue_that_is_deleted_and_remade_at_once_is_consumed_again(
     """RabbitMQ still delivers to the old consumer; these messages are not lost either."""
     with borrowed() as url, broken(tmp_path, "rabbitmq", broker_url=url) as it:
         remade(url, queue, QUORUM)
-        with Connection(url) as connection:  # to the consumer that no longer exists
+        with publishing(url) as connection:  # to the consumer that no longer exists
             connection.default_channel.basic_publish(
                 connection.default_channel.prepare_message(b"junk"), routing_key=queue
             )
@@ -75,7 +75,7 @@ def test_an_exchange_that_is_deleted_is_made_again(tmp_path: Path, exchange: str
             stack.until(lambda: bool(app.control.ping(timeout=1)), "an answer", PATIENCE)
         finally:
             app.close()
-        with Connection(url) as connection:
+        with publishing(url) as connection:
             connection.default_channel.basic_publish(
                 connection.default_channel.prepare_message(b"junk"), REQUESTS, REQUESTS
             )

@@ -14,6 +14,7 @@ from regworker.settings import Settings
 from tests.integration.brokers import LIVE, Broken, Message, body, broken, headers
 from tests.integration.installation import KEYS, PATIENCE
 from tests.integration.jobs import ACTOR, email_of, open2b
+from tests.rabbitmq import publishing
 from worker.broker.wakeups import REGISTER, REQUESTS
 from worker.cli.local import stack
 from worker.intake.quarantine import NotRequeued, Quarantine, QuarantineEntry
@@ -41,7 +42,7 @@ def published(it: Broken, exchange: str, key: str, **more: Any) -> Callable[[], 
     """Publish junk as another service does, through an exchange of its own."""
 
     def put() -> None:
-        with Connection(it.url) as connection, connection.channel() as channel:
+        with publishing(it.url) as connection, connection.channel() as channel:
             message = channel.prepare_message(
                 b"[[], {}, null]",
                 content_type="application/json",
