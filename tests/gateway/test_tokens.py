@@ -2,7 +2,7 @@
 
 import json
 import socket
-from contextlib import closing
+from contextlib import ExitStack, closing
 from urllib.parse import urlsplit
 
 import httpx
@@ -12,7 +12,8 @@ from regworker.ledger.admin import TOKENS
 from tests.gateway.service import Gateway
 from tests.integration.jobs import open2b, skypostal
 from worker.cli.local import stack
-from worker.gateway.bearer import FAILURES
+from worker.gateway.bearer import FAILURES, MOST_WAITING
+from worker.gateway.server import MOST_CONNECTIONS
 
 
 def bearer(token: str) -> dict[str, str]:
@@ -60,9 +61,23 @@ class Open:
             seen += part
         return seen
 
+    def says(self, expected: bytes, seconds: float) -> bool:
+        """Whether it answers with these bytes within some seconds."""
+        self._connection.settimeout(seconds)
+        try:
+            return expected in self.until(expected)
+        except TimeoutError:
+            return False
+
     def close(self) -> None:
         """Close the connection."""
         self._connection.close()
+
+
+def metrics(gateway: Gateway) -> str:
+    """What the service shows to Prometheus."""
+    port = gateway.environment["REGWORKER_METRICS_PORT"]
+    return httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text
 
 
 def revoke(gateway: Gateway, token: str) -> None:
@@ -168,6 +183,31 @@ def test_a_token_has_a_pace(gateway: Gateway) -> None:
     assert int(second.headers["retry-after"]) > 60
 
 
+@pytest.mark.parametrize("what", ["events", "job"])
+def test_waiting_requests_of_one_token_are_limited(
+    gateway: Gateway, shop: httpx.Client, what: str
+) -> None:
+    """Beyond the limit the answer is 429; other tokens may still wait, and this one again later."""
+    assert MOST_WAITING <= MOST_CONNECTIONS // 2
+    job_id = shop.post("/v1/jobs", json=open2b()).json()["job_id"]
+    cursor = shop.get("/v1/events").json()["cursor"]
+    start = {"events": f"/v1/events?after={cursor}", "job": f"/v1/jobs/{job_id}?"}[what]
+    token = gateway.token("--rate", "2")
+    ask = f"GET {start}&wait=60"
+
+    def refused(opened: ExitStack) -> bool:
+        """Whether one more may not wait; it may also be refused by its pace."""
+        poll = opened.enter_context(closing(Open(gateway, token, ask)))
+        return poll.says(b"of this token are waiting for news", 0.2)
+
+    with ExitStack() as opened:
+        stack.until(lambda: refused(opened), "too many are waiting", 60)
+        assert shop.get(f"{start}&wait=0.01").status_code == 200
+        assert 'refused_total{why="waiting"}' in metrics(gateway)
+    with ExitStack() as opened:
+        stack.until(lambda: not refused(opened), "none is waiting", 60)
+
+
 @pytest.mark.parametrize(
     "options",
     [("--name", "a:b"), ("--name", "x", "--may", "fly"), ("--name", "x", "--account", "open2b")],
@@ -204,8 +244,7 @@ def test_failed_attempts_are_limited(gateway: Gateway, shop: httpx.Client) -> No
 def test_refusals_are_counted(gateway: Gateway) -> None:
     """The metric counts refusals by route, never by path or token, on a separate port."""
     gateway.http.get("/v1/events")
-    port = gateway.environment["REGWORKER_METRICS_PORT"]
-    said = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text
+    said = metrics(gateway)
     assert 'regworker_gateway_refused_total{why="' in said
     assert 'regworker_gateway_requests_total{route="/v1/events",status="' in said
     assert "rwt_" not in said

@@ -1,7 +1,9 @@
 """Checks bearer tokens: who sends a request, with which rights, and how often."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +29,10 @@ FAILURES, FORGIVEN = 20.0, 3.0
 
 #: The most addresses whose failures are counted.
 ADDRESSES = 10_000
+
+#: The most requests of one token that wait for news at the same time, for each request a second
+#: that it may send; and at all: fewer than a process' connections, so that others still get in.
+WAITING, MOST_WAITING = 5, 1000
 
 #: Seconds for reading a token from the ledger.
 PATIENCE = 3.0
@@ -77,9 +83,11 @@ class Gate:
         self._clock = clock
         self._known: dict[str, _Seen] = {}
         self._failures: dict[str, Bucket] = {}
+        self._waiting: Counter[str] = Counter()
         self.refused = Tally(
             "regworker_gateway_refused",
-            "Requests without a good token (token), too many of these (attempts), too many (rate).",
+            "Requests without a good token (token), too many of these (attempts), too many (rate), "
+            "too many that wait (waiting).",
             ("why",),
         )
 
@@ -120,6 +128,24 @@ class Gate:
         if token is None or token.revoked_at:
             self.refused.add("token")
             raise NotTaken(_unauthorized())
+
+    @asynccontextmanager
+    async def waits(self, principal: Principal) -> AsyncIterator[None]:
+        """Around a request that waits for news; raises `NotTaken` (429) if too many of this token
+        do."""
+        token = await self.token(principal.token)
+        most = min(MOST_WAITING, max(1, int(WAITING * token.rate))) if token else 0
+        if self._waiting[principal.token] >= most:
+            self.refused.add("waiting")
+            what = f"{most} requests of this token are waiting for news; repeat it later"
+            raise NotTaken(HttpProblem(429, "too-many", what, headers={"retry-after": "1"}))
+        self._waiting[principal.token] += 1
+        try:
+            yield
+        finally:
+            self._waiting[principal.token] -= 1
+            if not self._waiting[principal.token]:
+                del self._waiting[principal.token]
 
     async def token(self, id_: str) -> Token | None:
         """The token of an id, at most some seconds old, valid or revoked."""

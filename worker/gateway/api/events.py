@@ -1,5 +1,6 @@
 """`GET /v1/events`: events of jobs, by long poll; the client keeps the cursor."""
 
+from contextlib import nullcontext
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
@@ -24,7 +25,8 @@ async def events(request: Request, after: _Cursor = None, wait: Wait = 0.0) -> R
     if after is None:
         return _answer([], await here.feed.last())
     start = "0-0" if after == "0" else after
-    found, cursor = await here.feed.after(start, principal, wait, here.stopping)
+    async with here.gate.waits(principal) if wait else nullcontext():
+        found, cursor = await here.feed.after(start, principal, wait, here.stopping)
     await here.gate.recheck(principal)
     return _answer(found, cursor)
 

@@ -61,7 +61,8 @@ async def _shown(request: Request, job_id: str, wait: float) -> Response:
     found = await here.client.carry(here.client.core.status(job_id, whose))
     answers.check_account(principal, found.provider, found.account)
     if wait and not found.final:
-        found = await _after(here, found, wait)
+        async with here.gate.waits(principal):
+            found = await _after(here, found, wait)
         await here.gate.recheck(principal)
     return Response(answers.status(found), media_type=_JSON)
 
