@@ -91,11 +91,16 @@ def set_up(
     provider: stage.Stub,
     folder: Path,
     workers: int = 1,
+    replicas: int = 0,
     **settings: object,
 ) -> Iterator["Bench"]:
-    """Start a Valkey, workers and their client; ours with additional settings."""
+    """Start a Valkey with so many replicas, workers and their client; ours with additional
+    settings."""
     with ExitStack() as running:
-        url = running.enter_context(stack.valkey(folder / "valkey")).connection_url
+        valkey = running.enter_context(stack.valkey(folder / "valkey"))
+        for number in range(replicas):
+            running.enter_context(stage.replica(folder / f"replica-{number}", valkey.port))
+        url = valkey.connection_url
         started = []
         for number in range(workers):
             own = folder / f"worker-{number}"

@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from benchmarks import stage
 from benchmarks.contest import Bench, set_up
@@ -14,7 +15,7 @@ OURS = CONTESTANTS[0]
 
 
 @contextmanager
-def ours(workers: int = 1, **settings: object) -> Iterator[tuple[Bench, stage.Stub]]:
+def ours(workers: int = 1, **settings: Any) -> Iterator[tuple[Bench, stage.Stub]]:
     """A Valkey, the provider, our workers and their client; with additional settings."""
     with stack.ending_by_signal(), tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)

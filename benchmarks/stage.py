@@ -12,6 +12,7 @@ from typing import Any
 from urllib.request import urlopen
 
 import psutil
+import redis
 
 from benchmarks import meter
 from benchmarks.contestants import SLOTS, Contestant
@@ -38,8 +39,13 @@ class Stub:
 
     def count(self, what: str) -> int:
         """How many `registrations` or `hooks` it has answered."""
+        return int(self.counts()[what])
+
+    def counts(self) -> dict[str, Any]:
+        """All that it counts."""
         with urlopen(f"{self.url}/counts", timeout=PATIENCE) as answer:
-            return int(json.load(answer)[what])
+            found: dict[str, Any] = json.load(answer)
+            return found
 
     def calls(self, word: str) -> dict[str, tuple[float, float]]:
         """When each call came and was answered, by the word and number in its body."""
@@ -48,11 +54,20 @@ class Stub:
 
 
 @contextmanager
-def stub(folder: Path) -> Iterator[Stub]:
-    """Start the provider."""
-    command = [sys.executable, "-m", "benchmarks.stub"]
+def stub(folder: Path, *arguments: str) -> Iterator[Stub]:
+    """Start the provider; `arguments`: another module than `benchmarks.stub`, and its options."""
+    command = [sys.executable, "-m", *(arguments or ("benchmarks.stub",))]
     with stack.process(command, _environment(), folder, subprocess.PIPE) as child:
         yield Stub(stack.sandbox_url(child), child.pid)
+
+
+@contextmanager
+def replica(folder: Path, port: int) -> Iterator[None]:
+    """Start a replica of the Valkey on this port."""
+    with stack.valkey(folder) as valkey, redis.Redis(port=valkey.port) as server:
+        server.replicaof("127.0.0.1", str(port))
+        stack.until(lambda: server.info("replication")["master_link_status"] == "up", "a replica")
+        yield
 
 
 @contextmanager

@@ -1,11 +1,13 @@
 """The benchmarks as `make bench` runs them, but small: ours and the floor, no other queues."""
 
+import json
 import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from xml.etree import ElementTree as ET
 
 import psutil
@@ -14,6 +16,7 @@ import pytest
 from benchmarks.contest import Round
 from benchmarks.plot import svg
 from benchmarks.report import last_line, summarize
+from benchmarks.soak import Found, Sample, chart
 from tests.integration.installation import ROOT
 from worker.cli.local import stack
 
@@ -139,3 +142,57 @@ def test_a_name_that_nobody_has_is_wrong_use() -> None:
     assert done.returncode == 2
     assert "taskiq (tuned)" in done.stderr
     assert "nobody" in done.stderr
+
+
+def test_a_soak_loses_and_doubles_nothing_and_leaves_no_keys() -> None:
+    """A short soak, with the provider's faults: every job has one result and one customer."""
+    options = ["--jobs", "2000", "--every", "0.2", "--retention", "2", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.soak", *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.stdout, done.stderr
+    found = json.loads(done.stdout)
+    # Whether anything grows takes more jobs to see.
+    assert {name: found[name] for name in ("jobs", "lost", "doubled", "odd", "left")} == {
+        "jobs": 2000,
+        "lost": 0,
+        "doubled": 0,
+        "odd": 0,
+        "left": 0,
+    }
+    assert found["samples"][-1]["done"] == 2000
+    assert sum(found["calls"].values()) >= 2000
+
+
+def sample(done: int, **more: int) -> Sample:
+    """A sample of a soak; what is not named is 100."""
+    values = {one.name: 100 for one in fields(Sample)}
+    return Sample(**{**values, "done": done, **more})
+
+
+def soaked(samples: list[Sample], **more: int) -> Found:
+    """A soak of 1,000 jobs with these samples."""
+    counts = {"lost": 0, "doubled": 0, "odd": 0, "left": 0, **more}
+    return Found(1000, samples, calls={}, **counts)
+
+
+def test_a_soak_compares_the_last_quarter_with_the_second() -> None:
+    """Memory may grow at first, and by 2 % after that; the message names what grew by more."""
+    steady = [sample(100, rss=10), *(sample(done, rss=102) for done in (260, 400, 900))]
+    assert soaked(steady).problems() == []
+    grown = [sample(260), sample(500), sample(510, rss=900), sample(900, rss=103, threads=101)]
+    assert soaked(grown).problems() == ["rss grew", "threads grew"]
+    assert soaked(steady, lost=1, left=2).problems() == ["lost: 1", "left: 2"]
+
+
+def test_the_chart_of_a_soak_has_a_curve_for_each_value() -> None:
+    """The chart is well-formed SVG; each curve has a point for each sample."""
+    drawn = ET.fromstring(chart(soaked([sample(done) for done in range(100, 1100, 100)])))
+    lines = list(drawn.iter("{http://www.w3.org/2000/svg}polyline"))
+    assert len(lines) == 6
+    assert all(len(line.attrib["points"].split()) == 10 for line in lines)
