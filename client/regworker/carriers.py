@@ -65,6 +65,10 @@ class SyncShell:
         finally:
             listener.close()
 
+    def about(self, _id: str, steps: Steps[T], timeout: float | None = None) -> T:
+        """Carry out steps about one job."""
+        return self.carry(steps, timeout)
+
     def carry(self, steps: Steps[T], timeout: float | None = None) -> T:
         """Carry out steps within `timeout` seconds in total; default: that of the constructor."""
         end = time.monotonic() + (self._timeout if timeout is None else timeout)
@@ -116,6 +120,10 @@ class AsyncShell:
                     return status.event or {}
                 if loop.time() >= end:
                     raise late(status, timeout)
+
+    async def about(self, _id: str, steps: Steps[T], timeout: float | None = None) -> T:  # noqa: ASYNC109
+        """Carry out steps about one job."""
+        return await self.carry(steps, timeout)
 
     async def carry(self, steps: Steps[T], timeout: float | None = None) -> T:  # noqa: ASYNC109
         """Carry out steps within `timeout` seconds in total; default: that of the constructor.

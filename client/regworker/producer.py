@@ -46,9 +46,9 @@ class Producer:
         Omitted values are read from `REGWORKER_*`. `timeout`: seconds that a call may take while
         the ledger does not answer; each call can have its own, too.
         """
-        from regworker.carriers import SyncShell
+        from regworker.ledgers import sync_shell
 
-        self._shell = SyncShell(_settings(settings, redis_url, sealing_keys), timeout)
+        self._shell = sync_shell(_settings(settings, redis_url, sealing_keys), timeout)
 
     @property
     def settings(self) -> "Settings":
@@ -89,7 +89,7 @@ class Producer:
         from regworker.core import named
 
         id_ = named(id_, key, provider, account)
-        return self._shell.carry(self._shell.core.status(id_), timeout)
+        return self._shell.about(id_, self._shell.core.status(id_), timeout)
 
     def wait(self, id_: str, timeout: float = 60.0) -> dict[str, Any]:
         """Wait for a job's end; return its event. Raises `TimeoutError`, `UnknownJob`.
@@ -100,7 +100,7 @@ class Producer:
 
     def cancel(self, id_: str, *, timeout: float | None = None) -> Status:
         """Cancel a job before any request is sent. Raises `JobNotCancellable`, `UnknownJob`."""
-        return self._shell.carry(self._shell.core.cancel(id_), timeout)
+        return self._shell.about(id_, self._shell.core.cancel(id_), timeout)
 
     def close(self) -> None:
         """Close all connections."""
@@ -131,9 +131,9 @@ class AsyncProducer:
         timeout: float = TIMEOUT,
     ) -> None:
         """As `Producer`."""
-        from regworker.carriers import AsyncShell
+        from regworker.ledgers import async_shell
 
-        self._shell = AsyncShell(_settings(settings, redis_url, sealing_keys), timeout)
+        self._shell = async_shell(_settings(settings, redis_url, sealing_keys), timeout)
 
     @property
     def settings(self) -> "Settings":
@@ -171,7 +171,7 @@ class AsyncProducer:
         from regworker.core import named
 
         id_ = named(id_, key, provider, account)
-        return await self._shell.carry(self._shell.core.status(id_), timeout)
+        return await self._shell.about(id_, self._shell.core.status(id_), timeout)
 
     async def wait(self, id_: str, timeout: float = 60.0) -> dict[str, Any]:  # noqa: ASYNC109
         """As `Producer.wait`. Ten thousand may wait at once."""
@@ -179,7 +179,7 @@ class AsyncProducer:
 
     async def cancel(self, id_: str, *, timeout: float | None = None) -> Status:  # noqa: ASYNC109
         """As `Producer.cancel`."""
-        return await self._shell.carry(self._shell.core.cancel(id_), timeout)
+        return await self._shell.about(id_, self._shell.core.cancel(id_), timeout)
 
     async def aclose(self) -> None:
         """Close all connections."""

@@ -23,6 +23,10 @@ that your handler cannot process:
 A consumer needs `REGWORKER_REDIS_URL`, and `REGWORKER_SEALING_KEYS` where the stream is sealed. In
 asyncio, `AsyncResultConsumer` is the same, awaited. Any Redis client reads the
 same stream, with XREADGROUP and XACK.
+
+With `REGWORKER_LEDGERS`, a consumer reads the stream of every ledger, in each as a member of the
+group of this name. The order of events holds within a ledger. While a ledger is away, the events of
+the others come.
 """
 
 import asyncio
@@ -40,6 +44,7 @@ from typing import Any, Self, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from redis.exceptions import RedisError
 
+from regworker.account_ledgers import MAIN
 from regworker.clock import steady
 from regworker.domain.errors import (
     LedgerUnavailable,
@@ -54,6 +59,7 @@ from regworker.ledger.steps import Ask, Step, Steps, carry, carry_async
 from regworker.ledger.streams import LARGEST_EVENT, Found, GroupReader
 from regworker.ledger.transitions import PREFIX
 from regworker.membership import BLOCK, Membership
+from regworker.merged_results import LoopThread, Merged
 from regworker.sealing import seals
 from regworker.sealing.keyring import Keyring
 from regworker.sealing.seals import Seal
@@ -109,6 +115,8 @@ class Result:
     _open: Opener = field(default=lambda *_: b"", repr=False, compare=False)
     _sealed: bool = field(default=False, repr=False, compare=False)
     """Whether the stream is sealed: then a plain entry comes from no worker."""
+    ledger: str = MAIN
+    """The ledger that it came from; `ack` acknowledges it there."""
 
     @cached_property
     def raw(self) -> bytes:
@@ -159,6 +167,7 @@ class _Consumer:
         if claim_after <= 0:
             raise ValueError("claim_after must be more than 0 seconds")
         self.group = group
+        self.ledger = settings.ledger
         self.consumer = consumer or f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
         self.stream = stream
         self.claim_after = claim_after
@@ -179,8 +188,13 @@ class _Consumer:
         found = self._member.next()
         return None if found is None else self._result(found)
 
+    def _rest(self) -> list[Result]:
+        return list(iter(self._next, None))
+
     def _result(self, one: Found) -> Result:
-        return Result(one.entry, one.fields, one.times, one.size, self._open, self._sealed)
+        return Result(
+            one.entry, one.fields, one.times, one.size, self._open, self._sealed, self.ledger
+        )
 
 
 @guarded
@@ -216,6 +230,25 @@ class ResultConsumer(_Consumer):
         settings = settings or reader_settings()
         super().__init__(group, consumer, stream, start, claim_after, sealed, settings)
         self._ledger = SyncLedger(settings.redis_url)
+        self._all: AsyncResultConsumer | None = None
+        """Reads all ledgers, if there are several."""
+        if settings.ledgers:
+            self._all = AsyncResultConsumer(
+                group,
+                consumer,
+                stream=stream,
+                start=start,
+                claim_after=claim_after,
+                sealed=sealed,
+                settings=settings,
+            )
+            self._thread = LoopThread()
+
+    def stop(self) -> None:
+        """End the iteration, within a second or so. From any thread, or a signal's handler."""
+        super().stop()
+        if self._all is not None:
+            self._all.stop()
 
     def __iter__(self) -> Iterator[Result]:
         """Results as they come, until `stop`. A second loop goes on where the first was left."""
@@ -225,6 +258,8 @@ class ResultConsumer(_Consumer):
 
     def take(self, patience: float = BLOCK) -> Result | None:
         """The next result, or None where none comes within `patience` seconds, or before `stop`."""
+        if self._all is not None:
+            return self._thread.run(self._all.take(patience))
         if self._member.stale:
             self._patiently(self._member.renew)
         if not self._member.waiting:
@@ -237,6 +272,8 @@ class ResultConsumer(_Consumer):
         For a handler that takes many at a time; acknowledge them within `claim_after` seconds.
         While the server is away, this waits for it, however long.
         """
+        if self._all is not None:
+            return self._thread.run(self._all.receive(patience))
         return list(map(self._result, self._receive(patience)))
 
     def ack(self, *results: Result) -> None:
@@ -244,7 +281,9 @@ class ResultConsumer(_Consumer):
 
         Raises `LedgerUnavailable` if the server does not answer: then they are delivered again.
         """
-        if results:
+        if self._all is not None:
+            self._thread.run(self._all.ack(*results))
+        elif results:
             self._ledger.patiently(
                 lambda: self._carry(self._member.ack([one.entry for one in results])), ACK
             )
@@ -252,6 +291,9 @@ class ResultConsumer(_Consumer):
     def close(self) -> None:
         """Hand back what was fetched and not given out, and close all connections."""
         self.stop()
+        if self._all is not None:
+            self._thread.run(self._all.aclose())
+            self._thread.close()
         try:
             if self._member.joined:
                 self._ledger.patiently(lambda: self._carry(self._member.leave()), FAREWELL)
@@ -323,6 +365,27 @@ class AsyncResultConsumer(_Consumer):
         self._ledger = AsyncLedger(settings.redis_url)
         self._turn = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._others = {
+            name: AsyncResultConsumer(
+                group,
+                consumer,
+                stream=stream,
+                start=start,
+                claim_after=claim_after,
+                sealed=sealed,
+                settings=one,
+            )
+            for name, one in settings.each_ledger().items()
+            if name != settings.ledger
+        }
+        self._merged = Merged(map(_Source, (self, *self._others.values())))
+
+    def stop(self) -> None:
+        """As `ResultConsumer.stop`."""
+        super().stop()
+        self._merged.stopping = True
+        for one in self._others.values():
+            one.stop()
 
     async def __aiter__(self) -> AsyncIterator[Result]:
         """Results as they come, until `stop`. A second loop goes on where the first was left."""
@@ -333,27 +396,36 @@ class AsyncResultConsumer(_Consumer):
     async def take(self, patience: float = BLOCK) -> Result | None:
         """As `ResultConsumer.take`."""
         async with self._alone():
-            if self._member.stale:
-                await self._patiently(self._member.renew)
-            if not self._member.waiting:
-                self._member.keep(await self._receive(patience))
+            if self._others:
+                ready = await self._merged.ready(patience)
+                return None if ready is None else ready.consumer._next()
+            await self._fetch(patience)
             return self._next()
 
     async def receive(self, patience: float = BLOCK) -> list[Result]:
         """As `ResultConsumer.receive`."""
         async with self._alone():
+            if self._others:
+                ready = await self._merged.ready(patience)
+                return [] if ready is None else ready.consumer._rest()
             return list(map(self._result, await self._receive(patience)))
 
     async def ack(self, *results: Result) -> None:
         """As `ResultConsumer.ack`."""
-        if results:
-            await self._ledger.patiently(
-                lambda: self._carry(self._member.ack([one.entry for one in results])), ACK
-            )
+        own = [one.entry for one in results if one.ledger not in self._others]
+        others = [
+            other.ack(*(one for one in results if one.ledger == name))
+            for name, other in self._others.items()
+        ]
+        if own:
+            others.append(self._ledger.patiently(lambda: self._carry(self._member.ack(own)), ACK))
+        await asyncio.gather(*others)
 
     async def aclose(self) -> None:
         """As `ResultConsumer.close`."""
         self.stop()
+        await self._merged.aclose()
+        await asyncio.gather(*(one.aclose() for one in self._others.values()))
         try:
             if self._member.joined:
                 async with asyncio.timeout(FAREWELL):
@@ -388,6 +460,12 @@ class AsyncResultConsumer(_Consumer):
         async with self._turn:
             yield
 
+    async def _fetch(self, patience: float) -> None:
+        if self._member.stale:
+            await self._patiently(self._member.renew)
+        if not self._member.waiting:
+            self._member.keep(await self._receive(patience))
+
     async def _receive(self, patience: float) -> list[Found]:
         end = steady() + patience
         while not self._member.stopping:
@@ -416,6 +494,19 @@ class AsyncResultConsumer(_Consumer):
         if isinstance(step, Ask):
             return await self._ledger.ask(step.question)
         return await self._ledger.carry(step)
+
+
+class _Source:
+    """One of several consumers, for `Merged`."""
+
+    def __init__(self, consumer: AsyncResultConsumer) -> None:
+        self.consumer = consumer
+        self.fetch = consumer._fetch
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has an entry that was delivered to nobody else meanwhile."""
+        return bool(self.consumer._member.waiting) and not self.consumer._member.stale
 
 
 def reader_settings() -> Settings:

@@ -18,8 +18,8 @@ SUFFIX = "_file"
 #: Settings whose value is itself the path of a file.
 PATHS = frozenset({"ca_file", "client_cert_file", "client_key_file"})
 
-#: Settings that each account and endpoint has for itself.
-NESTED = ("accounts", "endpoints")
+#: Settings that each account, endpoint and further ledger has for itself.
+NESTED = ("accounts", "endpoints", "ledgers")
 
 #: Bytes of the largest file that is read. Keys and URLs have a few hundred.
 LARGEST = 64 * 1024

@@ -27,6 +27,7 @@ from pydantic import (
     PrivateAttr,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -41,6 +42,7 @@ from pydantic_settings import (
 from pydantic_settings import SettingsError as Unreadable
 
 from regworker import addresses, setting_files, tls, way_out
+from regworker.account_ledgers import MAIN, NAME, AccountLedgers, parts
 from regworker.domain.errors import SettingsError
 from regworker.serving import ServeSettings
 from regworker.variables import PREFIX as PREFIX
@@ -348,6 +350,27 @@ class QueueEndpoint(DeliveredEndpoint):
     ] = Field(description="The queue's name on RabbitMQ, the list's key on Redis.")
 
 
+class LedgerServers(BaseModel):
+    """One more ledger."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    redis_url: LedgerUrl = Field(
+        description="The server of the ledger `<NAME>`, like `REDIS_URL`.", repr=False
+    )
+    broker_url: Annotated[BrokerUrl | None, BeforeValidator(_blank)] = Field(
+        None,
+        description="The Celery broker of its workers, like `BROKER_URL`; no other ledger may "
+        "have the same. Default: the ledger's.",
+        repr=False,
+    )
+
+    @property
+    def broker(self) -> str:
+        """The broker's URL: its own, or the ledger's."""
+        return self.broker_url or self.redis_url
+
+
 Endpoint = Annotated[StreamEndpoint | WebhookEndpoint | QueueEndpoint, Field(discriminator="kind")]
 
 
@@ -376,6 +399,23 @@ class Settings(BaseSettings, ServeSettings):
         description="The Celery broker: `redis://`, `sentinel://` or `amqp://`. "
         "Default: the ledger's.",
         repr=False,
+    )
+    ledgers: dict[str, LedgerServers] = Field(
+        default_factory=dict,
+        description="More ledgers beside `REDIS_URL`, which is the ledger `main`: "
+        "`LEDGERS__<NAME>__<FIELD>`. The same for clients and workers.",
+        repr=False,
+    )
+    account_ledgers: Annotated[list[str], BeforeValidator(_split)] = Field(
+        default_factory=list,
+        description="Which account belongs to which ledger: `<provider>/<account>=<ledger>`, "
+        "separated by commas; `*`, `?` and `[0-4]` in a name match as in file names. The first "
+        "match counts; without one it is `main`. The same for clients and workers.",
+    )
+    ledger: str = Field(
+        MAIN,
+        description="The ledger that this worker, gateway or command uses. Producers and readers "
+        "of results use all.",
     )
     ca_file: way_out.Authorities | None = Field(
         None,
@@ -593,12 +633,59 @@ class Settings(BaseSettings, ServeSettings):
     def _secured(cls, values: Any) -> Any:
         """URLs name explicitly what their libraries must verify: each library has its own
         default."""
-        for name in ("redis_url", "broker_url"):
-            if isinstance(url := values.get(name), str):
-                with suppress(ValueError):  # not a URL: its own check reports it
-                    url = addresses.checked(url, "redis", "amqp")
-                    values[name] = tls.secured(url, values.get("ca_file"))
+        more = values.get("ledgers")
+        several = more.values() if isinstance(more, dict) else ()
+        for one in (values, *(one for one in several if isinstance(one, dict))):
+            for name in ("redis_url", "broker_url"):
+                if isinstance(url := one.get(name), str):
+                    with suppress(ValueError):  # not a URL: its own check reports it
+                        url = addresses.checked(url, "redis", "amqp")
+                        one[name] = tls.secured(url, values.get("ca_file"))
         return values
+
+    @field_validator("ledgers")
+    @classmethod
+    def _apart(
+        cls, ledgers: dict[str, LedgerServers], info: ValidationInfo
+    ) -> dict[str, LedgerServers]:
+        """Two ledgers on one server would be one; on one broker, each would take the other's
+        wake-ups."""
+        for name in ledgers:
+            if not NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is no name: use a-z, 0-9 and single _ or - in between")
+        if MAIN in ledgers:
+            raise ValueError(f"{MAIN} is the ledger of {variable('redis_url')}; use another name")
+        if not ledgers or not {"redis_url", "broker_url"} <= info.data.keys():
+            return ledgers
+        main = LedgerServers.model_construct(**info.data)
+        seen: dict[object, str] = {}
+        for name, one in {MAIN: main, **ledgers}.items():
+            if (other := seen.setdefault(_places(one.redis_url), name)) != name:
+                raise ValueError(f"{other} and {name} are the same database of the same server")
+        seen.clear()
+        for name, one in {MAIN: main, **ledgers}.items():
+            if (other := seen.setdefault(_places(one.broker), name)) != name:
+                raise ValueError(
+                    f"{other} and {name} use the same broker: give each its own server, database "
+                    "or virtual host"
+                )
+        return ledgers
+
+    @field_validator("account_ledgers")
+    @classmethod
+    def _to_known(cls, rules: list[str], info: ValidationInfo) -> list[str]:
+        for rule in rules:
+            _, name = parts(rule)
+            if "ledgers" in info.data:
+                _check_ledger(name, info.data["ledgers"])
+        return rules
+
+    @field_validator("ledger")
+    @classmethod
+    def _known(cls, ledger: str, info: ValidationInfo) -> str:
+        if "ledgers" in info.data:
+            _check_ledger(ledger, info.data["ledgers"])
+        return ledger
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -634,6 +721,35 @@ class Settings(BaseSettings, ServeSettings):
                     "RETENTION and SEALED must be equal"
                 )
         return self
+
+    def each_ledger(self) -> dict[str, Self]:
+        """The settings for a client of each single ledger, by the ledger's name; no accounts."""
+        own = LedgerServers.model_construct(redis_url=self.redis_url, broker_url=self.broker_url)
+        return {
+            name: self.model_copy(
+                update={"ledger": name, **dict(servers), "ledgers": {}, "accounts": {}}
+            )
+            for name, servers in {self.ledger: own, **self.ledgers}.items()
+        }
+
+    def _of_its_ledger(self) -> Self:
+        """The settings as they were read, but with the servers and accounts of `ledger`.
+
+        From then on, `ledgers` holds all others.
+        """
+        main = LedgerServers.model_construct(redis_url=self.redis_url, broker_url=self.broker_url)
+        others = {MAIN: main, **self.ledgers}
+        own = others.pop(self.ledger)
+        ledger_of = AccountLedgers(self.account_ledgers).of
+        accounts = {
+            provider: {
+                name: fields
+                for name, fields in accounts.items()
+                if ledger_of(provider, name) == self.ledger
+            }
+            for provider, accounts in self.accounts.items()
+        }
+        return self.model_copy(update={**dict(own), "ledgers": others, "accounts": accounts})
 
     def streams(self) -> dict[str, StreamEndpoint]:
         """The endpoints that are streams, by name; includes `results` unless it is another kind."""
@@ -695,6 +811,8 @@ class Settings(BaseSettings, ServeSettings):
         try:
             settings = cls(**values)
             settings._files = tuple(setting_files.READ.get() or ())
+            if settings.ledgers:
+                settings = settings._of_its_ledger()
         except SettingsError as error:
             raise SettingsError([*problems, *error.problems]) from None
         except ValidationError as error:
@@ -716,6 +834,20 @@ class Settings(BaseSettings, ServeSettings):
         if problems:
             raise SettingsError(problems)
         return settings
+
+
+def _places(url: str) -> frozenset[object]:
+    """Where a URL leads; several, separated by semicolons, are the nodes of one RabbitMQ."""
+    return frozenset(addresses.read(one).place for one in url.split(";"))
+
+
+def _check_ledger(name: str, ledgers: Iterable[str]) -> None:
+    if name not in {MAIN, *ledgers}:
+        known = ", ".join((MAIN, *ledgers))
+        raise ValueError(
+            f"there is no ledger {name!r} (there are: {known}); use one of these, or set "
+            f"{variable('ledgers', name, 'redis_url')}"
+        )
 
 
 def _unknown() -> Iterator[tuple[str, str]]:
@@ -789,6 +921,8 @@ def _advice(item: Any) -> str:
         fields = Settings.model_fields
         if loc[0] == "endpoints" and len(loc) > 2:
             fields = _ENDPOINTS[loc[2]].model_fields
+        if loc[0] == "ledgers":
+            fields = LedgerServers.model_fields
         return no_setting(_path(loc), fields)
     message: str = item["msg"]
     return message.removeprefix("Value error, ")

@@ -39,12 +39,12 @@ def open_ledger(settings: "Settings | None" = None) -> Iterator["SyncLedger"]:
 
 
 @contextmanager
-def open_admin() -> Iterator["AdminActions"]:
-    """An operator's connection, closed at the end."""
+def open_admin(ledger: str | None = None) -> Iterator["AdminActions"]:
+    """An operator's connection, closed at the end; `ledger`: instead of that of the settings."""
     from regworker.settings import Settings
     from worker.operations.admin_actions import AdminActions
 
-    settings = Settings.load()
+    settings = Settings.load(**({"ledger": ledger} if ledger else {}))
     operator = AdminActions(settings)
     with operator:
         yield operator

@@ -4,13 +4,14 @@ A worker checks this when it starts; `regworker doctor` shows it all.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from regworker import tls
+from regworker.account_ledgers import AccountLedgers
 from regworker.addresses import unquoted
-from regworker.announced import check_key
+from regworker.announced import accounts_of, check_key
 from regworker.domain.errors import SettingsError
 from regworker.ledger.snapshot import Snapshot
 from regworker.settings import Settings, WebhookEndpoint, variable
@@ -186,6 +187,24 @@ def lacking(seen: Snapshot, names: Sequence[str]) -> list[Finding]:
         )
         found.append(Finding("warning", f"{kind} {rest.replace(':', '/')}", where, advice))
     return found
+
+
+def of_another_ledger(
+    settings: Settings, seen: Snapshot, names: Sequence[str]
+) -> Iterator[Finding]:
+    """Accounts that belong to another ledger, while this one accepts their jobs or has some."""
+    ledger_of = AccountLedgers(settings.account_ledgers).of
+    busy = [(one.provider, one.account) for one in seen.accounts if one.waiting or one.in_flight]
+    for provider, account in sorted({*accounts_of(names), *busy}):
+        if (ledger := ledger_of(provider, account)) != settings.ledger:
+            yield Finding(
+                "warning",
+                f"account {provider}/{account}",
+                f"belongs to the ledger {ledger}, and this one accepts its jobs or has some",
+                f"restart workers and producers with the same {variable('account_ledgers')}; a key "
+                "used in both ledgers is two jobs",
+                "account_ledgers",
+            )
 
 
 _SET_BY = {

@@ -268,6 +268,7 @@ class AdminActions:
         findings.append(doctor.announced(names, seen))
         findings.append(doctor.sealing_key(self._keyring.marks[0], names))
         findings += doctor.lacking(seen, names)
+        findings += doctor.of_another_ledger(self._settings, seen, names)
         findings.append(doctor.waiting_for_a_person(seen.reviews))
         findings.append(doctor.seals(kid, sealed))
         marks, now = {text(k): text(v) for k, v in plain.items()}, ledger.now()

@@ -28,7 +28,7 @@ PERIOD = 2.0
 AGAIN = 30.0
 
 #: Settings that take effect while a worker runs.
-LIVE = frozenset({"accounts", "endpoints", "sealing_keys"})
+LIVE = frozenset({"accounts", "account_ledgers", "endpoints", "sealing_keys"})
 
 #: Settings of an account that its provider does not see.
 _OURS = {"rate", "rate_period", "max_in_flight"}

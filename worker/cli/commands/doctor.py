@@ -1,13 +1,17 @@
 """`regworker doctor`."""
 
-from dataclasses import asdict
-from typing import Annotated
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
 
 from worker.cli.connection import open_admin
 from worker.cli.output import AsJson, plain, print_json, print_line
+
+if TYPE_CHECKING:
+    from worker.monitoring.doctor import Finding
 
 _SIGNS = {"ok": ("ok", "green"), "warning": ("look", "yellow"), "unsafe": ("UNSAFE", "bold red")}
 
@@ -24,14 +28,15 @@ def doctor(
     Each account that is configured here is tested with a harmless request to its provider, as by
     `regworker providers check`: it looks up an e-mail address that no customer has.
 
+    With REGWORKER_LEDGERS, every ledger is checked.
+
     Exit code 1 if anything is unsafe; a worker refuses to start then.
 
     Examples:
         regworker doctor
         regworker doctor --json | jq 'select(.level != "ok")'
     """
-    with open_admin() as admin:
-        findings = admin.examine(ways=not offline)
+    findings = list(_findings(ways=not offline))
     for finding in findings:
         if json:
             print_json(asdict(finding))
@@ -43,3 +48,14 @@ def doctor(
         print_line(line)
     if any(finding.level == "unsafe" for finding in findings):
         raise typer.Exit(1)
+
+
+def _findings(*, ways: bool) -> Iterator["Finding"]:
+    from regworker.settings import Settings
+
+    settings = Settings.load()
+    for ledger in (settings.ledger, *settings.ledgers):
+        with open_admin(ledger) as admin:
+            for finding in admin.examine(ways=ways):
+                subject = f"{ledger}: {finding.subject}" if settings.ledgers else finding.subject
+                yield replace(finding, subject=subject)

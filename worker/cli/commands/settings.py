@@ -11,6 +11,7 @@ from worker.cli.output import AsJson, new_table, out, print_json, print_line
 _NESTED = {
     "accounts": "ACCOUNTS__<PROVIDER>__<ACCOUNT>__<FIELD>",
     "endpoints": "ENDPOINTS__<NAME>__<FIELD>",
+    "ledgers": "LEDGERS__<NAME>__<FIELD>",
 }
 
 
@@ -27,7 +28,7 @@ def settings(
         regworker settings
         regworker settings --json | jq -r .name
     """
-    rows = [*_general(), *_accounts(), *_endpoints()]
+    rows = [*_general(), *_accounts(), *_endpoints(), *_ledgers()]
     if json:
         for name, default, text in rows:
             print_json({"name": name, "default": default, "description": text})
@@ -96,6 +97,15 @@ def _endpoints() -> list[Row]:
     ]
     kinds = "The kind of the endpoint: `stream`, `webhook` or `queue`."
     return [(f"{PREFIX}ENDPOINTS__<NAME>__KIND", "required", kinds), *rows]
+
+
+def _ledgers() -> list[Row]:
+    from regworker.settings import PREFIX, LedgerServers
+
+    return [
+        (f"{PREFIX}LEDGERS__<NAME>__{name.upper()}", _default(field), _text(field))
+        for name, field in LedgerServers.model_fields.items()
+    ]
 
 
 def _text(field: Any) -> str:

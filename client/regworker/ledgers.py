@@ -1,0 +1,266 @@
+"""A producer's jobs in several ledgers: each account's jobs are in one of them.
+
+A layer above the shells of single ledgers (`carriers.py`), used only where the settings name more
+than one ledger. No command goes to two ledgers, except the question where a job is: its id does not
+say that.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from regworker.account_ledgers import MAIN, AccountLedgers
+from regworker.carriers import AsyncShell, SyncShell
+from regworker.core import Given, ProducerCore, batches
+from regworker.domain.errors import LedgerUnavailable, RegistrationWorkerError, SettingsError
+from regworker.domain.job import Job
+from regworker.domain.receipt import Receipt, Refused
+from regworker.ledger.steps import Steps, carry, carry_async
+from regworker.ledger.transitions import look
+from regworker.settings import Settings, variable
+from regworker.tracing import span
+
+T = TypeVar("T")
+
+Batch = list[tuple[int, Given]]
+Results = list[Receipt | Refused]
+
+#: Jobs of which a producer remembers the ledger. A record of this takes 150 bytes.
+REMEMBERED = 10_000
+
+#: Seconds for which each ledger is asked about a job at first, so that one that is away does not
+#: use up the time in which another would answer.
+FIRST_LOOK = 0.5
+
+
+class Routes:
+    """Where jobs belong, and where they were: the rules, without input or output."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._of = AccountLedgers(settings.account_ledgers).of
+        self._names = (settings.ledger, *settings.ledgers)
+        self._young: dict[str, str] = {}
+        self._old: dict[str, str] = {}
+
+    def split(self, batch: Batch) -> dict[str, Batch]:
+        """A batch's jobs by their ledgers."""
+        found: dict[str, Batch] = {}
+        for one in batch:
+            found.setdefault(self._ledger(one[1]), []).append(one)
+        return found
+
+    def merge(
+        self, parts: Mapping[str, Batch], answers: Sequence[Results | RegistrationWorkerError]
+    ) -> Results:
+        """The results of all parts in the order of the batch; raises the first error."""
+        results: dict[int, Receipt | Refused] = {}
+        for (name, part), answer in zip(parts.items(), answers, strict=True):
+            if isinstance(answer, RegistrationWorkerError):
+                raise answer
+            for (number, _), result in zip(part, answer, strict=True):
+                results[number] = result
+                if isinstance(result, Receipt):
+                    self.remember(result.job_id, name)
+        return [results[number] for number in sorted(results)]
+
+    def remember(self, id_: str, name: str) -> None:
+        """Keep the ledger of a job; the oldest are forgotten."""
+        if len(self._young) >= REMEMBERED // 2:
+            self._old, self._young = self._young, {}
+        self._young[id_] = name
+
+    def find(self, id_: str, timeout: float) -> Generator[Any, Any, str]:
+        """Find a job's ledger. Yields a ledger and the seconds in which to ask it for the job.
+
+        Expects whether the job is there, or that it is unknown. If it is in none, this returns
+        `main`, whose answer is then that of any ledger without it.
+        """
+        if (known := self._young.get(id_) or self._old.get(id_)) is not None:
+            return known
+        end, patience = time.monotonic() + timeout, FIRST_LOOK
+        left = list(self._names)
+        while True:
+            silent: list[tuple[str, LedgerUnavailable]] = []
+            for name in left:
+                answer = yield name, max(0.0, min(patience, end - time.monotonic()))
+                if isinstance(answer, LedgerUnavailable):
+                    silent.append((name, answer))
+                elif answer:
+                    self.remember(id_, name)
+                    return name
+            if not silent:
+                return MAIN
+            if patience >= timeout:
+                raise silent[0][1]
+            left, patience = [name for name, _ in silent], 2 * patience
+
+    def _ledger(self, given: Given) -> str:
+        if isinstance(given, Job):
+            return self._of(given.provider, given.account)
+        if not isinstance(given, Mapping):
+            return MAIN  # is refused there, as anywhere
+        return self._of(str(given.get("provider")), str(given.get("account", "default")))
+
+
+class SyncShells:
+    """The shells of all ledgers, as one `SyncShell`."""
+
+    def __init__(self, settings: Settings, timeout: float) -> None:
+        self.core = ProducerCore(settings)
+        self._timeout = timeout
+        self._routes = Routes(settings)
+        self._shells = {
+            name: SyncShell(one, timeout) for name, one in settings.each_ledger().items()
+        }
+
+    def enqueue_many(
+        self, jobs: Iterable[Given], timeout: float | None
+    ) -> Iterator[Receipt | Refused]:
+        """As `SyncShell.enqueue_many`. While a ledger is away, the others accept their jobs."""
+        for batch in batches(jobs):
+            parts = self._routes.split(batch)
+            with span("queue.publish", "registrations.enqueue"):
+                answers = [self._accept(*part, timeout) for part in parts.items()]
+            yield from self._routes.merge(parts, answers)
+
+    def wait(self, id_: str, timeout: float) -> dict[str, Any]:
+        """As `SyncShell.wait`."""
+        end = time.monotonic() + timeout
+        name = self._find(id_, timeout)
+        with _named(name):
+            return self._shells[name].wait(id_, max(0.0, end - time.monotonic()))
+
+    def about(self, id_: str, steps: Steps[T], timeout: float | None = None) -> T:
+        """As `SyncShell.about`."""
+        limit = self._timeout if timeout is None else timeout
+        end = time.monotonic() + limit
+        name = self._find(id_, limit)
+        with _named(name):
+            return self._shells[name].carry(steps, max(0.0, end - time.monotonic()))
+
+    def close(self) -> None:
+        """Close all connections."""
+        for shell in self._shells.values():
+            shell.close()
+
+    def _accept(
+        self, name: str, part: Batch, timeout: float | None
+    ) -> Results | RegistrationWorkerError:
+        try:
+            with _named(name):
+                return self._shells[name].carry(self.core.accept(part), timeout)
+        except RegistrationWorkerError as error:
+            return error
+
+    def _find(self, id_: str, timeout: float) -> str:
+        def ask(question: Any) -> bool | LedgerUnavailable:
+            name, patience = question
+            try:
+                with _named(name):
+                    return self._shells[name].carry(_has(id_), patience)
+            except LedgerUnavailable as error:
+                return error
+
+        return carry(self._routes.find(id_, timeout), ask)
+
+
+class AsyncShells:
+    """The shells of all ledgers, as one `AsyncShell`."""
+
+    def __init__(self, settings: Settings, timeout: float) -> None:
+        self.core = ProducerCore(settings)
+        self._timeout = timeout
+        self._routes = Routes(settings)
+        self._shells = {
+            name: AsyncShell(one, timeout) for name, one in settings.each_ledger().items()
+        }
+
+    async def enqueue_many(
+        self,
+        jobs: Iterable[Given],
+        timeout: float | None,  # noqa: ASYNC109 -- a host's word
+    ) -> AsyncIterator[Receipt | Refused]:
+        """As `SyncShells.enqueue_many`, with all ledgers at a time."""
+        for batch in batches(jobs):
+            parts = self._routes.split(batch)
+            with span("queue.publish", "registrations.enqueue"):
+                answers = await asyncio.gather(
+                    *(self._accept(*part, timeout) for part in parts.items())
+                )
+            for result in self._routes.merge(parts, answers):
+                yield result
+
+    async def wait(self, id_: str, timeout: float) -> dict[str, Any]:  # noqa: ASYNC109
+        """As `AsyncShell.wait`."""
+        end = time.monotonic() + timeout
+        name = await self._find(id_, timeout)
+        with _named(name):
+            return await self._shells[name].wait(id_, max(0.0, end - time.monotonic()))
+
+    async def about(self, id_: str, steps: Steps[T], timeout: float | None = None) -> T:  # noqa: ASYNC109
+        """As `AsyncShell.about`."""
+        limit = self._timeout if timeout is None else timeout
+        end = time.monotonic() + limit
+        name = await self._find(id_, limit)
+        with _named(name):
+            return await self._shells[name].carry(steps, max(0.0, end - time.monotonic()))
+
+    async def aclose(self) -> None:
+        """Close all connections for good: calls under way end with `LedgerUnavailable`."""
+        await asyncio.gather(*(shell.aclose() for shell in self._shells.values()))
+
+    async def _accept(
+        self,
+        name: str,
+        part: Batch,
+        timeout: float | None,  # noqa: ASYNC109
+    ) -> Results | RegistrationWorkerError:
+        try:
+            with _named(name):
+                return await self._shells[name].carry(self.core.accept(part), timeout)
+        except RegistrationWorkerError as error:
+            return error
+
+    async def _find(self, id_: str, timeout: float) -> str:  # noqa: ASYNC109
+        async def ask(question: Any) -> bool | LedgerUnavailable:
+            name, patience = question
+            try:
+                with _named(name):
+                    return await self._shells[name].carry(_has(id_), patience)
+            except LedgerUnavailable as error:
+                return error
+
+        return await carry_async(self._routes.find(id_, timeout), ask)
+
+
+def sync_shell(settings: Settings, timeout: float) -> SyncShell | SyncShells:
+    """Carries out a producer's steps, in the ledgers of the settings."""
+    return (SyncShells if settings.ledgers else SyncShell)(settings, timeout)
+
+
+def async_shell(settings: Settings, timeout: float) -> AsyncShell | AsyncShells:
+    """The same for asyncio."""
+    return (AsyncShells if settings.ledgers else AsyncShell)(settings, timeout)
+
+
+def _has(id_: str) -> Steps[bool]:
+    [record] = yield [look(id_)]
+    return record is not None
+
+
+@contextmanager
+def _named(ledger: str) -> Iterator[None]:
+    """Errors name the ledger, and its setting instead of that of `main`."""
+    own = variable("redis_url") if ledger == MAIN else variable("ledgers", ledger, "redis_url")
+    try:
+        yield
+    except LedgerUnavailable as error:
+        error.args = (f"{ledger}: {str(error).replace(variable('redis_url'), own)}",)
+        raise
+    except SettingsError as error:
+        renamed = {variable("redis_url"): own}
+        raise SettingsError(
+            (renamed.get(name, name), what) for name, what in error.problems
+        ) from None

@@ -1,0 +1,101 @@
+"""Reads the results streams of several ledgers at a time."""
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Coroutine, Iterable
+from typing import Any, Generic, Protocol, TypeVar
+
+from regworker.clock import steady
+from regworker.membership import BLOCK
+
+T = TypeVar("T")
+
+#: Seconds for a fetch, at least: one of a moment would only start it.
+SHORTEST = 0.05
+
+#: Seconds in which fetches end that began before a consumer was closed: longer than one blocking
+#: read, so that none of the entries that it gets stays with a consumer that has gone.
+LAST = 2 * BLOCK
+
+
+class Reader(Protocol):
+    """Reads one stream, and keeps a page of it."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether an entry can be given out."""
+
+    async def fetch(self, patience: float) -> None:
+        """Get a page, or keep the present one from being delivered again."""
+
+
+R = TypeVar("R", bound=Reader)
+
+
+class Merged(Generic[R]):
+    """Fetches from all readers at a time. A fetch goes on after the call that started it."""
+
+    def __init__(self, readers: Iterable[R]) -> None:
+        self.stopping = False
+        self._readers = deque(readers)
+        self._fetches: dict[R, asyncio.Task[None]] = {}
+
+    async def ready(self, patience: float) -> R | None:
+        """A reader with an entry, in turn; None if none comes within `patience` seconds."""
+        end = steady() + max(patience, SHORTEST)
+        while not self.stopping:
+            for reader in tuple(self._readers):
+                if (fetch := self._fetches.get(reader)) is not None:
+                    if not fetch.done():
+                        continue
+                    self._fetches.pop(reader).result()
+                if reader.ready:
+                    self._readers.remove(reader)
+                    self._readers.append(reader)
+                    return reader
+                self._fetches[reader] = asyncio.create_task(reader.fetch(BLOCK))
+            if (left := end - steady()) <= 0:
+                break
+            await asyncio.wait(
+                self._fetches.values(), timeout=left, return_when=asyncio.FIRST_COMPLETED
+            )
+        return None
+
+    async def aclose(self) -> None:
+        """Wait until no fetch is under way."""
+        self.stopping = True
+        if not self._fetches:
+            return
+        _, pending = await asyncio.wait(self._fetches.values(), timeout=LAST)
+        for fetch in pending:
+            fetch.cancel()
+        await asyncio.gather(*self._fetches.values(), return_exceptions=True)
+
+
+class LoopThread:
+    """An event loop in a thread, which starts with the first call."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="regworker-results", daemon=True
+        )
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Carry it out there; return its result."""
+        if not self._thread.is_alive():
+            self._thread.start()
+        done = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return done.result()
+        except BaseException:
+            done.cancel()
+            raise
+
+    def close(self) -> None:
+        """End the thread and its loop."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+        self._loop.close()

