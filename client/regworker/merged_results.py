@@ -19,7 +19,7 @@ SHORTEST = 0.05
 LAST = 2 * BLOCK
 
 
-class Reader(Protocol):
+class FetchingReader(Protocol):
     """Reads one stream, and keeps a page of it."""
 
     @property
@@ -30,7 +30,7 @@ class Reader(Protocol):
         """Get a page, or keep the present one from being delivered again."""
 
 
-R = TypeVar("R", bound=Reader)
+R = TypeVar("R", bound=FetchingReader)
 
 
 class Merged(Generic[R]):

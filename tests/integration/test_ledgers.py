@@ -183,8 +183,8 @@ def test_a_ledger_that_is_away_stops_only_its_own_accounts(
 def test_a_ledger_without_a_worker_is_named(own_valkey: Callable[..., ValkeyServer]) -> None:
     """By its own setting."""
     ledgers = Ledgers({name: own_valkey() for name in ACCOUNTS})
-    told = pytest.raises(SettingsError, match=r"^REGWORKER_LEDGERS__B__REDIS_URL: no worker")
-    with Producer(ledgers.settings) as producer, told:
+    named = pytest.raises(SettingsError, match=r"^REGWORKER_LEDGERS__B__REDIS_URL: no worker")
+    with Producer(ledgers.settings) as producer, named:
         producer.enqueue(open2b())
     ledgers.close()
 

@@ -66,6 +66,7 @@ OWN = {
     "_Commands": {"table"},
     "Settings": {
         *("_lengths", "_only_loop", "_secured", "_consistent", "_streams_agree"),
+        *("_apart", "_to_known", "_known", "each_ledger", "_of_its_ledger"),
         *("_ways_out", "way_out", "files", "broker", "streams", "delivered", "endpoint", "load"),
         "load_for_client",
     },
