@@ -43,7 +43,8 @@ class Producer:
     ) -> None:
         """Connect lazily. `SettingsError` where the settings can't be used.
 
-        Omitted values are read from `REGWORKER_*`. `timeout`: seconds that a call may take while
+        Omitted values are read from `REGWORKER_*`; a `redis_url` given here is the only ledger,
+        whatever `REGWORKER_LEDGERS` says. `timeout`: seconds that a call may take while
         the ledger does not answer; each call can have its own, too.
         """
         from regworker.ledgers import sync_shell

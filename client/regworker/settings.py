@@ -58,6 +58,12 @@ def _split(value: Any) -> Any:
 #: Whether the accounts at the providers are read from the file.
 _ACCOUNTS_TOO: ContextVar[bool] = ContextVar("_ACCOUNTS_TOO", default=True)
 
+#: Whether the caller names the only ledger.
+_ONE_LEDGER: ContextVar[bool] = ContextVar("_ONE_LEDGER", default=False)
+
+#: Settings that are not read then.
+_OF_SEVERAL = ("ledgers", "account_ledgers", "ledger")
+
 #: Variables with our prefix that are no settings: read elsewhere, by the tests, or by Compose,
 #: which passes its whole `.env` to a worker.
 _NO_SETTINGS = re.compile(r"(config|debug|image|test_\w+)$")
@@ -93,9 +99,7 @@ class _Environment(EnvSettingsSource):
             if name.startswith(prefix)
         }
         files = setting_files.wanted(ours, self.settings_cls.model_fields)
-        return setting_files.resolved(
-            {**super().__call__(), **{name: ours[name] for name in files}}
-        )
+        return _wanted({**super().__call__(), **{name: ours[name] for name in files}})
 
 
 class _Config(InitSettingsSource):
@@ -103,7 +107,14 @@ class _Config(InitSettingsSource):
 
     def __call__(self) -> dict[str, Any]:
         """The values, including those from files of their own."""
-        return setting_files.resolved(super().__call__())
+        return _wanted(super().__call__())
+
+
+def _wanted(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a source, including those from files of their own."""
+    if _ONE_LEDGER.get():
+        values = {name: value for name, value in values.items() if name not in _OF_SEVERAL}
+    return setting_files.resolved(values)
 
 
 def _content(file: Path) -> dict[str, Any]:
@@ -805,9 +816,13 @@ class Settings(BaseSettings, ServeSettings):
 
     @classmethod
     def load(cls, **values: Any) -> Self:
-        """Read the settings; `SettingsError` names each variable that is missing or wrong."""
+        """Read the settings; `SettingsError` names each variable that is missing or wrong.
+
+        A `redis_url` without `ledgers` is the only ledger.
+        """
         problems = list(_unknown())
         token = setting_files.READ.set([])
+        one = _ONE_LEDGER.set("redis_url" in values and "ledgers" not in values)
         try:
             settings = cls(**values)
             settings._files = tuple(setting_files.READ.get() or ())
@@ -831,6 +846,7 @@ class Settings(BaseSettings, ServeSettings):
             raise SettingsError([(f"{PREFIX}CONFIG", f"is not TOML: {error}")]) from None
         finally:
             setting_files.READ.reset(token)
+            _ONE_LEDGER.reset(one)
         if problems:
             raise SettingsError(problems)
         return settings

@@ -113,6 +113,15 @@ def test_an_error_names_the_setting(
     assert what in problems()[f"REGWORKER_{variable}"]
 
 
+def test_a_server_that_the_caller_names_is_the_only_ledger(env: Any) -> None:
+    """Also if it is one of several in the environment: so a demonstration stays on its own."""
+    env(LEDGER="b")
+    settings = Settings.load(redis_url="redis://two:6379/0")
+    assert (settings.redis_url, settings.ledger) == ("redis://two:6379/0", "main")
+    assert not settings.ledgers
+    assert list(settings.accounts["open2b"]) == ["default", "store7", "store8"]
+
+
 def test_a_jobs_ledger_is_asked_for_once(env: Any) -> None:
     """Then it is remembered, as after an `enqueue`."""
     routes = Routes(Settings.load())

