@@ -9,7 +9,7 @@ import argparse
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -56,6 +56,9 @@ DONE = Decision("registered", health="ok")
 #: The keys with which the clients wait for each other; seconds.
 READY, GO, PATIENCE = "ready", "go", 60
 
+#: Commands that fewer jobs call are not shown by name.
+SHOWN = 0.02
+
 #: The share of the server's one core from which the server is the limit.
 SATURATED = 0.9
 
@@ -66,7 +69,8 @@ class Usage:
 
     cpu: float
     commands: int
-    scripts: int
+    calls: Mapping[str, int]
+    """By the command's name; those within scripts included."""
     bytes_in: int
     bytes_out: int
 
@@ -77,20 +81,31 @@ class Usage:
         return cls(
             seen["used_cpu_user_main_thread"] + seen["used_cpu_sys_main_thread"],
             seen["total_commands_processed"],
-            seen.get("cmdstat_evalsha", {"calls": 0})["calls"],
+            {
+                name.removeprefix("cmdstat_"): said["calls"]
+                for name, said in seen.items()
+                if name.startswith("cmdstat_")
+            },
             seen["total_net_input_bytes"],
             seen["total_net_output_bytes"],
         )
 
     def since(self, before: "Usage", count: int) -> str:
         """What each of `count` jobs has used since then."""
+        each = self.each(before, count)
         return (
             f"{(self.commands - before.commands) / count:.1f} commands, most of them within "
-            f"{(self.scripts - before.scripts) / count:.1f} scripts; "
+            f"{each.get('evalsha', 0):.1f} scripts; "
             f"{(self.bytes_in - before.bytes_in) / count / 1000:.1f} kB in, "
             f"{(self.bytes_out - before.bytes_out) / count / 1000:.1f} kB out; "
             f"{(self.cpu - before.cpu) / count * 1000:.3f} ms of CPU"
         )
+
+    def each(self, before: "Usage", count: int) -> Mapping[str, float]:
+        """How often each of `count` jobs has called each command since then, the most frequent
+        first."""
+        since = {name: calls - before.calls.get(name, 0) for name, calls in self.calls.items()}
+        return {name: since[name] / count for name in sorted(since, key=since.__getitem__)[::-1]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +222,9 @@ def main() -> None:
         stub = (meter.cpu(provider.pid) - stub) / options.jobs * 1000
     cost = (after.cpu - before.cpu) / options.jobs * 1000
     print(f"Valkey, a job from enqueue to result: {after.since(before, options.jobs)}")
+    calls = after.each(before, options.jobs)
+    said = (f"{name} {number:.2f}" for name, number in calls.items() if number >= SHOWN)
+    print(f"commands a job, by name: {', '.join(said)}")
     print(f"one Valkey carries at most {1000 / cost:.0f} jobs/s (computed: its CPU a job)")
     with stack.ending_by_signal(), jemalloc() as allocator:
         print(f"{saturated(options.clients, options.each)}; it uses {allocator}")

@@ -81,7 +81,7 @@ local function load_job(id, ...)
     'unknowns', 'asks', 'wakes', 'accepted_at', 'deadline_at', 'due_at', 'slot_at', 'claimed_at',
     'lease_until', 'settle_until', 'reopened', 'epoch', ...)
   if not f[1] then return nil end
-  for i = 13, 26 do f[i] = tonumber(f[i] or 0) or 0 end
+  for i = 13, 26 do f[i] = f[i] and tonumber(f[i]) or 0 end
   return {
     state = f[1], provider = f[2], account = f[3], fingerprint = f[4], lane = f[5] or USUAL.lane,
     if_exists = f[6] or USUAL.if_exists, reply_to = f[7] or USUAL.reply_to,
@@ -190,7 +190,7 @@ end
 -- Wake a worker for a job: through the broker if it is here, otherwise through another worker.
 -- `base64`: the id in base64; `tag`: unique for each wake-up. Returns whether a worker is woken.
 local function wake(id, base64, tag, lane)
-  local list, form = (redis.call('HGET', WAKING, lane) or ''):match('^([^\n]*)\n(.*)$')
+  local list, form = (redis.call('HMGET', WAKING, lane)[1] or ''):match('^([^\n]*)\n(.*)$')
   if list then
     local values = {id = id, base64 = base64, tag = tag}
     -- The caller may have no right to the list, or a cluster may have it on another node.
@@ -249,7 +249,7 @@ local function tell(id, at, args, from, job)
   local others = write(event_id, args[from + 1], args[from + 2], sealed, args, from + 5)
   local members = {}
   if not others[1] then return members end
-  local trace = job and redis.call('HGET', job_key(id), 'trace') or ''
+  local trace = job and redis.call('HMGET', job_key(id), 'trace')[1] or ''
   job = job or {provider = '', account = ''}
   for _, endpoint in ipairs(others) do
     local member = 'd:' .. event_id .. ':' .. endpoint
@@ -386,7 +386,7 @@ end
 -- The end of a failed delivery: no alarm, kept for some time for a person to replay.
 local function bury(member, d, at, why)
   local endpoint, pending, trying, line = endpoint_keys(d.endpoint)
-  local kept = tonumber(redis.call('HGET', endpoint, 'dead_retention') or DEAD_RETENTION)
+  local kept = tonumber(redis.call('HMGET', endpoint, 'dead_retention')[1] or DEAD_RETENTION)
   local dropped = redis.call('ZREMRANGEBYSCORE', DEAD, '-inf', at - kept)
   if dropped > 0 then redis.call('HINCRBY', PREFIX .. 'stats', 'dead_dropped', dropped) end
   redis.call('ZADD', DEAD, at, member)

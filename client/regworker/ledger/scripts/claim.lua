@@ -94,7 +94,7 @@ local function gate()
     redis.call('HSET', account, 'retry_at', at + tonumber(ARGV[8]))
   end
   taken = taken + redis.call('ZADD', inflight, at + lease, id)
-  if redis.call('EXISTS', waiting) == 1 then
+  if redis.call('ZCARD', waiting) > 0 then
     redis.call('ZREM', waiting, id)
     if cap == 0 or taken < cap then
       -- There is room for one more: a place expired, or the job that got it did not need it.
@@ -110,7 +110,7 @@ if not job then
 end
 -- A repeat of the same claim: the first answer was lost.
 if job.token == token and job.lease_until > at then
-  stray_at = redis.call('HGET', (account_keys(job)), 'stray_at')
+  stray_at = redis.call('HMGET', (account_keys(job)), 'stray_at')[1]
   write_again()
   return granted(job.state == 'calling' and 'call' or 'ask')
 end
@@ -121,7 +121,7 @@ local function next_fence() return math.max(job.fence + 1, doubted_at) end
 if job.state == 'calling' then
   -- The lease expired during the call. The request may have been sent up to its last moment. A new
   -- fence makes the dead worker's decision stale, if it comes.
-  local lost = redis.call('HGET', KEYS[1], 'leased_by') or '?'
+  local lost = redis.call('HMGET', KEYS[1], 'leased_by')[1] or '?'
   set(id, job, {
     state = 'unknown', fence = next_fence(), unknowns = job.unknowns + 1, asks = 0,
     settle_until = job.lease_until + settle_ms, lease_until = 0, token = '',

@@ -20,7 +20,7 @@ local function try()
     d.account or '', d.trace or '', d.event, stray_at or ''}
 end
 if d.token == token and lease_until > at then
-  stray_at = redis.call('HGET', (endpoint_keys(d.endpoint)), 'stray_at')
+  stray_at = redis.call('HMGET', (endpoint_keys(d.endpoint)), 'stray_at')[1]
   return try()
 end
 if lease_until > at or due_at > at then return {'busy', at, math.max(lease_until, due_at)} end
@@ -46,7 +46,7 @@ d.fence = (d.fence or 0) + 1
 redis.call('HSET', KEYS[1], 'lease_until', till, 'fence', d.fence, 'token', token, 'wakes', 0)
 redis.call('ZADD', trying, till, member)
 redis.call('ZADD', KEYS[2], till, member)
-if redis.call('EXISTS', line) == 1 then
+if redis.call('ZCARD', line) > 0 then
   redis.call('ZREM', line, member)
   if cap > 0 and taken + 1 < cap then
     -- There is room for one more: a lease expired, or the delivery that got the place did not need

@@ -16,8 +16,8 @@ local d = {state = found[1], endpoint = found[2], job = found[3], fence = found[
 if not d.state then return {'gone', 0, ''} end
 local endpoint, pending = endpoint_keys(d.endpoint)
 local e = table_of(redis.call('HGETALL', endpoint))
-local function answer(state, wake)
-  return {state, e.failing_since and at - tonumber(e.failing_since) or 0, wake}
+local function answer(state, woken)
+  return {state, e.failing_since and at - tonumber(e.failing_since) or 0, woken}
 end
 -- A repeat of the same settle: the first answer was lost.
 if d.settled == ARGV[2] .. ' ' .. verdict then return answer(d.state, '') end
@@ -30,7 +30,7 @@ if verdict == 'arrived' then
     redis.call('HDEL', endpoint, 'failing_since', 'failed_at', 'failures')
     e.failing_since = nil
   end
-  local wake = vacate(member, d.endpoint, at)
+  local woken = vacate(member, d.endpoint, at)
   if d.state == 'dead' then
     redis.call('ZREM', DEAD, member)
   else
@@ -39,7 +39,7 @@ if verdict == 'arrived' then
   end
   redis.call('DEL', KEYS[1])
   redis.call('HINCRBY', PREFIX .. 'stats', 'delivered', 1)
-  return answer('delivered', wake)
+  return answer('delivered', woken)
 end
 
 if ARGV[6] == '1' then
@@ -50,7 +50,7 @@ if ARGV[6] == '1' then
   redis.call('HSET', endpoint, 'failed_at', at)
   redis.call('HINCRBY', endpoint, 'failures', 1)
 end
-local wake = vacate(member, d.endpoint, at)
+local woken = vacate(member, d.endpoint, at)
 redis.call('HINCRBY', KEYS[1], 'tries', 1)
 redis.call('HSET', KEYS[1], 'lease_until', '0', 'why', ARGV[4],
   'settled', ARGV[2] .. ' ' .. verdict)
@@ -58,8 +58,8 @@ if verdict == 'later' and e.disabled ~= '1' then
   local till = at + tonumber(ARGV[5])
   redis.call('HSET', KEYS[1], 'due_at', till)
   redis.call('ZADD', KEYS[2], till, ARGV[1])
-  return answer('pending', wake)
+  return answer('pending', woken)
 end
 -- Also a try that went on while the endpoint was disabled: it is not retried later.
 bury(member, d, at, ARGV[4])
-return answer('dead', wake)
+return answer('dead', woken)

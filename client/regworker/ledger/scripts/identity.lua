@@ -20,17 +20,17 @@ local said = redis.pcall('INFO', 'replication') -- hidden by some managed servic
 if type(said) ~= 'string' then said = '' end
 local replid, before = said:match('master_replid:(%x+)') or '', said:match('master_replid2:(%x+)') or ''
 -- A server that hides its ids has the same ones after each failover.
-local doubt = run and mark < remembered and (seen[5] ~= run or run == 'hidden')
+local doubtful = run and mark < remembered and (seen[5] ~= run or run == 'hidden')
 -- A primary that was demoted and promoted again keeps its run id, but has another server's data.
 local promoted = before:find('[^0]')
 if seen[1] and (run and seen[1] ~= run or promoted and seen[2] ~= replid) then
   local fresh = at - tonumber(seen[4] or 0) <= fresh_ms
   local sure = seen[3] == '1' and kept == '1' and fresh and not promoted and seen[6] == '0'
   if promoted and before == seen[2] then sure = waits > 0 and at - tonumber(seen[7] or 0) > fresh_ms end
-  doubt = doubt or not sure
+  doubtful = doubtful or not sure
 end
 run = run or seen[1]
-if doubt then
+if doubtful then
   doubted = 1
   redis.call('HSET', KEYS[1], 'doubted_at', at, 'doubt_until', at + ARGV[6], 'doubted_run', run)
 end
@@ -41,9 +41,9 @@ redis.call('SET', KEYS[2], mark, 'PX', ARGV[2])
 -- The largest recent number: a replica that is away comes back, and may be promoted. By their
 -- addresses: a replica that reconnects may be listed twice for a while, and a tool that only reads
 -- has no port.
-local places, replicas = {}, 0
-for place, port in said:gmatch('slave%d+:(ip=[^,]*,port=(%d+))') do
-  if port ~= '0' and not places[place] then places[place], replicas = true, replicas + 1 end
+local addresses, replicas = {}, 0
+for address, port in said:gmatch('slave%d+:(ip=[^,]*,port=(%d+))') do
+  if port ~= '0' and not addresses[address] then addresses[address], replicas = true, replicas + 1 end
 end
 if said == '' then replicas = 99 end
 local most = tonumber(seen[6] or 0)

@@ -21,7 +21,7 @@ local function health()
     end
   elseif ARGV[8] == 'fault' then
     local failures = redis.call('HINCRBY', account, 'failures', 1)
-    if failures >= tonumber(ARGV[9]) and redis.call('HGET', account, 'breaker') ~= 'refused' then
+    if failures >= tonumber(ARGV[9]) and redis.call('HMGET', account, 'breaker')[1] ~= 'refused' then
       redis.call('HSET', account, 'breaker', 'open', 'reason', reason,
         'retry_at', at + tonumber(ARGV[10]))
     end
@@ -59,8 +59,8 @@ end
 -- Update the account, and pass the job's place on to the next.
 local function done(till, members)
   health()
-  local wake, lane = leave(id, job, at, was)
-  return {'done', job.state, till, wake or '', lane or '', unpack(members or {})}
+  local woken, lane = leave(id, job, at, was)
+  return {'done', job.state, till, woken or '', lane or '', unpack(members or {})}
 end
 
 -- The event goes first: a script that fails (the stream's key may have a wrong type) keeps what it

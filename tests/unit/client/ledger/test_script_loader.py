@@ -34,6 +34,14 @@ def test_what_a_script_names_of_the_shared_part_is_made_above(name: str) -> None
             assert made.end() == first.end(), f"{word} is used before its definition"
 
 
+@pytest.mark.parametrize("name", sorted(scripts()))
+def test_a_script_gives_nothing_the_name_of_a_shared_piece(name: str) -> None:
+    """The piece would be sent with the script, and its commands would need the caller's rights."""
+    own = re.sub(r"--.*", "", scripts()[name].partition(f"-- {name}: ")[2])
+    made = re.findall(r"\b(?:(?:local(?! function)|for)\b[\w, ]+|function\b[\w(, ]+)", own)
+    assert not {*re.findall(r"\w+", " ".join(made))} & {*LIB_NAMES}
+
+
 def test_each_shared_piece_is_of_use_to_a_script() -> None:
     """Every piece of `_lib.lua` is sent with at least one script."""
     together = "\n".join(scripts().values())
