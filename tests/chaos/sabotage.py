@@ -173,7 +173,7 @@ def sends_at_once() -> None:
 
 def no_guard() -> None:
     """After a server that may have lost data, nothing is looked up."""
-    patch("identity", "if doubt then", "if false then")
+    patch("identity", "if doubtful then", "if false then")
 
 
 def id_by_fence() -> None:

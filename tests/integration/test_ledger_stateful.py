@@ -121,7 +121,7 @@ MUTATIONS = {
         seed=1,
     ),
     "the place in flight is kept": Mutation(
-        "settle", "local wake, lane = leave(id, job, at, was)", "local wake, lane"
+        "settle", "local woken, lane = leave(id, job, at, was)", "local woken, lane"
     ),
     "an alarm for who is in review": Mutation(
         "settle", "redis.call('ZREM', KEYS[2], id)", "", seed=1
