@@ -10,11 +10,12 @@ burst dearer, and never cheaper. The second installation without features shows 
 import argparse
 import asyncio
 import json
+import sys
 import tempfile
 import threading
 import urllib.request
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from math import sqrt
 from pathlib import Path
@@ -180,7 +181,8 @@ def main() -> None:
     options = parser.parse_args()
     costs: list[list[Cost]] = [[] for _ in FEATURES]
     console = Console(stderr=True)
-    with stack.ending_by_signal(), ExitStack() as running:
+    # Interrupted, it prints the rounds until then.
+    with suppress(KeyboardInterrupt), stack.ending_by_signal(), ExitStack() as running:
         folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
         provider = running.enter_context(stage.stub(folder))
         sink, _ = bare(running, folder)
@@ -196,9 +198,12 @@ def main() -> None:
             for one in places:
                 which = (one + number) % len(FEATURES)
                 costs[which].append(measured(benches[which], options.jobs))
+    if not (rounds := min(map(len, costs))):
+        sys.exit("interrupted before the first round was over")
+    costs = [cost[:rounds] for cost in costs]
     per_job = [median(cost[part] for cost in costs[0]) for part in (0, 1)]
     print(
-        f"{options.rounds} rounds of {options.jobs} jobs; without any feature: "
+        f"{rounds} rounds of {options.jobs} jobs; without any feature: "
         f"{per_job[0]:.3f} ms of the worker's CPU a job, {per_job[1]:.3f} of the ledger's server"
     )
     print("| turned on | the worker's CPU | least | the server's CPU | least |")

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from benchmarks.contest import Round
+from benchmarks.features import interval, row
 from benchmarks.plot import svg
 from benchmarks.report import last_line, summarize
 from benchmarks.soak import Found, Sample, chart
@@ -196,3 +197,17 @@ def test_the_chart_of_a_soak_has_a_curve_for_each_value() -> None:
     lines = list(drawn.iter("{http://www.w3.org/2000/svg}polyline"))
     assert len(lines) == 6
     assert all(len(line.attrib["points"].split()) == 10 for line in lines)
+
+
+def test_a_features_row_compares_rounds_and_the_cheapest_bursts() -> None:
+    """A slow round makes both sides slow, and changes no ratio; one odd round is not the median."""
+    plain = [(1.0, 0.2), (2.0, 0.4), (4.0, 0.8), (1.0, 0.2), (1.0, 0.2)]
+    costs = [(1.1, 0.2), (2.2, 0.4), (4.4, 0.8), (9.0, 0.2), (1.2, 0.1)]
+    assert row("it", costs, plain) == (
+        "| it | 1.100 (1.100 to 9.000) | 1.100 | 1.000 (0.500 to 1.000) | 0.500 |"
+    )
+
+
+def test_the_interval_of_a_median_becomes_narrow_with_many_rounds() -> None:
+    """Of 100 values, the interval is from the 41st to the 60th."""
+    assert interval(range(1, 101)) == (41, 60)
