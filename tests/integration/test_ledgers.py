@@ -169,12 +169,12 @@ def test_a_ledger_that_is_away_stops_only_its_own_accounts(
     jobs = one_of_each()
     assert not producer.enqueue(jobs[1]).repeat
     with pytest.raises(LedgerUnavailable, match=r"^main: "):
-        list(producer.enqueue_many(jobs, timeout=0.5))
+        list(producer.enqueue_many(jobs, timeout=3))
     assert producer.enqueue(jobs[2]).repeat
     with Producer(ledgers.settings) as other:
         assert other.status(before.job_id).state == "queued"
         with pytest.raises(LedgerUnavailable, match=r"^main: "):
-            other.status("nobody", timeout=1)
+            other.status("nobody", timeout=4)
     ledgers.kill("b")
     with pytest.raises(LedgerUnavailable, match=r"^b: .*REGWORKER_LEDGERS__B__REDIS_URL"):
         producer.enqueue(open2b(), timeout=0.5)
@@ -212,7 +212,7 @@ def test_the_async_producer_does_the_same(ledgers: Ledgers) -> None:
             with pytest.raises(LedgerUnavailable, match=r"^b: "):
                 await producer.enqueue(open2b(), timeout=0.5)
             with pytest.raises(LedgerUnavailable, match=r"^b: "):
-                await producer.status("nobody", timeout=1)
+                await producer.status("nobody", timeout=4)
         with pytest.raises(LedgerUnavailable, match="closed"):
             await producer.status("nobody")
 
@@ -338,6 +338,7 @@ def regworker(environment: dict[str, str], *arguments: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.timeout(600)
 def test_three_workers_serve_three_ledgers(
     tmp_path: Path, own_valkey: Callable[..., ValkeyServer]
 ) -> None:
@@ -351,8 +352,9 @@ def test_three_workers_serve_three_ledgers(
             installation(tmp_path, 0, url, broker_url="", account_ledgers=",".join(RULES), **more)
         )
         here.environment["REGWORKER_ACCOUNTS__OPEN2B__STORE7__BASE_URL"] = here.server.url
+        workers = {name: here.start_worker(ledger=name) for name in ledgers.each}
         for name, one in ledgers.each.items():
-            stack.wait_for_worker(one, here.start_worker(ledger=name))
+            stack.wait_for_worker(one, workers[name])
         producer = open_.enter_context(Producer(ledgers.settings))
         consumer = open_.enter_context(ResultConsumer("crm", settings=ledgers.settings))
         jobs = [job for _ in range(5) for job in one_of_each()]
