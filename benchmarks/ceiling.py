@@ -74,6 +74,11 @@ class Usage:
     bytes_in: int
     bytes_out: int
 
+    @property
+    def scripts(self) -> int:
+        """How many scripts it has run."""
+        return self.calls.get("evalsha", 0)
+
     @classmethod
     def of(cls, server: redis.Redis) -> "Usage":
         """Read the present usage."""
@@ -92,10 +97,9 @@ class Usage:
 
     def since(self, before: "Usage", count: int) -> str:
         """What each of `count` jobs has used since then."""
-        each = self.each(before, count)
         return (
             f"{(self.commands - before.commands) / count:.1f} commands, most of them within "
-            f"{each.get('evalsha', 0):.1f} scripts; "
+            f"{(self.scripts - before.scripts) / count:.1f} scripts; "
             f"{(self.bytes_in - before.bytes_in) / count / 1000:.1f} kB in, "
             f"{(self.bytes_out - before.bytes_out) / count / 1000:.1f} kB out; "
             f"{(self.cpu - before.cpu) / count * 1000:.3f} ms of CPU"
