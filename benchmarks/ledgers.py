@@ -87,7 +87,7 @@ class Side:
         for name, own in ids.items():
             self._finish(self._ledgers[name], own)
         used = [(end, start) for end, start in zip(self._usage(), before, strict=True)]
-        scripts = [end.scripts - start.scripts for end, start in used]
+        scripts = [end.calls["evalsha"] - start.calls["evalsha"] for end, start in used]
         if scripts != [COMMANDS * len(own) for own in ids.values()]:
             raise RuntimeError(f"{scripts} scripts for {[len(own) for own in ids.values()]} jobs")
         costs = [(end.cpu - start.cpu) * 1000 for end, start in used]
