@@ -47,6 +47,7 @@ from regworker.domain.errors import SettingsError
 from regworker.serving import ServeSettings
 from regworker.variables import PREFIX as PREFIX
 from regworker.variables import variable as variable
+from regworker.way_out import Authorities, File, Proxy
 
 
 def _split(value: Any) -> Any:
@@ -428,18 +429,18 @@ class Settings(BaseSettings, ServeSettings):
         description="The ledger that this worker, gateway or command uses. Producers and readers "
         "of results use all.",
     )
-    ca_file: way_out.Authorities | None = Field(
+    ca_file: Authorities | None = Field(
         None,
         description="Certificates (PEM) of authorities to trust besides the system's, for "
         "connections to the ledger, the broker, providers and webhooks.",
     )
-    proxy: Annotated[way_out.Proxy | None, BeforeValidator(_blank)] = Field(
+    proxy: Annotated[Proxy | None, BeforeValidator(_blank)] = Field(
         None, description=f"{way_out.PROXY} For all providers and webhooks."
     )
-    client_cert_file: way_out.File | None = Field(
+    client_cert_file: File | None = Field(
         None, description=f"{way_out.CLIENT_CERT_FILE} For all providers and webhooks."
     )
-    client_key_file: way_out.File | None = Field(None, description=way_out.CLIENT_KEY_FILE)
+    client_key_file: File | None = Field(None, description=way_out.CLIENT_KEY_FILE)
     sealing_keys: SecretStr = Field(
         description="`kid:base64url,...`: 32-byte keys; the first encrypts, all decrypt.",
     )
