@@ -1,6 +1,7 @@
 """The worker's ledger client: one connection, waiting for the server, commands safe to repeat."""
 
 import asyncio
+import gc
 import shutil
 import socket
 import subprocess
@@ -122,6 +123,45 @@ def test_a_caller_that_gives_up_disturbs_nobody(url: str) -> None:
         return await kept
 
     assert isinstance(run(url, scenario), Accepted)
+
+
+def test_commands_that_are_given_up_leave_no_report(url: str) -> None:
+    """If the connection breaks while a caller gives up, the event loop reports no lost error."""
+    reported: list[Any] = []
+
+    async def scenario(ledger: AsyncLedger) -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, what: reported.append(what))
+        await ledger(ACCEPT)
+        for breaks in (False, True):
+            gone = asyncio.ensure_future(ledger.many([look(JOB.id)] * 3))
+            for _ in range(2):  # they are made, and sent
+                await asyncio.sleep(0)
+            if breaks:
+                ledger._connection.drop()
+            gone.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await gone
+        del gone
+        gc.collect()
+        await asyncio.sleep(0)
+
+    run(url, scenario)
+    assert reported == []
+
+
+def test_of_many_commands_those_that_fail_are_repeated(url: str) -> None:
+    """If the connection breaks, all are repeated; each answer is at its command's place."""
+
+    async def scenario(ledger: AsyncLedger) -> list[Any]:
+        await ledger(ACCEPT)
+        ids = [JOB.id if number % 2 else "nobody" for number in range(20)]
+        asked = asyncio.ensure_future(ledger.many([look(id_) for id_ in ids]))
+        for _ in range(2):
+            await asyncio.sleep(0)
+        ledger._connection.drop()
+        return await asked
+
+    assert [answer is not None for answer in run(url, scenario)] == [bool(n % 2) for n in range(20)]
 
 
 # -- missing scripts ----------------------------------------------------------------------------

@@ -200,11 +200,20 @@ class AsyncLedger:
             asked.append(self._ask(command, wanted))
             if len(made) % SLICE == 0:
                 await asyncio.sleep(0)
-        answers = await asyncio.gather(*asked, return_exceptions=True)
+        answers: list[Any] = []
+        try:
+            # In their order, as they come: `asyncio.gather` adds a callback to each.
+            for one in asked:
+                try:
+                    answers.append(await one)
+                except Exception as error:  # noqa: BLE001 -- repeated below
+                    answers.append(error)
+        finally:
+            _let_go(asked[len(answers) :])
         return [
             # Repeat one by one: most errors affect all, and the first repeat waits for their end.
             await self(command, max(0.0, end - time.monotonic()))
-            if isinstance(answer, BaseException)
+            if isinstance(answer, Exception)
             else command.read(answer)
             for command, answer in zip(made, answers, strict=True)
         ]
@@ -490,6 +499,13 @@ class SyncLedger:
             raise
         finally:
             pool.release(connection)
+
+
+def _let_go(asked: Iterable["asyncio.Future[Any]"]) -> None:
+    """Nobody awaits these answers any more; an error among them is not reported."""
+    for one in asked:
+        if not one.cancel() and not one.cancelled():
+            one.exception()
 
 
 def _packed(connection: Any, commands: list[tuple[Any, ...]]) -> Any:
