@@ -1,13 +1,18 @@
-"""`python -m benchmarks.enqueue`: jobs per second of `Producer.enqueue_many`, including sealing.
+"""`python -m benchmarks.enqueue`: jobs per second of `enqueue_many`, including sealing, of a
+`Producer` and of an `AsyncProducer`.
 
-One producer process, into a new ledger, while the worker is stopped.
+Each is one process, with a new ledger, while the worker is stopped; their rounds take turns.
 """
 
 import argparse
+from contextlib import ExitStack
+from dataclasses import replace
 from statistics import median
 
 from benchmarks import stage
-from benchmarks.single import ours
+from benchmarks.single import OURS, ours
+
+CLIENTS = {"Producer": OURS, "AsyncProducer": replace(OURS, module="ours_async")}
 
 
 def main() -> None:
@@ -16,17 +21,24 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=10_000, help="jobs a round (10000)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds (3)")
     options = parser.parse_args()
-    rates, costs = [], []
-    with ours() as (bench, _), stage.frozen(bench.worker.pid):
-        bench.client.enqueue(500)
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in CLIENTS}
+    with ExitStack() as running:
+        benches = {}
+        for name, client in CLIENTS.items():
+            bench, _ = running.enter_context(ours(contestant=client))
+            running.enter_context(stage.frozen(bench.worker.pid))
+            bench.client.enqueue(500)
+            benches[name] = bench
         for _ in range(options.rounds):
-            _, seconds, cpu = bench.client.enqueue(options.jobs)
-            rates.append(options.jobs / seconds)
-            costs.append(cpu / options.jobs * 1e6)
-    print(
-        f"enqueue_many: {median(rates):.0f} jobs/s, {median(costs):.0f} us of CPU a job "
-        f"(median of {options.rounds} rounds of {options.jobs})"
-    )
+            for name, bench in benches.items():
+                _, seconds, cpu = bench.client.enqueue(options.jobs)
+                found[name].append((options.jobs / seconds, cpu / options.jobs * 1e6))
+    for name, rounds in found.items():
+        rate, cost = (median(values) for values in zip(*rounds, strict=True))
+        print(
+            f"{name + '.enqueue_many:':27} {rate:.0f} jobs/s, {cost:.0f} us of CPU a job "
+            f"(median of {options.rounds} rounds of {options.jobs})"
+        )
 
 
 if __name__ == "__main__":

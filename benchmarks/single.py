@@ -8,19 +8,21 @@ from typing import Any
 
 from benchmarks import stage
 from benchmarks.contest import Bench, set_up
-from benchmarks.contestants import CONTESTANTS
+from benchmarks.contestants import CONTESTANTS, Contestant
 from worker.cli.local import stack
 
 OURS = CONTESTANTS[0]
 
 
 @contextmanager
-def ours(workers: int = 1, **settings: Any) -> Iterator[tuple[Bench, stage.Stub]]:
+def ours(
+    workers: int = 1, contestant: Contestant = OURS, **settings: Any
+) -> Iterator[tuple[Bench, stage.Stub]]:
     """A Valkey, the provider, our workers and their client; with additional settings."""
     with stack.ending_by_signal(), tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
         with (
             stage.stub(folder) as provider,
-            set_up(OURS, provider, folder, workers, **settings) as bench,
+            set_up(contestant, provider, folder, workers, **settings) as bench,
         ):
             yield bench, provider
