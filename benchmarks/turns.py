@@ -20,6 +20,7 @@ from benchmarks import stage
 
 #: A stack of its own: it answers a number of jobs with the milliseconds of CPU a job.
 STACK = """
+import sys
 from benchmarks.single import ours
 with ours() as (bench, _):
     bench.warm_up()
