@@ -158,6 +158,7 @@ def test_a_trace_leads_from_the_producer_through_every_attempt_to_the_webhook(
         # The producer's trace alone turns tracing on nowhere; the errors of its jobs still carry
         # its id.
         assert sentry.events[0]["contexts"]["trace"]["trace_id"] == lost["trace"]
+        assert sentry.events[0]["transaction"] == "registrations.attempt"
         assert {one["transaction"] for one in sentry.transactions} == {"sign-up"}
 
         here.start_worker(sentry_traces_sample_rate=1)

@@ -55,6 +55,11 @@ def transaction(
         scope = running.enter_context(found.isolation_scope())
         scope.clear_breadcrumbs()
         begun = found.continue_trace(headers, op="queue.process", name=name, source="task")
+        if not _measures(found):
+            # An error needs the trace's id and the step's name, and no spans.
+            scope.set_transaction_name(name, source="task")
+            yield _nothing
+            return
         step = running.enter_context(found.start_transaction(begun))
 
         def tell(**facts: object) -> None:
@@ -63,6 +68,17 @@ def transaction(
 
         tell(**about)
         yield tell
+
+
+def _measures(found: Any) -> bool:
+    """Whether transactions are sent, or only errors."""
+    options = found.get_client().options
+    rate, sampler = options.get("traces_sample_rate"), options.get("traces_sampler")
+    return rate is not None or sampler is not None
+
+
+def _nothing(**_: object) -> None:
+    pass
 
 
 @contextmanager
