@@ -158,10 +158,11 @@ class Soak:
                 moved, done = time.monotonic(), self._books.done
             yield self._sample(time.monotonic() - began)
 
-    def rest(self) -> int:
+    def rest(self, most: int | None = None) -> int:
         """Wait for the last webhooks, and until all records have expired; return the keys left.
 
-        Keys that expire, such as heartbeats, do not count.
+        Keys that expire, such as heartbeats, do not count. `most`: waits until there are no more
+        keys than this, since some exist only for a moment.
         """
         hooks, records = self._books.sent // HOOK_EVERY, job_key("*")
         with suppress(stack.StackError):
@@ -169,6 +170,9 @@ class Soak:
             stack.until(
                 lambda: not any(self._server.scan_iter(records, count=1000)), "the end", PATIENCE
             )
+        if most is not None:
+            with suppress(stack.StackError):
+                stack.until(lambda: keys_of(self._server)[1] <= most, "the keys", PATIENCE)
         return keys_of(self._server)[1]
 
     def _sample(self, seconds: float) -> Sample:
@@ -298,7 +302,7 @@ def run(options: argparse.Namespace, folder: Path, console: Console) -> Found:
                     samples.append(one)
                     said = f"{one.done} of {options.jobs} jobs, {one.rss / 1e6:.0f} MB"
                     bar.update(task, completed=one.done, description=said)
-                left.append(soak.rest())
+                left.append(soak.rest(*left))
         finally:
             books.over.set()
         counts = provider.counts()
