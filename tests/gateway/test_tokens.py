@@ -204,8 +204,13 @@ def test_waiting_requests_of_one_token_are_limited(
         stack.until(lambda: refused(opened), "too many are waiting", 60)
         assert shop.get(f"{start}&wait=0.01").status_code == 200
         assert 'refused_total{why="waiting"}' in metrics(gateway)
-    with ExitStack() as opened:
-        stack.until(lambda: not refused(opened), "none is waiting", 60)
+        shop.delete(f"/v1/jobs/{job_id}")  # ends the waiting
+
+    def answered() -> bool:
+        path = f"/v1/events?after={cursor}&wait=0.01"
+        return gateway.http.get(path, headers=bearer(token)).status_code == 200
+
+    stack.until(answered, "none is waiting", 60)
 
 
 @pytest.mark.parametrize(
