@@ -137,16 +137,11 @@ def fronts(*wanted: Front) -> Iterator[None]:
     async def start() -> None:
         servers.extend([await one.serve() for one in wanted])
 
-    async def stop() -> None:
-        for server in servers:
-            server.close()
-        await end_all()
-
     asyncio.run_coroutine_threadsafe(start(), loop).result()
     try:
         yield
     finally:
-        asyncio.run_coroutine_threadsafe(stop(), loop).result()
+        asyncio.run_coroutine_threadsafe(end_all(*servers), loop).result()
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.loops import end_all
+from tests.loops import end_all, stop_accepting
 
 #: `SO_LINGER` on with 0 seconds: closing resets.
 _RESET = struct.pack("ii", 1, 0)
@@ -93,9 +93,9 @@ class Link:
 
     async def refuse(self) -> None:
         """Reset all connections, and refuse new ones."""
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        server, self._server = self._server, None
+        if server is not None:
+            await stop_accepting(server)
         await self.reset()
 
     async def reset(self) -> None:

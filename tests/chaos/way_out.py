@@ -77,9 +77,7 @@ class LyingWay:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for server in self._servers:
-            self._loop.call_soon_threadsafe(server.close)
-        self._run(end_all())
+        self._run(end_all(*self._servers))
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(5)
         self._loop.close()

@@ -3,13 +3,14 @@ after a kill."""
 
 import itertools
 import json
-import os
 import signal
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import islice
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -34,6 +35,7 @@ from regworker.producer import Producer
 from regworker.sealing import seals
 from regworker.sealing.keyring import Keyring
 from regworker.settings import Settings
+from tests.chaos.proxy import Proxy
 from tests.integration.installation import PATIENCE
 from tests.integration.jobs import open2b
 from tests.integration.outbox import Cli
@@ -186,20 +188,27 @@ def test_what_was_killed_goes_on_and_does_nothing_twice(
 ) -> None:
     """kill -9 in the middle: the plan is kept, and resuming it does the rest."""
     make, command, _ = ACTS[what]
-    count = 800 if what.startswith("delivery") else 100
+    count = 2000 if what.startswith("delivery") else 100
     ids = make(shop, environment, count)
     log = AuditLog(shop)
     assert log.last() == "0-0"
-    # This process must be faster: it waits at the server, and the other one gives way.
-    process = subprocess.Popen(
-        ["nice", "-n", "19", sys.executable, "-m", "worker.cli", *command, "--yes"],
-        env={**os.environ, **environment},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    stack.until(lambda: shop.redis.xread({AUDIT: "0"}, block=1000), "the first act", PATIENCE)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    port = urlsplit(environment["REGWORKER_REDIS_URL"]).port
+    assert port
+    with Proxy() as proxy:
+        # So far away that this process is in time to kill it.
+        link = proxy.add("ledger", port, distance=0.05)
+        far = {"REGWORKER_REDIS_URL": f"redis://127.0.0.1:{link.port}"}
+        with stack.process(
+            [sys.executable, "-m", "worker.cli", *command, "--yes"],
+            {**environment, **far},
+            Path.cwd(),
+            subprocess.DEVNULL,
+        ) as process:
+            stack.until(
+                lambda: shop.redis.xread({AUDIT: "0"}, block=1000), "the first act", PATIENCE
+            )
+            process.send_signal(signal.SIGKILL)
+            process.wait()
     [plan] = cli.json("plans", "list")
     assert plan["total"] == count
     assert plan["left"] > 0, "it was over before it was killed"

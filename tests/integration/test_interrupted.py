@@ -29,7 +29,7 @@ class SoftTimeLimit(Exception):  # noqa: N818
 
 
 class At:
-    """Raises at the n-th line that runs in redis-py or the worker."""
+    """Raises at the n-th line that runs in redis-py, the client or the worker."""
 
     def __init__(self, number: int) -> None:
         self.left = number
@@ -38,7 +38,7 @@ class At:
     def __call__(self, frame: FrameType, event: str, _: Any) -> Any:
         """Called by the interpreter for each call and line."""
         name = frame.f_globals.get("__name__", "")
-        if not name.startswith(("worker.", "redis.")) or _unheard(name, frame):
+        if not name.startswith(("regworker.", "worker.", "redis.")) or _unheard(name, frame):
             return None
         if event == "line":
             self.left -= 1
@@ -118,6 +118,25 @@ def test_whoever_is_interrupted_gets_its_own_answer_next(producer: Producer, cal
     assert number > 50
     gc.collect()
     assert producer._shell._ledger.redis.ping()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_connection_that_was_interrupted_while_it_opened_is_usable(
+    ledger: SyncLedger,
+) -> None:
+    """At any line: it may have a socket and no parser yet, or the other way round."""
+
+    def reconnect() -> None:
+        ledger.redis.connection_pool.disconnect()
+        assert ledger(look("nobody")) is None
+
+    number = 1
+    while interrupted(reconnect, number):
+        number += 1
+        assert ledger(look("nobody")) is None
+        assert ledger.exchange([("ECHO", "mine")]) == b"mine"
+    assert number > 300
+    gc.collect()
 
 
 def test_a_consumer_that_is_interrupted_gets_its_own_answers_next(settings: Settings) -> None:

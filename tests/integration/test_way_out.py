@@ -155,9 +155,7 @@ async def running(network: Network) -> AsyncIterator[Network]:
     try:
         yield network
     finally:
-        provider.close()
-        proxy.close()
-        await end_all()
+        await end_all(provider, proxy)
 
 
 @pytest.fixture(scope="module")

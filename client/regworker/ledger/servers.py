@@ -22,6 +22,7 @@ from redis.retry import Retry
 from regworker import addresses
 from regworker.ledger.bounded import left
 from regworker.ledger.cluster import QUESTIONS, Cluster, Place
+from regworker.ledger.sync_connections import LeakProofPool
 
 #: Seconds for one Sentinel to accept a connection, and to answer. There are others.
 SENTINEL_TIMEOUT = 0.5
@@ -330,11 +331,12 @@ def looking(connection_class: Any) -> Any:
 def sync_pool(url: str, **options: Any) -> redis.ConnectionPool:
     """A pool of such connections for a URL of the settings."""
     address = addresses.read(url)
-    pool = redis.ConnectionPool.from_url(
+    pool = LeakProofPool.from_url(
         address.redis_url(),
         **_finder(address),
         retry=Retry(NoBackoff(), 0),
-        **{**_QUIET, **options},
+        # Threads are the limit. redis-py counts those that it has made, also closed ones.
+        **{"max_connections": 2**31, **_QUIET, **options},
     )
     pool.connection_class = looking(pool.connection_class)
     return pool

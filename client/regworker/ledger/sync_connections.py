@@ -1,14 +1,17 @@
 """redis-py's connections to the ledger, made safe for a host that interrupts a call.
 
 A host may raise an exception in the middle of any line: Celery's soft time limit comes from a
-signal handler. Two things must not happen then. The next command must not read the answer to the
-interrupted one: a connection counts its outstanding answers, and one with outstanding answers is
-closed before it is used again. And hiredis must not run Python code while it packs a command (it
-crashes the process if that raises), so it gets only text and bytes.
+signal handler. Three things must not happen then. The next command must not read the answer to the
+interrupted one: a connection counts its outstanding answers, and one with outstanding answers, or
+one that is half open, is closed before it is used again. A pool must not run out of connections:
+one that was lost between the pool and its user is closed, and counts no longer. And hiredis must
+not run Python code while it packs a command (it crashes the process if that raises), so it gets
+only text and bytes.
 """
 
 from collections.abc import Callable, Iterable
 from typing import Any
+from weakref import WeakSet
 
 import redis
 from redis.connection import ConnectionPool
@@ -46,17 +49,24 @@ class _Exact:
 
     owed = 0
     """Requested answers that were not read completely."""
+    between = False
+    """Whether it is being opened or closed. If that was interrupted, it has a socket and no parser,
+    or the other way round."""
 
     def connect(self) -> None:
         """Called whenever the pool returns the connection."""
-        if self.owed:
+        if self.owed or self.between:
             self.disconnect()
+        self.between = True
         super().connect()  # type: ignore[misc]
+        self.between = False
 
     def disconnect(self, *args: Any, **options: Any) -> None:
         """A closed connection has no outstanding answers."""
+        self.between = True
         super().disconnect(*args, **options)  # type: ignore[misc]
         self.owed = 0
+        self.between = False
 
     def send_command(self, *args: Any, **options: Any) -> None:
         """Counted before a byte is sent."""
@@ -78,6 +88,19 @@ class _Exact:
             raise
         self.owed -= 1
         return answer
+
+
+class LeakProofPool(ConnectionPool):
+    """A pool that does not keep the connections it has lent: if nobody else does, they close."""
+
+    @property  # type: ignore[override]
+    def _in_use_connections(self) -> WeakSet[Any]:
+        return self._lent
+
+    @_in_use_connections.setter
+    def _in_use_connections(self, connections: Iterable[Any]) -> None:
+        """Set by redis-py when it makes the pool, and in the child after a fork."""
+        self._lent = WeakSet(connections)
 
 
 def exact(client: redis.Redis) -> redis.Redis:
