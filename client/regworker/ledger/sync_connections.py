@@ -93,14 +93,12 @@ class _Exact:
 class LeakProofPool(ConnectionPool):
     """A pool that does not keep the connections it has lent: if nobody else does, they close."""
 
-    @property  # type: ignore[override]
-    def _in_use_connections(self) -> WeakSet[Any]:
-        return self._lent
+    _in_use_connections: Any
 
-    @_in_use_connections.setter
-    def _in_use_connections(self, connections: Iterable[Any]) -> None:
-        """Set by redis-py when it makes the pool, and in the child after a fork."""
-        self._lent = WeakSet(connections)
+    def reset(self) -> None:
+        """Called when the pool is made, and in the child after a fork."""
+        super().reset()
+        self._in_use_connections = WeakSet()
 
 
 def exact(client: redis.Redis) -> redis.Redis:
