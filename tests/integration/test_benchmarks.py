@@ -54,6 +54,24 @@ def test_a_quick_run_ends_with_the_three_figures() -> None:
     assert cost > 0
 
 
+def test_a_steady_load_has_its_latencies() -> None:
+    """At the rate that a burst reached, for each contestant; here ours alone."""
+    small = ["--jobs", "200", "--bursts", "1", "--rounds", "1", "--seconds", "0.5"]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.steady", "--only", "ours", "--load", "0.2", *small],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = re.search(r"ours: p50 ([\d.]+) ms, p99 ([\d.]+) ms", done.stdout)
+    assert found is not None, done.stdout
+    p50, p99 = map(float, found.groups())
+    assert 50 <= p50 <= p99
+
+
 def test_each_step_has_its_cost() -> None:
     """Microseconds for each step, and for the same call without the worker."""
     done = subprocess.run(

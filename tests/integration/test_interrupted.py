@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from regworker.ledger import SyncLedger, sync_connections
+from regworker.ledger import SyncLedger, bounded, sync_connections
 from regworker.ledger.transitions import look
 from regworker.producer import Producer
 from regworker.results import ResultConsumer
@@ -75,6 +75,15 @@ def interrupted(call: Callable[[], Any], number: int) -> bool:
         sys.settrace(before)
         sys.unraisablehook = hook
     return at.raised
+
+
+@pytest.fixture(autouse=True)
+def forgotten() -> Iterator[None]:
+    """The interrupted calls of a test, whose time limits may be left behind, limit no other test.
+
+    Each call of a ledger sets its own; a test may also use redis-py directly."""
+    yield
+    bounded._END.set(float("inf"))
 
 
 @pytest.fixture
