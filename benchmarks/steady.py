@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from statistics import median, quantiles
 
-from benchmarks import contest, stage
+from benchmarks import contest, meter, stage
 from benchmarks.__main__ import BEST
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.report import OURS
@@ -75,9 +75,13 @@ def _rates(benches: dict[str, contest.Bench], bursts: int, jobs: int) -> dict[st
 def _steady(benches: dict[str, contest.Bench], rate: float, seconds: float, rounds: int) -> None:
     """Each in turns, one after another; medians of the turns' percentiles."""
     turns: dict[str, list[list[float]]] = defaultdict(list)
+    costs: dict[str, list[float]] = defaultdict(list)
     for _ in range(rounds):
         for name, bench in benches.items():
-            turns[name].append(bench.latencies(max(2, round(rate * seconds)), rate))
+            jobs = max(2, round(rate * seconds))
+            before = sum(map(meter.cpu, bench.pids))
+            turns[name].append(bench.latencies(jobs, rate))
+            costs[name].append((sum(map(meter.cpu, bench.pids)) - before) / jobs * 1000)
             sys.stderr.write(".")
             sys.stderr.flush()
     sys.stderr.write("\n")
@@ -85,7 +89,8 @@ def _steady(benches: dict[str, contest.Bench], rate: float, seconds: float, roun
     for name, found in turns.items():
         p50, p99 = ([percentile(one, share) for one in found] for share in (50, 99))
         print(
-            f"  {name}: p50 {median(p50):.1f} ms, p99 {median(p99):.1f} ms "
+            f"  {name}: p50 {median(p50):.1f} ms, p99 {median(p99):.1f} ms, "
+            f"{median(costs[name]):.2f} ms of CPU a job "
             f"(single turns: {_span(p50)}; {_span(p99)})"
         )
 
