@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 import time
 from datetime import UTC, datetime
 from threading import Thread
@@ -9,8 +10,10 @@ from typing import Any
 
 import click
 import structlog
+from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from celery import signals
-from celery.exceptions import Ignore, Reject, Retry
+from celery.app import trace
+from celery.exceptions import Ignore, Reject, Retry, TaskPredicate
 from celery.worker import state as celery_state
 from click.core import ParameterSource
 
@@ -47,6 +50,25 @@ class TriesAgain(Retry):  # type: ignore[misc]
 
     def __repr__(self) -> str:
         return f"{self.message}; again at {self.when:%Y-%m-%d %H:%M:%S} UTC"
+
+
+class ExceptionSummary(ExceptionInfo):  # type: ignore[misc]
+    """What Celery keeps of an exception: without the stack if that only ends a task in another way.
+
+    To copy and format the stack takes as much CPU as the job, for each retry and each superfluous
+    wake-up. `Retry`, `Ignore` and `Reject` are no faults, and their stack tells nothing.
+    """
+
+    def __init__(self, exc_info: Any = None, internal: bool = False) -> None:
+        kind, exception, _ = exc_info or sys.exc_info()
+        if not isinstance(exception, TaskPredicate):
+            super().__init__(exc_info, internal)
+            return
+        self.type, self.internal, self.traceback = kind, internal, ""
+        self.exception = ExceptionWithTraceback(exception, "")
+
+
+trace.ExceptionInfo = ExceptionSummary
 
 
 @app.task(name=ATTEMPT)  # type: ignore[untyped-decorator]
