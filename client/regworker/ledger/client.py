@@ -233,14 +233,15 @@ class AsyncLedger:
                 if not passing(error):
                     raise
                 given_up = isinstance(error, TooFewReplicas) and not insist
-                if given_up or time.monotonic() + pause > end:
+                wait = pause * random.uniform(0.5, 1.5)  # noqa: S311
+                if given_up or time.monotonic() + wait > end:
                     raise _unavailable(error) from None
                 if elsewhere(error):
                     # New connections find the new primary.
                     self._connection.drop()
                     self._waiting.drop()
                     await self.redis.connection_pool.disconnect(inuse_connections=False)
-            await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311
+            await asyncio.sleep(wait)
             pause = min(LAST_PAUSE, pause * 2)
 
     async def carry(self, step: Step, patience: float = 30.0) -> Any:
@@ -403,12 +404,13 @@ class SyncLedger:
                     raise
                 if isinstance(error, TooFewReplicas):
                     missing = error
-                if time.monotonic() + pause > end:
+                wait = pause * random.uniform(0.5, 1.5)  # noqa: S311
+                if time.monotonic() + wait > end:
                     # A last try that was cut short says less than the missing replicas.
                     raise _unavailable(missing or error) from None
                 if elsewhere(error):
                     self.redis.connection_pool.disconnect(inuse_connections=False)
-            time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311
+            time.sleep(wait)
             pause = min(LAST_PAUSE, pause * 2)
 
     def ask(self, question: Callable[[Any], T], patience: float = 10.0) -> T:
