@@ -67,21 +67,26 @@ class Watched:
         except urllib.error.HTTPError as error:
             return error.code, json.loads(error.read())
 
-    def until(self, code: int, *options: str) -> dict[str, Any]:
-        """Wait until the command exits with this code; return its report on the only worker."""
+    def until(self, code: int, *options: str, condition: str = "") -> dict[str, Any]:
+        """Wait until the command exits with this code, and the worker is in this condition; return
+        the report on the only worker."""
         said: list[dict[str, Any]] = []
 
         def looked() -> bool:
             # Run the command only when it may succeed: it is slow to start.
             now = self.here.ledger(snapshot())
-            mine = [one for one in now.workers if one.pid == self.pid]
-            if (code == 0) != all(one.condition(now.at) == "well" for one in mine):
+            mine = [one.condition(now.at) for one in now.workers if one.pid == self.pid]
+            if (code == 0) != all(one == "well" for one in mine):
+                return False
+            if condition and condition not in mine:
                 return False
             found, answer = self.health(*options)
             said.append(answer)
+            if condition and [one["condition"] for one in answer["workers"]] != [condition]:
+                return False
             return found == code
 
-        stack.until(looked, f"health ends with {code}", PATIENCE * 4)
+        stack.until(looked, f"health ends with {code} {condition}", PATIENCE * 4)
         [worker] = said[-1]["workers"] or [{}]
         return worker
 
@@ -127,8 +132,7 @@ def test_a_worker_whose_broker_is_gone_is_found_out(watched: Watched) -> None:
     """It reconnects by itself when the broker is back, and is healthy."""
     port = watched.broker.port
     watched.broker.stop()
-    found = watched.until(1)
-    assert found["condition"] == "stuck"
+    found = watched.until(1, condition="stuck")
     assert "consumer" in found["silent_seconds"]
     assert "takes no messages from the broker" in found["why"]
     watched.broker = stack.start_valkey(None, port)
@@ -141,13 +145,16 @@ def test_a_worker_whose_main_thread_hangs_is_found_out(watched: Watched) -> None
     assert watched.page("/health")[0] == watched.page("/ready")[0] == 200
     blocked = watched.here.folder / "blocked"
     blocked.touch()
-    os.kill(watched.pid, signal.SIGUSR2)
-    found = watched.until(1, "--worker", f"{os.uname().nodename}:{watched.pid}")
-    assert found["silent_seconds"].keys() == {"consumer"}
-    status, said = watched.page("/health")
-    assert (status, said["healthy"], list(said["silent"])) == (503, False, ["consumer"])
-    assert watched.page("/ready")[0] == 503
-    blocked.unlink()
+    try:
+        os.kill(watched.pid, signal.SIGUSR2)
+        worker = f"{os.uname().nodename}:{watched.pid}"
+        found = watched.until(1, "--worker", worker, condition="stuck")
+        assert found["silent_seconds"].keys() == {"consumer"}
+        status, said = watched.page("/health")
+        assert (status, said["healthy"], list(said["silent"])) == (503, False, ["consumer"])
+        assert watched.page("/ready")[0] == 503
+    finally:
+        blocked.unlink()
     watched.until(0)
     assert watched.page("/health") == (200, {"healthy": True, "silent": {}})
 

@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 from regworker.ledger import SyncLedger, bounded, sync_connections
+from regworker.ledger.bounded import within
 from regworker.ledger.transitions import look
 from regworker.producer import Producer
 from regworker.results import ResultConsumer
 from regworker.settings import Settings
-from tests.integration.installation import KEYS
+from tests.integration.installation import KEYS, PATIENCE
 from tests.integration.jobs import ACTOR, skypostal
 from tests.integration.test_job_stream import serve
 from worker.operations.admin_actions import AdminActions
@@ -126,7 +127,8 @@ def test_whoever_is_interrupted_gets_its_own_answer_next(producer: Producer, cal
         assert (found.job_id, found.idempotency_key) == (second.job_id, second.idempotency_key)
     assert number > 50
     gc.collect()
-    assert producer._shell._ledger.redis.ping()
+    with within(PATIENCE):  # instead of the limit that an interrupted call may have left
+        assert producer._shell._ledger.redis.ping()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -143,7 +145,8 @@ def test_a_connection_that_was_interrupted_while_it_opened_is_usable(
     while interrupted(reconnect, number):
         number += 1
         assert ledger(look("nobody")) is None
-        assert ledger.exchange([("ECHO", "mine")]) == b"mine"
+        with within(PATIENCE):  # instead of the limit that an interrupted call may have left
+            assert ledger.exchange([("ECHO", "mine")]) == b"mine"
     assert number > 300
     gc.collect()
 
@@ -155,7 +158,8 @@ def test_a_consumer_that_is_interrupted_gets_its_own_answers_next(settings: Sett
         number = 1
         while interrupted(lambda: consumer.receive(0.001), number):
             number += 5
-            assert consumer._ledger.exchange([("ECHO", "mine")]) == b"mine"
+            with within(PATIENCE):  # instead of the limit that an interrupted call may have left
+                assert consumer._ledger.exchange([("ECHO", "mine")]) == b"mine"
             assert consumer._ledger(look("nobody")) is None
 
 
@@ -225,6 +229,9 @@ STORM = """
         except Limit:
             armed = False
             struck += 1
+            # The machine may become faster or slower: about half of the calls are interrupted.
+            most = min(2.0, max(0.001, most * (1.02 if struck > len(ids) else 0.98)))
+    signal.signal(signal.SIGALRM, signal.SIG_IGN)  # a late strike would set the timer again
     signal.setitimer(signal.ITIMER_REAL, 0)
     for id_, key in ids.items():
         assert producer.status(id_).idempotency_key == key

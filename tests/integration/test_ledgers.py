@@ -69,7 +69,7 @@ class Ledgers:
         """Start a killed server again, at the same port."""
         server = self.servers[name]
         server._process, server._desired_port = None, server.port
-        server.start()
+        server.start(timeout=stack.START)
 
     def close(self) -> None:
         """Close the connections."""

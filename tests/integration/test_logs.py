@@ -62,7 +62,9 @@ def faults(here: Installation, *rules: dict[str, Any]) -> None:
 
 def test_each_step_is_one_line_of_json_with_all_there_is_to_know(tmp_path: Path) -> None:
     """Jobs of every outcome, deliveries, a plugin's prints, start and stop."""
-    with installation(tmp_path, max_attempts=2) as here:
+    # No call here may reach its time limit: that would be another step.
+    patient = {"call_budget": 10.0, "settle_delay": 11.0, "lease": 15.0}
+    with installation(tmp_path, max_attempts=2, **patient) as here:
         plain = here.run(skypostal())["subject"]
         hooked = here.run(open2b(reply_to=["results", "crm"]))["subject"]
         here.wait_for_hook(hooked)
@@ -139,7 +141,7 @@ def test_a_broker_that_goes_away_is_a_few_clear_lines(tmp_path: Path) -> None:
             process.wait()
             here.wait_for_line("broker unreachable")
             server._process, server._desired_port = None, port
-            server.start()
+            server.start(timeout=stack.START)
             event = here.run(skypostal())
             assert event["type"] == "registration.registered"
             stack.until(

@@ -46,7 +46,7 @@ def test_every_odd_outcome_ends_its_job(tmp_path: Path) -> None:
     with installation(tmp_path, **odd) as here:
         ids: dict[str, tuple[str, str]] = {}
         settings = here.producer.settings.model_copy(
-            update={"providers": PROVIDERS, "deadline": 10.0}
+            update={"providers": PROVIDERS, "deadline": 30.0}
         )
         with Producer(settings) as producer:
             for kind, name in expected:

@@ -86,8 +86,10 @@ def watched(
 ) -> Iterator[tuple[Installation, Otlp, Hooks]]:
     """An installation with a receiver for its telemetry and a webhook that keeps headers."""
     folder = tmp_path_factory.mktemp("otel")
+    # No call here may reach its time limit: that would be another span.
+    patient = {"call_budget": 10.0, "settle_delay": 11.0}
     with receive() as otlp, hooks() as crm, installation(
-        folder, workers=0, endpoints__crm__url=crm.url
+        folder, workers=0, endpoints__crm__url=crm.url, **patient
     ) as here:  # fmt: skip
         here.environment |= otlp.environment
         stack.wait_for_worker(here.ledger, here.start_worker())

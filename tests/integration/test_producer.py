@@ -19,6 +19,7 @@ from regworker.ledger.transitions import accept, job_key, look
 from regworker.producer import Producer, Receipt, Refused
 from regworker.sealing.keyring import Keyring
 from regworker.settings import Settings
+from tests.integration.installation import PATIENCE
 from tests.integration.jobs import skypostal
 from worker.cli.local import stack
 
@@ -111,7 +112,7 @@ def test_a_server_that_dies_between_two_commands_is_waited_for(
         yield from map(command, range(SLICE, 2 * SLICE))
 
     try:
-        answers = own.many(commands())
+        answers = own.many(commands(), patience=PATIENCE)
         assert [one.job_id for one in answers] == [job(number).id for number in range(2 * SLICE)]
         assert all(own.redis.exists(job_key(one.job_id)) for one in answers)
     finally:

@@ -173,7 +173,7 @@ def test_a_broker_that_restarts_has_what_it_took_and_takes_more(tmp_path: Path) 
             await asyncio.to_thread(server.stop)
             came += await publish(publisher, b"2")
             server._desired_port = int(url.rpartition(":")[2].partition("/")[0])
-            await asyncio.to_thread(server.start)
+            await asyncio.to_thread(server.start, stack.START)
             came += await publish(publisher, b"3")
             await publisher.aclose()
             return came
@@ -202,7 +202,7 @@ def test_a_key_that_is_no_list_is_named(redis_url: str) -> None:
 @pytest.mark.parametrize("scheme", ["redis", "amqp"])
 def test_a_broker_that_hangs_holds_nothing_up(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The event loop continues, and the try ends at its time limit."""
-    monkeypatch.setattr(queue, "BUDGET", 0.5)
+    monkeypatch.setattr(queue, "BUDGET", 2.0)
 
     async def work() -> Delivered:
         publisher = QueuePublisher("bus", connecting(f"{scheme}://127.0.0.1:{port}/"))

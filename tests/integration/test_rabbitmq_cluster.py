@@ -17,6 +17,9 @@ from worker.broker.wakeups import QUEUES, REQUESTS, Wakeups
 from worker.celery import new_app
 from worker.cli.local import stack
 
+#: Three nodes start, and each is killed and started again; a busy machine needs minutes for it.
+pytestmark = pytest.mark.timeout(900)
+
 #: A second place for results besides the stream: it must survive a node as well.
 RESULTS = "results.cluster"
 

@@ -56,11 +56,18 @@ def shared(request: Any, tmp_path_factory: Any) -> Iterator[Broken]:
 
 def ask(it: Broken, command: str, **arguments: Any) -> Any:
     """The worker's answer to a command."""
+    found: list[Any] = []
     with closing(new_app(it.here.producer.settings)) as app:
-        [found] = app.control.broadcast(
-            command, arguments=arguments, reply=True, timeout=PATIENCE, limit=1
-        )
-    [answer] = found.values()
+
+        def answered() -> bool:
+            # A command that is sent before the worker has subscribed is lost.
+            found[:] = app.control.broadcast(
+                command, arguments=arguments, reply=True, timeout=10, limit=1
+            )
+            return bool(found)
+
+        stack.until(answered, f"an answer to {command}", PATIENCE)
+    [answer] = found[0].values()
     return answer
 
 
