@@ -56,7 +56,7 @@ class ExceptionSummary(ExceptionInfo):  # type: ignore[misc]
     """What Celery keeps of an exception: without the stack if that only ends a task in another way.
 
     To copy and format the stack takes as much CPU as the job, for each retry and each superfluous
-    wake-up. `Retry`, `Ignore` and `Reject` are no faults, and their stack tells nothing.
+    wake-up. `Retry`, `Ignore` and `Reject` are no faults, and their stack shows nothing.
     """
 
     def __init__(self, exc_info: Any = None, internal: bool = False) -> None:
