@@ -42,6 +42,9 @@ MOST_MEMORY = 250_000_000
 #: must succeed.
 SERVED = 6.0
 
+#: Seconds for a worker to get ready: several start at once.
+START = 180.0
+
 #: Seconds for a worker to stop after SIGTERM. It may have to settle at a ledger that is away, for
 #: which it waits up to a minute.
 STOP = 75.0
@@ -154,7 +157,8 @@ class Cluster:
     def receiver(self, faults: float) -> None:
         """Make the receiver fail a share of its deliveries."""
         behaviour = {"rate": faults, "rate_status": 503, "seed": 1}
-        httpx.put(f"{self.sandbox_url}/hooks-behaviour", json=behaviour).raise_for_status()
+        url = f"{self.sandbox_url}/hooks-behaviour"
+        httpx.put(url, json=behaviour, timeout=60).raise_for_status()
 
     def hooks(self) -> list[dict[str, Any]]:
         """The requests that the receiver got."""
@@ -383,7 +387,7 @@ def add_workers(here: Cluster, sabotage: str = "", replicas: int = 0) -> None:
     try:
         for slot in here.workers:
             assert slot.process is not None
-            stack.wait_for_worker(ledger, slot.process)
-            stack.until(lambda slot=slot: slot.ready, f"{slot.name} is not ready")
+            stack.wait_for_worker(ledger, slot.process, START)
+            stack.until(lambda slot=slot: slot.ready, f"{slot.name} is not ready", START)
     finally:
         ledger.close()

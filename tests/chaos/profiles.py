@@ -174,6 +174,8 @@ PROFILES: Mapping[str, Profile] = {
     # Workers die during a call that the provider will carry out.
     "lease_to_queued": replace(
         _SHORT,
+        # Calls are under way when the first worker is killed.
+        calm=3.0,
         # A successor takes seconds to start, and must do something before it is killed.
         gap=(2.5, 3.5),
         kinds={"kill_worker": 1},

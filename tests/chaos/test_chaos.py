@@ -1,4 +1,4 @@
-"""No job lost, none done twice: the chaos run itself, for 40 seconds."""
+"""No job lost, none done twice: the chaos run itself, for 50 seconds."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ from tests.chaos.profiles import PROFILES
 ROOT = Path(__file__).parents[2]
 
 #: Seconds. The run, and all the waiting that may follow.
-LIMIT = 300
+LIMIT = 600
 
 
 def run(*options: str) -> tuple[dict[str, Any], str]:
@@ -38,7 +38,8 @@ def run(*options: str) -> tuple[dict[str, Any], str]:
 @pytest.mark.timeout(LIMIT + 60)
 def test_nothing_is_lost_and_nothing_is_done_twice() -> None:
     """A fixed seed kills, stops, cuts off, delays and resets; a proxy lies."""
-    report, said = run("--duration", "40", "--seed", "20")
+    # In 50 seconds this seed sets the clock forward three times: a starved process may miss one.
+    report, said = run("--duration", "50", "--seed", "20")
     assert any("after forwarding" in lie for lie in report["lies"])
     if skew.library() is None:
         assert skew.MISSING in said

@@ -150,7 +150,7 @@ class LyingWay:
             upstream[1].close()
 
     def _run(self, work: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
 
 
 async def _relay(one: Streams, other: Streams, may_answer: Any = lambda: True) -> None:

@@ -188,7 +188,9 @@ def sandbox_url(child: subprocess.Popen[bytes]) -> str:
     return line.split(_LISTENING)[1].strip()
 
 
-def wait_for_worker(ledger: SyncLedger, child: subprocess.Popen[bytes]) -> None:
+def wait_for_worker(
+    ledger: SyncLedger, child: subprocess.Popen[bytes], seconds: float = START
+) -> None:
     """Wait until a worker has announced what it serves."""
 
     def announced() -> bool:
@@ -196,7 +198,7 @@ def wait_for_worker(ledger: SyncLedger, child: subprocess.Popen[bytes]) -> None:
             raise StackError(f"the worker ended with exit code {child.returncode}")
         return bool(ledger.redis.scard(CONFIGURED))
 
-    until(announced, "the worker announced nothing")
+    until(announced, "the worker announced nothing", seconds)
 
 
 def until(condition: Callable[[], bool], otherwise: str, seconds: float = START) -> None:
