@@ -103,10 +103,15 @@ def test_a_dead_worker_is_told_by_the_one_that_goes_on(
     """kill -9 leaves no time for a report; the expired lease is reported."""
     here, sentry = watched
     here.wait_for_line("ready.")
+    here.workers[0].terminate()
+    assert here.workers[0].wait(PATIENCE) == 0
+    # This worker's call must not end before it is killed.
+    patient = here.start_worker(call_budget=100, settle_delay=110)
+    here.wait_for_line("ready.", 1)
     job = fault(here, skypostal(), "hang", commit=True)
     job_id = here.producer.enqueue(job).job_id
     stack.until(lambda: here.made(email_of(job)) > 0, "the call", PATIENCE)
-    here.workers[0].kill()
+    patient.kill()
     here.start_worker()
     here.producer.wait(job_id, PATIENCE)
     until(lambda: titled(sentry, "a worker was lost while calling skypostal"), "the loss")
@@ -135,7 +140,7 @@ def enqueue_traced(here: Installation, dsn: str, job: dict[str, Any]) -> dict[st
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -25,7 +25,8 @@ def wait_for_step(here: Installation, job_id: str, text: str) -> None:
 
 def slow(here: Installation, job: dict[str, Any], *more: dict[str, Any]) -> None:
     """Make the provider slow for this job's call, and fail its lookups as given."""
-    call = {"kind": "slow", "delay": 1.0, "call": "customer-registration"}
+    # Long enough to stop a worker before its answer comes.
+    call = {"kind": "slow", "delay": 5.0, "call": "customer-registration"}
     here.sandbox.faults.configure(
         {"script": [{"email": email_of(job), **rule} for rule in (call, *more)]}
     )
@@ -34,7 +35,7 @@ def slow(here: Installation, job: dict[str, Any], *more: dict[str, Any]) -> None
 def test_a_late_answer_of_a_worker_that_stood_still_counts(tmp_path: Path) -> None:
     """Its lease expired and no lookup was possible: "registered" is still a fact, reported once."""
     # A time limit far longer than a slow machine needs to start the second worker.
-    pace = {"call_budget": 60, "settle_delay": 80, "lease": 2, "lease_renewal": 0.5}
+    pace = {"call_budget": 200, "settle_delay": 240, "lease": 2, "lease_renewal": 0.5}
     with installation(tmp_path, **pace) as here:
         job = skypostal()
         slow(here, job, {"kind": "server_error", "call": "customer-login", "times": None})
@@ -93,7 +94,9 @@ def test_jobs_survive_the_ledgers_sudden_death(tmp_path: Path) -> None:
 def test_a_provider_that_hangs_takes_not_every_slot(tmp_path: Path) -> None:
     """It gets five of ten slots at most: the other provider's jobs continue."""
     cap = {"accounts__skypostal__default__max_in_flight": 5, "concurrency": 10}
-    with installation(tmp_path, call_budget=8, settle_delay=9, **cap) as here:
+    # No hanging call ends by itself, and frees its slot, during the test.
+    pace = {"call_budget": 200, "settle_delay": 210, "lease": 200}
+    with installation(tmp_path, **pace, **cap) as here:
         rule = {"kind": "hang", "provider": "skypostal", "times": None}
         here.sandbox.faults.configure({"script": [rule]})
         hanging = list(here.producer.enqueue_many([skypostal() for _ in range(40)]))
@@ -105,6 +108,7 @@ def test_a_provider_that_hangs_takes_not_every_slot(tmp_path: Path) -> None:
         assert len(here.sandbox.requests.find(provider="skypostal")) == 5
         states = {here.producer.status(one.job_id).why for one in hanging}  # type: ignore[union-attr]
         assert "full" in states
+        here.workers[0].kill()  # to stop, it would wait for the hanging calls
 
 
 def test_a_breaker_opens_on_faults_and_closes_by_a_single_probe(tmp_path: Path) -> None:

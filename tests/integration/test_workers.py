@@ -22,6 +22,9 @@ from tests.rabbitmq import amqp_url
 from worker.broker.wakeups import QUEUES
 from worker.cli.local import stack
 
+#: No call and no lease ends by itself, however late a process gets its turn.
+PATIENT = {"call_budget": 60, "settle_delay": 90, "lease": 60}
+
 
 @contextmanager
 def ready(folder: Path, **environment: Any) -> Iterator[Installation]:
@@ -46,13 +49,14 @@ def test_a_job_goes_on_when_its_worker_is_killed_in_the_middle_of_the_call(
     tmp_path: Path,
 ) -> None:
     """kill -9: another worker sees the expired lease, looks up, and reports the outcome once."""
-    with ready(tmp_path, call_budget=2.5, settle_delay=3) as here:
+    # The call must not end before its worker is killed.
+    with ready(tmp_path, call_budget=100, settle_delay=110) as here:
         job = skypostal()
         hang(here, job)
         receipt = here.producer.enqueue(job)
         wait_for_call(here, job)
         here.workers[0].kill()
-        here.start_worker()
+        here.start_worker(call_budget=2.5, settle_delay=3)
         event = here.producer.wait(receipt.job_id, PATIENCE)
         assert event["data"]["recovered"] is True
         assert here.made(email_of(job)) == 1
@@ -295,7 +299,7 @@ def test_secrets_stay_where_they_must(tmp_path: Path) -> None:
 
 def test_a_backlog_is_taken_several_wake_ups_at_a_time(tmp_path: Path) -> None:
     """As many as there are free slots; each job is done once."""
-    with ready(tmp_path, broker_url="", concurrency=20) as here:
+    with ready(tmp_path, broker_url="", concurrency=20, **PATIENT) as here:
         worker = here.workers[0]
         worker.send_signal(signal.SIGSTOP)
         receipts = list(here.producer.enqueue_many([skypostal() for _ in range(100)]))
@@ -311,7 +315,7 @@ def test_a_backlog_is_taken_several_wake_ups_at_a_time(tmp_path: Path) -> None:
 
 def test_jobs_that_come_one_by_one_are_not_looked_for_by_the_dozen(tmp_path: Path) -> None:
     """An empty answer would wake the worker once more for each of them."""
-    with ready(tmp_path, broker_url="", concurrency=20) as here:
+    with ready(tmp_path, broker_url="", concurrency=20, **PATIENT) as here:
         here.ledger.redis.config_resetstat()
         for _ in range(20):
             here.run(skypostal())
