@@ -31,6 +31,9 @@ from tests.rabbitmq import amqp_url
 from worker.broker.wakeups import REQUESTS
 from worker.cli.local import stack
 
+#: This file starts many programs, one after the other; each may be slow on a busy machine.
+pytestmark = pytest.mark.timeout(900)
+
 SECRETS = {
     "REGWORKER_SEALING_KEYS": Keyring.new("compose"),
     "OPERATOR_PASSWORD": "passw0rd",

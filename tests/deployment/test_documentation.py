@@ -20,6 +20,9 @@ from tests.integration.installation import PATIENCE, ROOT
 from tests.programs import needed
 from worker.cli.local import stack
 
+#: This file starts many programs, one after the other; each may be slow on a busy machine.
+pytestmark = pytest.mark.timeout(900)
+
 #: The sources of the site.
 SOURCES = ("docs", "examples", "mkdocs.yml", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 

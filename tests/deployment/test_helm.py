@@ -27,6 +27,9 @@ from worker import __version__
 from worker.cli.local import stack
 from worker.operations.tokens import TokenStore
 
+#: This file starts many programs, one after the other; each may be slow on a busy machine.
+pytestmark = pytest.mark.timeout(900)
+
 DIGEST = f"sha256:{'0' * 64}"
 
 #: The values that an installation must set.

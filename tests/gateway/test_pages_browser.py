@@ -22,6 +22,9 @@ from worker.cli.local import stack
 from worker.operations.plans import Item, PlanStore
 from worker.operations.tokens import TokenStore
 
+#: This file starts many programs, one after the other; each may be slow on a busy machine.
+pytestmark = pytest.mark.timeout(900)
+
 PHONE, DESK = 390, 1440
 
 

@@ -22,6 +22,9 @@ from worker.celery import new_app
 from worker.cli.local import stack
 from worker.monitoring.overview import Observer
 
+#: This file starts many programs, one after the other; each may be slow on a busy machine.
+pytestmark = pytest.mark.timeout(900)
+
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sentinels]:

@@ -22,6 +22,9 @@ from tests.sentinels import Sentinels, sentinels
 from tests.tls import Authority
 from worker.cli.local import stack
 
+#: This file starts many programs, one after the other; each may be slow on a busy machine.
+pytestmark = pytest.mark.timeout(900)
+
 
 @dataclass
 class Beside:
@@ -46,7 +49,10 @@ class Beside:
 
     def measures(self) -> bool:
         """The exporter."""
-        return "regworker_ledger_up 1" in self.exporter.get("/metrics").text
+        try:
+            return "regworker_ledger_up 1" in self.exporter.get("/metrics").text
+        except httpx.TransportError:  # it has not started yet
+            return False
 
     def takes(self, job: dict[str, Any]) -> str:
         """Send a job to the gateway, repeatedly while the ledger is away; return its id."""

@@ -14,6 +14,9 @@ from tests.model.model import FORGETFUL, Bounds, Rules, World, start, steps
 from tests.model.replay import STREAM, DivergenceError, Replay, load
 from worker.cli.local import stack
 
+#: The first test that needs a search makes it, which takes minutes on a busy machine.
+pytestmark = pytest.mark.timeout(900)
+
 #: More workers and faults than can be explored completely.
 WILD = Bounds(workers=3, attempts=3, crashes=4, pauses=3, hands=2)
 #: The scripts also do as the model does in a world with more faults than assumed.

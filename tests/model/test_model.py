@@ -8,6 +8,9 @@ from tests.model.conftest import Searched
 from tests.model.explore import explore
 from tests.model.model import DEFAULT, FORGETFUL, Rules
 
+#: The first test that needs a search makes it, which takes minutes on a busy machine.
+pytestmark = pytest.mark.timeout(900)
+
 #: Edges that the ledger allows, although no world within the assumptions takes them.
 SPARE = {
     # No provider answers so when it is asked.
