@@ -20,6 +20,7 @@ from pydantic import SecretStr
 from regworker.settings import WebhookEndpoint
 from sandbox.server import ReceiverServer
 from tests.integration.outbox import Cli
+from tests.loops import end_all
 from worker.providers.base import NotSent, Request
 from worker.providers.http import HttpTransport
 from worker.publishers import webhook
@@ -121,7 +122,7 @@ async def publish(to: WebhookEndpoint, times: int = 1) -> list[Delivered]:
 @asynccontextmanager
 async def server(handler: Handler, end: bytes = EVENT, **options: Any) -> AsyncIterator[int]:
     """A server that calls the handler once it has received an event; its port."""
-    at_work: set[asyncio.Task[None]] = set()
+    at_work: set[asyncio.Task[None]] = set()  # a loop alone does not keep its tasks
 
     def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         async def handle() -> None:
@@ -139,10 +140,7 @@ async def server(handler: Handler, end: bytes = EVENT, **options: Any) -> AsyncI
     try:
         yield listening.sockets[0].getsockname()[1]
     finally:
-        for task in at_work:
-            task.cancel()
-        await asyncio.gather(*at_work, return_exceptions=True)
-        listening.close()
+        await end_all(listening)
 
 
 def answered_by(handler: Handler, times: int = 1) -> list[Delivered]:
@@ -306,7 +304,7 @@ def test_an_url_goes_out_byte_for_byte(target: str) -> None:
         try:
             return await publish(endpoint(f"http://127.0.0.1:{port}{target}"))
         finally:
-            listening.close()
+            await end_all(listening)
 
     assert asyncio.run(both()) == [Arrived("HTTP 204")]
     assert lines == [f"POST {sent} HTTP/1.1\r\n".encode()]

@@ -21,6 +21,7 @@ from aiohttp.client_proto import ResponseHandler
 from pydantic import SecretStr
 
 from regworker.settings import WebhookEndpoint
+from tests.loops import end_all
 from worker.http_connections import Connector, _WatchedRequest
 from worker.providers.base import Answer, Lost, NotSent, Request
 from worker.providers.http import HttpTransport
@@ -107,13 +108,9 @@ class Server:
         self.requests = 0
         self.connections = 0
         self.go = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve a connection."""
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
         self.connections += 1
         with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             await self._serve(reader, writer)
@@ -138,12 +135,6 @@ class Server:
                 await self.go.wait()
                 writer.write(self.later)
 
-    async def stop(self) -> None:
-        """End all open handlers."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
 
 @contextlib.asynccontextmanager
 async def serving(server: Server, certificate: Path | None) -> AsyncIterator[str]:
@@ -157,8 +148,7 @@ async def serving(server: Server, certificate: Path | None) -> AsyncIterator[str
     try:
         yield f"https://localhost:{port}/" if context else f"http://127.0.0.1:{port}/"
     finally:
-        listener.close()
-        await server.stop()
+        await end_all(listener)
         await listener.wait_closed()
 
 
@@ -470,7 +460,7 @@ def test_no_answer_makes_a_worker_large(bomb: tuple[bytes, bytes, str]) -> None:
         done = await asyncio.to_thread(
             subprocess.run, [sys.executable, "-c", WORKER, url], capture_output=True, text=True
         )
-        listener.close()
+        await end_all(listener)
         assert done.returncode == 0, done.stderr
         return str(done.stdout).splitlines()
 
