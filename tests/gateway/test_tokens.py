@@ -88,7 +88,7 @@ def revoke(gateway: Gateway, token: str) -> None:
         answer = gateway.http.get("/v1/events", headers=bearer(token))
         return answer.status_code in {401, 429}
 
-    stack.until(refused, "the token is refused", 10)
+    stack.until(refused, "the token is refused", 60)
 
 
 def test_an_open_batch_ends_with_its_token(gateway: Gateway) -> None:
@@ -240,9 +240,11 @@ def test_failed_attempts_are_limited(gateway: Gateway, shop: httpx.Client) -> No
         gateway.http.get("/v1/events", headers={**one, "x-forwarded-for": f"192.0.2.{number}"})
         for number, one in enumerate(wrong * int(FAILURES))
     ]
-    assert {one.status_code for one in found} == {401, 429}
-    assert found[-1].status_code == 429
-    assert "www-authenticate" in found[0].headers
+    statuses = [one.status_code for one in found]
+    assert set(statuses) == {401, 429}
+    # One more attempt is allowed every few seconds, so the last answer may be 401.
+    assert statuses.count(429) > len(statuses) / 2
+    assert all("www-authenticate" in one.headers for one in found if one.status_code == 401)
     assert shop.get("/v1/events").status_code == 200
 
 

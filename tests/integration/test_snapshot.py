@@ -220,13 +220,15 @@ def test_the_lag_of_whoever_reads_the_results_is_told(ledger: SyncLedger) -> Non
 
 def test_the_pace_of_an_account_is_told(ledger: SyncLedger) -> None:
     """Each call uses up an interval of the burst."""
+    # A pace of minutes: what is used up must not be free again before the test looks.
+    ledger(announce([Limits("acme", "default", 60_000, 600_000, 5)], []))
     assert ledger(snapshot()).accounts[0].pace_used == 0
     for key in ("1", "2", "3"):
         claimed(ledger, enqueued(ledger, key))
     [acme] = ledger(snapshot()).accounts
     assert (acme.provider, acme.in_flight, acme.max_in_flight) == ("acme", 3, 5)
     assert 0 < acme.pace_used <= 0.3
-    assert acme.rate == 10
+    assert acme.rate == 1 / 60
 
 
 def test_very_many_accounts_are_looked_at_some_at_a_time(ledger: SyncLedger) -> None:
