@@ -78,8 +78,8 @@ class _ThreadedServer:
     def start(self) -> Self:
         """Serve; return once requests are answered."""
         self._thread.start()
-        if not self._ready.wait(10):
-            raise RuntimeError("The server did not start within 10 seconds.")
+        if not self._ready.wait(60):
+            raise RuntimeError("The server did not start within 60 seconds.")
         return self
 
     def stop(self) -> None:

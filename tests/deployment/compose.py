@@ -133,7 +133,7 @@ class Moved:
             cwd=self.folder / "app",
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            timeout=60,
+            timeout=200,
             check=False,
         ).returncode
 

@@ -99,7 +99,7 @@ def test_what_is_installed_is_enough(
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -41,7 +41,7 @@ class Gateway:
         command = [sys.executable, "-m", "worker.cli", *arguments]
         env = {**os.environ, "PYTHONPATH": str(ROOT), **self.environment}
         done = subprocess.run(
-            command, env=env, capture_output=True, text=True, timeout=60, check=False
+            command, env=env, capture_output=True, text=True, timeout=200, check=False
         )
         assert done.returncode == 0, done.stderr
         return done.stdout

@@ -74,7 +74,9 @@ def test_a_job_and_its_status_come_over_https(site: Site) -> None:
     """The service presents the given certificate, and browsers must stay on HTTPS."""
     assert site.url.startswith("https://")
     headers = {"authorization": f"Bearer {site.token}"}
-    with httpx.Client(base_url=site.url, verify=site.trusted, headers=headers) as client:
+    with httpx.Client(
+        base_url=site.url, verify=site.trusted, headers=headers, timeout=60
+    ) as client:
         answer = client.post("/v1/jobs", json=open2b(idempotency_key="over-tls"))
         assert answer.status_code == 201, answer.text
         assert answer.headers["strict-transport-security"]
@@ -85,16 +87,18 @@ def test_plain_http_and_strange_authorities_get_nowhere(site: Site) -> None:
     """Plain HTTP gets no answer, even with a token; a client refuses another authority's
     certificate."""
     plain = site.url.replace("https://", "http://")
+    headers = {"authorization": f"Bearer {site.token}"}
     with pytest.raises(httpx.RemoteProtocolError):
-        httpx.get(f"{plain}/v1/health", headers={"authorization": f"Bearer {site.token}"})
+        httpx.get(f"{plain}/v1/health", headers=headers, timeout=60)
     with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
-        httpx.get(f"{site.url}/v1/health")
-    assert httpx.get(f"{site.url}/v1/health", verify=site.trusted).status_code == 200
+        httpx.get(f"{site.url}/v1/health", timeout=60)
+    trusted = httpx.get(f"{site.url}/v1/health", verify=site.trusted, timeout=60)
+    assert trusted.status_code == 200
 
 
 def test_every_cookie_is_secure(site: Site) -> None:
     """The session's cookie, and the cookie of the message after an action."""
-    with httpx.Client(base_url=site.url, verify=site.trusted) as client:
+    with httpx.Client(base_url=site.url, verify=site.trusted, timeout=60) as client:
         answer = client.post("/sign-in", data={"name": "ann", "password": PASSWORD})
         assert answer.status_code == 303, answer.text
         cookies = answer.headers.get_list("set-cookie")

@@ -360,7 +360,7 @@ def test_a_ledger_that_is_away_means_repeat_it(gateway: Gateway, shop: httpx.Cli
     finally:
         gateway.valkey._process = None
         gateway.valkey._desired_port = port
-        gateway.valkey.start()
+        gateway.valkey.start(timeout=stack.START)
     assert [one.status_code for one in answers] == [503, 503]
     assert answers[0].json()["verdict"] == "repeat it"
     assert "retry-after" in answers[0].headers

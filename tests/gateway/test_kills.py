@@ -86,7 +86,7 @@ class Broken:
         server.kill()
         server.wait()
         self.valkey._process, self.valkey._desired_port = None, where
-        self.valkey.start()
+        self.valkey.start(timeout=stack.START)
 
     def under_fire(self, clients: list[Callable[[], None]], done: Callable[[], int]) -> None:
         """Run clients in threads, and kill while they work, until `done` reaches ALL."""

@@ -88,7 +88,7 @@ class Installation:
         process.wait()
         self.valkey._process = None
         self.valkey._desired_port = port
-        self.valkey.start()
+        self.valkey.start(timeout=stack.START)
 
     def log(self, number: int = 0) -> Path:
         """The log of a worker."""

@@ -24,6 +24,7 @@ from tests.integration.test_wakeups import JOB, envelopes, members
 from worker.broker.wake_relay import BATCH, WakeRelay
 from worker.broker.wakeups import QUEUES, Wakeups
 from worker.celery import new_app
+from worker.cli.local import stack
 
 KEYS = Keyring.new("test")
 LIMITS = [Limits("skypostal", "default", 0, 0, 0)]
@@ -212,7 +213,7 @@ def test_a_relay_whose_server_is_away_waits_and_goes_on(
         )
         server.terminate()
         assert await relay.relay_once() > 0
-        server.start()
+        server.start(timeout=stack.START)
         with redis.Redis.from_url(server.connection_url) as client:
             client.lpush(WAKES, "live again")
         while not woken:  # noqa: ASYNC110 -- each turn waits at the server

@@ -21,6 +21,7 @@ from regworker.settings import Settings
 from tests.integration.installation import PATIENCE
 from worker.broker.wakeups import QUEUES, Wakeups, task_of
 from worker.celery import new_app
+from worker.cli.local import stack
 
 JOB = "6c12cb00-c37f-88d5-aecf-20725109134a"
 
@@ -208,7 +209,7 @@ def test_a_broker_that_came_back_is_connected_to_anew(
     assert wake([Wake("a", "live")]) == 1
     broker.terminate()
     assert wake([Wake("b", "live")]) == 0
-    broker.start()
+    broker.start(timeout=stack.START)
     assert wake([Wake("c", "live")]) == 1
     with redis.Redis.from_url(broker.connection_url) as client:
         found: Any = client.lrange(QUEUES["live"], 0, -1)
