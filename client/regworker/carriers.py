@@ -42,6 +42,12 @@ class SyncShell:
                 results = self.carry(self.core.accept(batch), timeout)
             yield from results
 
+    def enqueue_each(
+        self, jobs: Iterable[Given], timeout: float | None, _away: object
+    ) -> Iterator[Receipt | Refused]:
+        """As `SyncShells.enqueue_each`: there is no other ledger."""
+        return self.enqueue_many(jobs, timeout)
+
     def wait(self, id_: str, timeout: float) -> dict[str, Any]:
         """Wait for a job's end; return its event."""
         end = time.monotonic() + timeout

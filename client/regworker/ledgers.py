@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Mappin
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from redis.exceptions import RedisError
+
 from regworker.account_ledgers import MAIN, AccountLedgers
 from regworker.carriers import AsyncShell, SyncShell
 from regworker.core import Given, ProducerCore, batches
@@ -25,7 +27,16 @@ from regworker.tracing import span
 T = TypeVar("T")
 
 Batch = list[tuple[int, Given]]
-Results = list[Receipt | Refused]
+
+#: What a ledger does if it is away, has no worker, refuses the password, ...: of one of several
+#: ledgers it is a value, so that the others go on.
+FAULTS = (RegistrationWorkerError, RedisError)
+Fault = RegistrationWorkerError | RedisError
+
+Away = dict[str, Fault]
+"""Ledgers that are not asked again in the same call, and why."""
+
+Result = Receipt | Refused | Fault
 
 #: Jobs of which a producer remembers the ledger. A record of this takes 150 bytes.
 REMEMBERED = 10_000
@@ -52,13 +63,14 @@ class Routes:
         return found
 
     def merge(
-        self, parts: Mapping[str, Batch], answers: Sequence[Results | RegistrationWorkerError]
-    ) -> Results:
-        """The results of all parts in the order of the batch; raises the first error."""
-        results: dict[int, Receipt | Refused] = {}
+        self, parts: Mapping[str, Batch], answers: Sequence[list[Receipt | Refused] | Fault]
+    ) -> list[Result]:
+        """The results of all parts in the order of the batch."""
+        results: dict[int, Result] = {}
         for (name, part), answer in zip(parts.items(), answers, strict=True):
-            if isinstance(answer, RegistrationWorkerError):
-                raise answer
+            if isinstance(answer, FAULTS):
+                results.update((number, answer) for number, _ in part)
+                continue
             for (number, _), result in zip(part, answer, strict=True):
                 results[number] = result
                 if isinstance(result, Receipt):
@@ -118,12 +130,34 @@ class SyncShells:
     def enqueue_many(
         self, jobs: Iterable[Given], timeout: float | None
     ) -> Iterator[Receipt | Refused]:
-        """As `SyncShell.enqueue_many`. While a ledger is away, the others accept their jobs."""
+        """As `SyncShell.enqueue_many`. While a ledger is away, the others accept their jobs.
+
+        After the first job without a result there are no others: they would be in its place. The
+        other ledgers get their jobs nevertheless; in the end the error is raised.
+        """
+        fault: Fault | None = None
+        for result in self.enqueue_each(jobs, timeout, {}):
+            if isinstance(result, FAULTS):
+                fault = fault or result
+            elif fault is None:
+                yield result
+        if fault is not None:
+            raise fault
+
+    def enqueue_each(
+        self, jobs: Iterable[Given], timeout: float | None, away: Away
+    ) -> Iterator[Result]:
+        """A result for each job, or the error of its ledger. Raises if no ledger is left to ask.
+
+        `away`: ledgers that are not asked; each that does not accept its jobs is added.
+        """
         for batch in batches(jobs):
             parts = self._routes.split(batch)
             with span("queue.publish", "registrations.enqueue"):
-                answers = [self._accept(*part, timeout) for part in parts.items()]
+                answers = [self._accept(*part, timeout, away) for part in parts.items()]
             yield from self._routes.merge(parts, answers)
+            if len(away) == len(self._shells):
+                raise next(iter(away.values()))
 
     def wait(self, id_: str, timeout: float) -> dict[str, Any]:
         """As `SyncShell.wait`."""
@@ -146,13 +180,15 @@ class SyncShells:
             shell.close()
 
     def _accept(
-        self, name: str, part: Batch, timeout: float | None
-    ) -> Results | RegistrationWorkerError:
-        try:
-            with _named(name):
-                return self._shells[name].carry(self.core.accept(part), timeout)
-        except RegistrationWorkerError as error:
-            return error
+        self, name: str, part: Batch, timeout: float | None, away: Away
+    ) -> list[Receipt | Refused] | Fault:
+        if name not in away:
+            try:
+                with _named(name):
+                    return self._shells[name].carry(self.core.accept(part), timeout)
+            except FAULTS as error:
+                away[name] = error
+        return away[name]
 
     def _find(self, id_: str, timeout: float) -> str:
         def ask(question: Any) -> bool | LedgerUnavailable:
@@ -183,14 +219,23 @@ class AsyncShells:
         timeout: float | None,  # noqa: ASYNC109 -- a host's word
     ) -> AsyncIterator[Receipt | Refused]:
         """As `SyncShells.enqueue_many`, with all ledgers at a time."""
+        away: Away = {}
+        fault: Fault | None = None
         for batch in batches(jobs):
             parts = self._routes.split(batch)
             with span("queue.publish", "registrations.enqueue"):
                 answers = await asyncio.gather(
-                    *(self._accept(*part, timeout) for part in parts.items())
+                    *(self._accept(*part, timeout, away) for part in parts.items())
                 )
             for result in self._routes.merge(parts, answers):
-                yield result
+                if isinstance(result, FAULTS):
+                    fault = fault or result
+                elif fault is None:
+                    yield result
+            if len(away) == len(self._shells):
+                break
+        if fault is not None:
+            raise fault
 
     async def wait(self, id_: str, timeout: float) -> dict[str, Any]:  # noqa: ASYNC109
         """As `AsyncShell.wait`."""
@@ -216,12 +261,15 @@ class AsyncShells:
         name: str,
         part: Batch,
         timeout: float | None,  # noqa: ASYNC109
-    ) -> Results | RegistrationWorkerError:
-        try:
-            with _named(name):
-                return await self._shells[name].carry(self.core.accept(part), timeout)
-        except RegistrationWorkerError as error:
-            return error
+        away: Away,
+    ) -> list[Receipt | Refused] | Fault:
+        if name not in away:
+            try:
+                with _named(name):
+                    return await self._shells[name].carry(self.core.accept(part), timeout)
+            except FAULTS as error:
+                away[name] = error
+        return away[name]
 
     async def _find(self, id_: str, timeout: float) -> str:  # noqa: ASYNC109
         async def ask(question: Any) -> bool | LedgerUnavailable:
@@ -258,6 +306,9 @@ def _named(ledger: str) -> Iterator[None]:
         yield
     except LedgerUnavailable as error:
         error.args = (f"{ledger}: {str(error).replace(variable('redis_url'), own)}",)
+        raise
+    except RedisError as error:
+        error.args = (f"{ledger}: {error}",)
         raise
     except SettingsError as error:
         renamed = {variable("redis_url"): own}

@@ -21,6 +21,7 @@ from regworker.frames import guarded
 
 if TYPE_CHECKING:
     from regworker import Job
+    from regworker.ledgers import Away, Result
     from regworker.settings import Settings
 
 __all__ = ["AsyncProducer", "Producer", "Receipt", "Refused", "Status"]
@@ -74,8 +75,17 @@ class Producer:
 
         A refused job does not stop the others. Lazy: iterate to enqueue. `timeout` applies to each
         pipeline.
+
+        If one of several ledgers is away, the others accept their jobs, up to the last. Then its
+        error is raised, and results were returned only up to the first job without one. Repeat all
+        jobs: those that were accepted are recognized by their keys.
         """
         return self._shell.enqueue_many(jobs, timeout)
+
+    def _each(self, jobs: "Iterable[Job | Mapping[str, Any]]", away: "Away") -> "Iterator[Result]":
+        """As `enqueue_many`, for the outbox's relay: the error of one of several ledgers is the
+        result of each of its jobs. Ledgers in `away` are not asked again."""
+        return self._shell.enqueue_each(jobs, None, away)
 
     def status(
         self,

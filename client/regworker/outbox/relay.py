@@ -3,18 +3,24 @@
 It deletes a row only after the receipt, so a relay that dies in between sends the same jobs again;
 the ledger recognizes them by their keys, and accepts each once. Relays may run side by side: each
 locks its own rows (`FOR UPDATE SKIP LOCKED`).
+
+Of several ledgers, one may be away for long. Then its rows stay, and the relay goes on behind them:
+the other rows are moved, and deleted before their ledgers forget the jobs.
 """
 
 import asyncio
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
+from redis.exceptions import RedisError
 from sqlalchemy import Connection, Engine, Table, delete, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from regworker.clock import steady
+from regworker.domain.errors import RegistrationWorkerError
 from regworker.domain.receipt import Receipt, Refused
 from regworker.frames import guarded
 from regworker.outbox.tables import outbox_table
@@ -25,18 +31,38 @@ E = TypeVar("E", Engine, AsyncEngine)
 #: Rows of a turn: a pipeline of the producer's. More would stay locked for longer.
 BATCH = 500
 
+#: Seconds after which rows whose ledger was away are tried again, even if other rows still come.
+AGAIN = 30.0
+
+Fault = RegistrationWorkerError | RedisError
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """The result of a turn: rows moved into the ledger, and rows refused."""
+    """The result of a turn: rows moved into the ledger, rows refused, and rows that stay because
+    their ledger, one of several, is away."""
 
     moved: int = 0
     refused: int = 0
+    left: int = 0
 
     @property
     def idle(self) -> bool:
         """Whether there was nothing to do."""
-        return not (self.moved or self.refused)
+        return not (self.moved or self.refused or self.left)
+
+
+@dataclass(slots=True)
+class _Pass:
+    """A walk through the table, from the oldest row."""
+
+    away: dict[str, Fault] = field(default_factory=dict)
+    """Ledgers that did not accept their rows: they are not asked again in this pass."""
+    stopped: Fault | None = None
+    """Set if no other ledger is left."""
+    last: int | None = None
+    """The row behind which the next turn begins."""
+    until: float = field(default_factory=lambda: steady() + AGAIN)
 
 
 @guarded
@@ -47,19 +73,26 @@ class Relay:
         self._producer = producer
         self._table = table
         self._batch = batch
+        self._pass = _Pass()
 
     def turn(self, engine: Engine) -> Turn:
-        """Move one batch. `LedgerUnavailable` where the ledger is away: the rows stay."""
+        """Move the next batch; its rows whose ledger is away stay.
+
+        Raises the ledger's error (`LedgerUnavailable`, for example) if all rows stay that are left.
+        The next turn then begins at the oldest row.
+        """
         with _unlocking(engine).begin() as connection:
             rows = self._take(connection)
-            return self._settle(connection, rows, self._hand_over(rows))
+            turn = self._settle(connection, rows, self._hand_over(rows))
+        return self._turned(rows, turn)
 
     async def turn_async(self, engine: AsyncEngine) -> Turn:
         """The same for a loop of asyncio, which goes on meanwhile."""
         async with _unlocking(engine).begin() as connection:
             rows = await connection.run_sync(self._take)
             results = await asyncio.to_thread(self._hand_over, rows)
-            return await connection.run_sync(self._settle, rows, results)
+            turn = await connection.run_sync(self._settle, rows, results)
+        return self._turned(rows, turn)
 
     def _take(self, connection: Connection) -> Sequence[Any]:
         table = self._table
@@ -70,25 +103,53 @@ class Relay:
             .limit(self._batch)
             .with_for_update(skip_locked=True)
         )
+        if self._pass.last is not None:
+            wanted = wanted.where(table.c.id > self._pass.last)
         return connection.execute(wanted).all()
 
-    def _hand_over(self, rows: Sequence[Any]) -> list[Receipt | Refused]:
-        return list(self._producer.enqueue_many(json.loads(row.job) for row in rows))
+    def _hand_over(self, rows: Sequence[Any]) -> list[Receipt | Refused | Fault]:
+        """A result for each row. What was answered before an error counts."""
+        results: list[Receipt | Refused | Fault] = []
+        try:
+            jobs = (json.loads(row.job) for row in rows)
+            results.extend(self._producer._each(jobs, self._pass.away))
+        except (RegistrationWorkerError, RedisError) as error:
+            self._pass.stopped = error
+            results += [error] * (len(rows) - len(results))
+        return results
 
     def _settle(
-        self, connection: Connection, rows: Sequence[Any], results: list[Receipt | Refused]
+        self, connection: Connection, rows: Sequence[Any], results: list[Receipt | Refused | Fault]
     ) -> Turn:
         table = self._table
         moved: list[int] = []
+        refused = 0
         for row, result in zip(rows, results, strict=True):
-            if isinstance(result, Receipt):
-                moved.append(row.id)
-                continue
-            refusal = {"refused_at": datetime.now(UTC), "problem": str(result.error)}
-            connection.execute(update(table).where(table.c.id == row.id).values(refusal))
+            match result:
+                case Receipt():
+                    moved.append(row.id)
+                case Refused(error=error):
+                    refused += 1
+                    refusal = {"refused_at": datetime.now(UTC), "problem": str(error)}
+                    connection.execute(update(table).where(table.c.id == row.id).values(refusal))
         if moved:
             connection.execute(delete(table).where(table.c.id.in_(moved)))
-        return Turn(len(moved), len(rows) - len(moved))
+        return Turn(len(moved), refused, len(rows) - len(moved) - refused)
+
+    def _turned(self, rows: Sequence[Any], turn: Turn) -> Turn:
+        """Decide where the next turn begins, or raise, once a turn's changes are committed."""
+        this = self._pass
+        if turn.left:
+            this.last = rows[-1].id
+        if turn.moved or turn.refused:
+            if this.stopped or steady() > this.until:
+                self._pass = _Pass()
+            return turn
+        if this.stopped or len(rows) < self._batch:
+            self._pass = _Pass()
+            if fault := this.stopped or next(iter(this.away.values()), None):
+                raise fault
+        return turn
 
 
 def _unlocking(engine: E) -> E:

@@ -114,6 +114,11 @@ class FakeProducer:
             except (InvalidJob, IdempotencyConflict) as error:
                 yield Refused(number, error)
 
+    def _each(
+        self, jobs: Iterable[Job | Mapping[str, Any]], _away: object
+    ) -> Iterator[Receipt | Refused]:
+        return self.enqueue_many(jobs)
+
     def status(
         self,
         id_: str | None = None,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from regworker.domain.errors import LedgerUnavailable, SettingsError
+from regworker.domain.errors import RegistrationWorkerError, SettingsError
 from regworker.settings import Settings, variable
 from worker.cli.connection import open_producer
 from worker.cli.lazy import new_app, texts
@@ -72,8 +72,9 @@ def relay(
     """Move committed rows into the ledger, in order, until SIGTERM or Ctrl-C.
 
     A row is deleted when its job is accepted. A row whose job is refused stays, with the problem,
-    and does not stop other rows (`regworker outbox refused`). Several relays may run side by side;
-    a killed one loses nothing, because the same key is the same job.
+    and does not stop other rows (`regworker outbox refused`). While a ledger is away or has no
+    worker, its rows stay, and those of other ledgers are moved. Several relays may run side by
+    side; a killed one loses nothing, because the same key is the same job.
 
     Examples:
         regworker outbox relay
@@ -150,12 +151,13 @@ for command in (sql, relay, refused, retry):
 
 
 def _turn(mover: "Relay", engine: "Engine", *, once: bool) -> "Turn | None":
-    """One turn; None if the database or the ledger does not answer."""
+    """One turn; None if the database or the ledger does not answer, or accepts nothing."""
+    from redis.exceptions import RedisError
     from sqlalchemy.exc import OperationalError
 
     try:
         return mover.turn(engine)
-    except LedgerUnavailable as error:
+    except (RegistrationWorkerError, RedisError) as error:
         if once:
             raise
         note(f"{error}; the rows stay")
