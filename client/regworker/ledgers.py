@@ -11,13 +11,14 @@ from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Mappin
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from pydantic import TypeAdapter, ValidationError
 from redis.exceptions import RedisError
 
 from regworker.account_ledgers import MAIN, AccountLedgers
 from regworker.carriers import AsyncShell, SyncShell
 from regworker.core import Given, ProducerCore, batches
 from regworker.domain.errors import LedgerUnavailable, RegistrationWorkerError, SettingsError
-from regworker.domain.job import Job
+from regworker.domain.job import Job, Name
 from regworker.domain.receipt import Receipt, Refused
 from regworker.ledger.steps import Steps, carry, carry_async
 from regworker.ledger.transitions import look
@@ -37,6 +38,9 @@ Away = dict[str, Fault]
 """Ledgers that are not asked again in the same call, and why."""
 
 Result = Receipt | Refused | Fault
+
+#: A name as the job will have it: pydantic takes an enum's member or bytes for text, too.
+_NAME: TypeAdapter[str] = TypeAdapter(Name)
 
 #: Jobs of which a producer remembers the ledger. A record of this takes 150 bytes.
 REMEMBERED = 10_000
@@ -117,7 +121,11 @@ class Routes:
             return self._of(given.provider, given.account)
         if not isinstance(given, Mapping):
             return MAIN  # is refused there, as anywhere
-        return self._of(str(given.get("provider")), str(given.get("account", "default")))
+        provider, account = given.get("provider"), given.get("account", "default")
+        try:
+            return self._of(_NAME.validate_python(provider), _NAME.validate_python(account))
+        except ValidationError:
+            return MAIN
 
 
 class SyncShells:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from enum import Enum
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,24 @@ def test_a_job_goes_to_the_ledger_of_its_account(ledgers: Ledgers, producer: Pro
     again = [producer.enqueue(job) for job in jobs]
     assert [one.job_id for one in again] == [one.job_id for one in receipts]
     assert all(one.repeat for one in again)
+
+
+class Providers(str, Enum):  # noqa: UP042 -- its `str()` differs from its value
+    """As a host may name them."""
+
+    OPEN2B = "open2b"
+
+
+@pytest.mark.parametrize("name", [Providers.OPEN2B, b"open2b", bytearray(b"open2b")])
+def test_a_name_is_routed_as_the_job_will_have_it(
+    ledgers: Ledgers, producer: Producer, name: Any
+) -> None:
+    """Whatever the host passes for a text: else one key could be a job in two ledgers."""
+    ledgers.each["main"](announce([Limits("open2b", "default", 0, 0, 1000)], ["results"]))
+    job = open2b()
+    first = producer.enqueue({**job, "provider": name})
+    assert ledgers.having(first.job_id) == ["b"]
+    assert producer.enqueue(job).repeat
 
 
 def test_many_jobs_get_their_results_in_order(ledgers: Ledgers, producer: Producer) -> None:
