@@ -19,6 +19,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from kombu import Connection
 
+from tests.chaos.proxy import free_ports
 from tests.programs import answers, leave_out
 from worker.broker.wakeups import QUEUES, REQUESTS
 from worker.cli.local import stack
@@ -110,7 +111,7 @@ def _node() -> RabbitNode:
     """The node for this process's tests."""
     folder = Path(tempfile.mkdtemp(prefix="registration-worker-rabbitmq-"))
     _running.callback(shutil.rmtree, folder, ignore_errors=True)
-    node = RabbitNode(folder / "node", stack.free_port(), stack.free_port())
+    node = RabbitNode(folder / "node", *free_ports(2))
     _running.callback(node.kill)
     node.start()
     node.wait()

@@ -14,9 +14,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.chaos.proxy import free_port, free_ports
 from tests.programs import leave_out
 from tests.rabbitmq import RabbitNode, installed, program
-from worker.cli.local import stack
 
 #: Seconds. Far more than anything here needs.
 PATIENCE = 120.0
@@ -61,7 +61,7 @@ def cluster(folder: Path, size: int = 3) -> Iterator[Cluster]:
     if not installed():
         leave_out("RabbitMQ: needs rabbitmq-server on this machine")
     folder.mkdir(parents=True, exist_ok=True)
-    names = [f"rabbit{number}-{stack.free_port()}@localhost" for number in range(1, size + 1)]
+    names = [f"rabbit{number}-{free_port()}@localhost" for number in range(1, size + 1)]
     backend = "cluster_formation.peer_discovery_backend = classic_config"
     members = [
         f"cluster_formation.classic_config.nodes.{number} = {name}"
@@ -73,8 +73,7 @@ def cluster(folder: Path, size: int = 3) -> Iterator[Cluster]:
         for name in names:
             node = RabbitNode(
                 folder / name,
-                stack.free_port(),
-                stack.free_port(),
+                *free_ports(2),
                 HOME=str(folder),  # has the cookie that the nodes share
                 RABBITMQ_NODENAME=name,
                 RABBITMQ_CONFIG_FILE=str(folder / "rabbitmq"),

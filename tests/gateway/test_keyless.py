@@ -18,6 +18,7 @@ from regworker.domain.job import canonical
 from regworker.sealing import seals
 from regworker.sealing.keyring import Keyring
 from regworker.settings import variable
+from tests.chaos.proxy import free_port
 from tests.gateway.service import start
 from tests.gateway.stage import PASSWORD
 from tests.integration.installation import KEYS, PATIENCE, Installation, installation
@@ -64,7 +65,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         }
         environment["REGWORKER_SERVE_PASSWORD"] = PASSWORD
         environment["REGWORKER_SERVE_ROLE"] = "operator"
-        url, process, _ = start(running, folder, environment, "--port", "0")
+        # A test starts it again on the same port.
+        port = str(free_port())
+        url, process, _ = start(running, folder, environment, "--port", port)
         token, _ = TokenStore(here.ledger).new("shop", ("enqueue", "read"), rate=1e6)
         headers = {"authorization": f"Bearer {token}"}
         yield Site(here, running, environment, url, process, headers)

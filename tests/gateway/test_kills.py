@@ -21,6 +21,7 @@ from regworker.domain.receipt import Receipt
 from regworker.ledger import SyncLedger
 from regworker.producer import Producer
 from regworker.settings import Settings
+from tests.chaos.proxy import free_port
 from tests.gateway.service import KEYS, serves, start
 from tests.integration.installation import PATIENCE
 from tests.integration.jobs import skypostal
@@ -128,7 +129,7 @@ def broken(tmp_path: Path) -> Iterator[Broken]:
         serves(ledger, Settings.load(**values))
         token, _ = TokenStore(ledger).new("shop", ("enqueue", "read"), rate=1e6)
         headers = {"authorization": f"Bearer {token}"}
-        port = str(stack.free_port())
+        port = str(free_port())
         found = Broken(
             running, tmp_path, valkey, ledger, environment, port, headers, random.Random(14)
         )

@@ -10,12 +10,12 @@ from urllib.parse import urlsplit
 import pytest
 
 import regworker
+from tests.chaos.proxy import free_port
 from tests.integration.examples import EXAMPLES, node_examples
 from tests.integration.guide import Block, Reader, blocks, move_in
 from tests.integration.installation import ROOT, SECRET, Installation, installation
 from tests.programs import needed
 from worker.cli.app import COMMANDS
-from worker.cli.local import stack
 
 GUIDE = ROOT / "docs" / "guide"
 PAGES = sorted(GUIDE.glob("*.md"))
@@ -27,7 +27,7 @@ PROGRAMS = ("bash", "curl", "node", "openssl", "redis-cli")
 @pytest.fixture(scope="module")
 def port() -> int:
     """The port for the apps of the pages on frameworks, one after the other."""
-    return stack.free_port()
+    return free_port()
 
 
 @pytest.fixture(scope="module")

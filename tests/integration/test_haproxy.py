@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.chaos.proxy import free_port
 from tests.integration.installation import PATIENCE, ROOT, installation
 from tests.integration.load import doctors, load
 from tests.programs import needed
@@ -18,7 +19,7 @@ CONFIGURATION = ROOT / "deploy" / "haproxy" / "ledger.cfg"
 def haproxy(folder: Path, servers: Sentinels) -> Iterator[str]:
     """A real HAProxy; returns the URL by which clients reach the primary."""
     [program] = needed("HAProxy", "haproxy")
-    port = stack.free_port()
+    port = free_port()
     text, given = re.subn("bind .*", f"bind 127.0.0.1:{port}", CONFIGURATION.read_text("utf-8"))
     ports = iter([one.port for one in servers.servers])
     text, named = re.subn(

@@ -14,6 +14,7 @@ import redis
 from kombu import Connection
 
 from regworker.settings import Settings
+from tests.chaos.proxy import free_ports
 from tests.integration.brokers import Proxy
 from tests.integration.installation import KEYS, PATIENCE, installation
 from tests.integration.jobs import open2b
@@ -267,7 +268,7 @@ def stop(node: RabbitNode) -> None:
 
 def test_what_rabbitmq_has_confirmed_survives_its_restart(tmp_path: Path) -> None:
     """The event is there; no message counted as sent meanwhile, and the next one is accepted."""
-    node = RabbitNode(tmp_path / "rabbit", stack.free_port(), stack.free_port())
+    node = RabbitNode(tmp_path / "rabbit", *free_ports(2))
 
     async def work() -> list[Delivered]:
         publisher = QueuePublisher("bus", connecting(node.url))

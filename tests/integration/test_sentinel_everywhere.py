@@ -13,6 +13,7 @@ from sqlalchemy import Engine, create_engine
 
 from regworker.domain.errors import UnknownJob
 from regworker.outbox import Outbox, metadata
+from tests.chaos.proxy import free_ports
 from tests.databases import database
 from tests.gateway.service import start
 from tests.integration.installation import PATIENCE, ROOT, Installation, installation
@@ -97,7 +98,7 @@ def beside(folder: Path, tls: Authority | None) -> Iterator[Beside]:
         running.callback(engine.dispose)
         metadata.create_all(engine)
         env = {"PYTHONPATH": str(ROOT), **here.environment, "REGWORKER_OUTBOX_URL": str(url)}
-        flower, exporter = stack.free_port(), stack.free_port()
+        flower, exporter = free_ports(2)
         own = [sys.executable, "-m", "worker.cli"]
         for name, command in {
             "flower": stack.flower_command(flower),
