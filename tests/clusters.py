@@ -43,9 +43,16 @@ class Cluster:
 
     @property
     def owner(self) -> Server:
-        """The node that owns the ledger's slot."""
-        found = self._owner()
-        return next(one for one in self.nodes if one.port == found)
+        """The node that owns the ledger's slot. While the owner changes, wait for the next one."""
+        found: list[Server] = []
+
+        def owned() -> bool:
+            port = self._owner()
+            found[:] = [one for one in self.nodes if one.port == port]
+            return bool(found)
+
+        stack.until(owned, "an owner of the slot", PATIENCE)
+        return found[0]
 
     @property
     def others(self) -> list[Server]:
@@ -87,10 +94,12 @@ class Cluster:
             for one in self.nodes:
                 if not one.alive():
                     continue
-                with one.client() as client:
-                    if b"cluster_state:ok" not in _ask(client, "CLUSTER", "INFO"):
-                        return False
-                    slots = _ask(client, "CLUSTER", "SLOTS")
+                slots = None
+                with suppress(redis.RedisError), one.client() as client:
+                    if b"cluster_state:ok" in _ask(client, "CLUSTER", "INFO"):
+                        slots = _ask(client, "CLUSTER", "SLOTS")
+                if slots is None:
+                    return False
                 views.add(tuple(sorted((first, last, main[1]) for first, last, main, *_ in slots)))
             return len(views) == 1
 
@@ -98,11 +107,13 @@ class Cluster:
 
     def wait_for_replicas(self, number: int) -> None:
         """Wait until the owner has this number of replicas."""
-        stack.until(
-            lambda: self.owner.info().get("connected_slaves", 0) >= number,
-            f"{number} replicas",
-            PATIENCE,
-        )
+
+        def connected() -> bool:
+            with suppress(redis.RedisError):
+                return bool(self.owner.info().get("connected_slaves", 0) >= number)
+            return False
+
+        stack.until(connected, f"{number} replicas", PATIENCE)
 
     def fail_over(self) -> None:
         """Make a replica take over, as an operator does; the old owner stays as a replica."""
@@ -199,6 +210,6 @@ def cluster(
 def _follows(client: redis.Redis, owner: str) -> bool:
     try:
         _ask(client, "CLUSTER", "REPLICATE", owner)
-    except redis.ResponseError:
-        return False  # this node does not know the other one yet
+    except redis.RedisError:
+        return False  # this node does not know the other one yet, or does not answer
     return True

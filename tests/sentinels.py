@@ -40,6 +40,10 @@ _NO_RETRY = Retry(NoBackoff(), 0)
 #: A Sentinel that changes a server's role closes all connections to that server, ours included.
 _CLOSED = Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,))
 
+#: Raised while a server or the Sentinels are busy: by a command, or if no Sentinel names a primary
+#: of ours (`Sentinels.named`, `Sentinels.primary`).
+_NOT_YET = (redis.RedisError, ValueError, StopIteration)
+
 #: Seconds. Far more than anything here needs.
 PATIENCE = 60.0
 
@@ -210,7 +214,7 @@ class Sentinels:
         """Wait until the Sentinels name another primary and it knows its role; return it."""
 
         def followed() -> bool:
-            with suppress(redis.RedisError, ValueError):
+            with suppress(*_NOT_YET):
                 port = self.named()
                 return port != self.before and self.primary.info()["role"] == "master"
             return False
@@ -223,9 +227,11 @@ class Sentinels:
         """Wait until the primary has this number of connected replicas."""
 
         def follow() -> bool:
-            info = (of or self.primary).info()
-            states = [info.get(f"slave{i}", {}).get("state") for i in range(len(self.servers))]
-            return states.count("online") >= number
+            with suppress(*_NOT_YET):
+                info = (of or self.primary).info()
+                states = [info.get(f"slave{i}", {}).get("state") for i in range(len(self.servers))]
+                return states.count("online") >= number
+            return False
 
         stack.until(follow, f"{number} replicas that follow", PATIENCE)
 
@@ -234,17 +240,16 @@ class Sentinels:
         promotes any."""
         others = len(self.sentinels) - 1
 
+        def known_to(one: Server) -> tuple[int, int]:
+            with one.client() as client:
+                answer: Any = client.execute_command("SENTINEL", "MASTER", SERVICE)
+            found = dict(zip(answer[::2], answer[1::2], strict=True))
+            return int(found[b"num-slaves"]), int(found[b"num-other-sentinels"])
+
         def known() -> bool:
-            for one in self.sentinels:
-                with one.client() as client:
-                    answer: Any = client.execute_command("SENTINEL", "MASTER", SERVICE)
-                found = dict(zip(answer[::2], answer[1::2], strict=True))
-                if (int(found[b"num-slaves"]), int(found[b"num-other-sentinels"])) != (
-                    replicas,
-                    others,
-                ):
-                    return False
-            return True
+            with suppress(*_NOT_YET):
+                return all(known_to(one) == (replicas, others) for one in self.sentinels)
+            return False
 
         stack.until(known, "Sentinels that know each other", PATIENCE)
 

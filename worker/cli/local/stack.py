@@ -55,7 +55,7 @@ def valkey(
         yield server
     finally:
         _undisturbed()
-        server.stop()
+        server.stop(timeout=GRACE)
 
 
 def start_valkey(folder: Path | None, port: int | None = None, **config: str) -> ValkeyServer:
