@@ -54,6 +54,7 @@ def here(urls: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iter
 def client(url: str) -> Celery:
     """A Celery client of another service, which declares nothing."""
     app = Celery("other", broker=url, set_as_current=False)
+    app.conf.broker_transport_options = {"confirm_publish": True}  # as the guide says
     app.conf.task_queues = [
         Queue(REQUESTS, Exchange(REQUESTS), routing_key=REQUESTS, no_declare=True)
     ]

@@ -69,7 +69,11 @@ def test_a_worker_that_does_not_consume_a_queue_is_not_well(
         until(it, 200)
         os.kill(it.here.workers[0].pid, signal.SIGUSR2)
         until(it, 503)
-        assert page(it, "/health")[1]["silent"].keys() == {"consumer"}
+        stack.until(
+            lambda: page(it, "/health")[1].get("silent", {}).keys() == {"consumer"},
+            "only the consumer is silent",
+            PATIENCE,
+        )
         os.kill(it.here.workers[0].pid, signal.SIGUSR1)
         until(it, 200)
         it.goes_on()
@@ -104,4 +108,4 @@ def test_a_worker_whose_redis_does_not_answer_is_not_well(tmp_path: Path) -> Non
             until(it, 200)
             it.goes_on()
     finally:
-        own.stop()
+        own.stop(timeout=PATIENCE)

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,16 @@ def server(own_valkey: Callable[..., ValkeyServer]) -> Iterator[Any]:
 def files(client: Any) -> bytes:
     """The content of all files in a server's folder."""
     folder = Path(client.config_get("dir")["dir"])
-    return b"".join(one.read_bytes() for one in folder.rglob("*") if one.is_file())
+    while True:
+        with suppress(FileNotFoundError):  # the server renames and deletes files meanwhile
+            names = _names(folder)
+            content = b"".join(one.read_bytes() for one in names)
+            if names == _names(folder):
+                return content
+
+
+def _names(folder: Path) -> list[Path]:
+    return sorted(one for one in folder.rglob("*") if one.is_file())
 
 
 def turn(url: str, broker: str = "") -> None:
