@@ -347,18 +347,18 @@ def test_a_server_that_was_killed_is_waited_for(troubled: Troubled, client: Any)
 def test_a_server_that_loads_its_data_is_waited_for(own_valkey: Start) -> None:
     """While a server loads its file it answers LOADING; the client waits."""
     server = own_valkey(
-        **{"key-load-delay": "200", "loading-process-events-interval-bytes": "1024"}
+        **{"key-load-delay": "5000", "loading-process-events-interval-bytes": "1024"}
     )
     port, url = server.port, server.connection_url
     admin = redis.Redis.from_url(url)
     with admin.pipeline() as pipe:
-        for number in range(5000):
+        for number in range(1000):
             pipe.set(f"{number}", "x" * 100)
         pipe.execute()
     admin.bgrewriteaof()
     with SyncLedgerOf(url) as sync:
         sync(announce([Limits("acme", "default", 0, 0, 0)], ["results"]))
-    server.stop()
+    server.stop(timeout=60)
     process = _start_without_waiting(server, port)
     try:
         _wait_for_loading(port)

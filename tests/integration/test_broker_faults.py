@@ -115,17 +115,21 @@ ITEMS = {
 }
 
 
+#: A call lasts as long as a busy machine needs: one that is given up is followed by a second call.
+UNHURRIED = {"call_budget": 20, "settle_delay": 25}
+
+
 @pytest.fixture(scope="module", params=BROKERS)
 def shared(request: Any, tmp_path_factory: Any) -> Iterator[Broken]:
     """One installation for each broker, used by all tests."""
-    with broken(tmp_path_factory.mktemp(request.param), request.param) as running:
+    with broken(tmp_path_factory.mktemp(request.param), request.param, **UNHURRIED) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def on_redis(tmp_path_factory: Any) -> Iterator[Broken]:
     """An installation on Redis."""
-    with broken(tmp_path_factory.mktemp("items"), "redis") as running:
+    with broken(tmp_path_factory.mktemp("items"), "redis", **UNHURRIED) as running:
         yield running
 
 
@@ -242,12 +246,12 @@ def test_arguments_are_shown_to_nobody_unless_they_are_the_id(on_redis: Broken) 
 
     job = skypostal()
     on_redis.here.sandbox.faults.configure(
-        {"script": [{"kind": "slow", "delay": 6, "email": email_of(job)}]}
+        {"script": [{"kind": "slow", "delay": 12, "email": email_of(job)}]}
     )
     receipt = on_redis.here.producer.enqueue(job)
     on_redis.here.wait_for(receipt.job_id, "calling")
     with closing(new_app(on_redis.here.producer.settings)) as app:
-        [active] = app.control.inspect(timeout=5, limit=1).active().values()
+        [active] = app.control.inspect(timeout=30, limit=1).active().values()
     assert [one["args"] for one in active] == [f"('{receipt.job_id}',)"]
     on_redis.here.producer.wait(receipt.job_id, PATIENCE)
 

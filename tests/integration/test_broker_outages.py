@@ -167,10 +167,12 @@ def test_a_worker_that_is_stopped_hands_back_what_it_has_not_started(
     tmp_path: Path, broker: str
 ) -> None:
     """Another starts it at once, while the first still finishes its calls; then it ends with 0."""
-    with broken(tmp_path, broker, concurrency=2, call_budget=9, settle_delay=10) as it:
+    # A second worker must start while the calls last, and the first must not lose its leases.
+    slowly = {"concurrency": 2, "call_budget": 40, "settle_delay": 50, "lease": 20}
+    with broken(tmp_path, broker, **slowly) as it:
         here = it.here
         jobs = [skypostal() for _ in range(8)]
-        slow = [{"kind": "slow", "delay": 7, "email": email_of(job)} for job in jobs[:2]]
+        slow = [{"kind": "slow", "delay": 30, "email": email_of(job)} for job in jobs[:2]]
         here.sandbox.faults.configure({"script": slow})
         on_the_wire = [here.producer.enqueue(job).job_id for job in jobs[:2]]
         for id_ in on_the_wire:

