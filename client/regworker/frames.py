@@ -6,12 +6,14 @@ keys, and the keyring. So each public method drops them, in its own frame and al
 file names, lines and functions stay.
 """
 
+import gc
 import sys
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from functools import cached_property, wraps
 from inspect import iscoroutinefunction
-from types import AsyncGeneratorType, FunctionType, GeneratorType
+from types import AsyncGeneratorType, FrameType, FunctionType, GeneratorType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -44,10 +46,19 @@ def emptied(error: BaseException, outer: BaseException | None = None) -> None:
         if one is None or one is outer or id(one) in seen:
             continue
         seen.add(id(one))
-        traceback.clear_frames(one.__traceback__)
+        for frame, _ in traceback.walk_tb(one.__traceback__):
+            if _ended(frame):
+                with suppress(RuntimeError):
+                    frame.clear()
         pending += [one.__cause__, one.__context__]
         if isinstance(one, BaseExceptionGroup):
             pending += one.exceptions
+
+
+def _ended(frame: FrameType) -> bool:
+    # A task that caught the same error, and waits to try again, goes on in its frame: before Python
+    # 3.13, clearing it would close the task's coroutine. CPython tracks a frame only once it ended.
+    return gc.is_tracked(frame)
 
 
 def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -24,6 +24,7 @@ from regworker.ledger import AsyncLedger, Command, SyncLedger
 from regworker.ledger.admin import Limits, announce
 from regworker.ledger.client import evalsha
 from regworker.ledger.records import Accepted, Claim, Settled
+from regworker.ledger.replication import Wanted
 from regworker.ledger.transitions import (
     ClaimRules,
     Decision,
@@ -123,6 +124,36 @@ def test_a_caller_that_gives_up_disturbs_nobody(url: str) -> None:
         return await kept
 
     assert isinstance(run(url, scenario), Accepted)
+
+
+def test_each_caller_gets_an_error_of_its_own(url: str, unused_port: int) -> None:
+    """If they share a connection that breaks: what one does with its error harms no other."""
+    durable = replace(look(JOB.id), durable=True)
+
+    async def lost(ledger: AsyncLedger) -> list[Any]:
+        await ledger(ACCEPT)
+        await ledger._waiting.ask("PING")
+        asked = [ledger._durable.ask(Wanted(1, 60), "PING") for _ in range(2)]
+        await ledger(look(JOB.id))  # meanwhile they are sent
+        asked += [ledger._connection.ask("PING") for _ in range(2)]
+        await asyncio.sleep(0)
+        ledger._connection.drop()
+        ledger._waiting.drop()
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    async def away(ledger: AsyncLedger) -> list[Any]:
+        tries: list[Any] = [ledger(one, 0) for one in (look("x"), look("y"), durable, durable)]
+        unsent = [ledger._carry(one) for one in (look("x"), look("y"), durable, durable)]
+        return await asyncio.gather(*tries, *unsent, return_exceptions=True)
+
+    errors = run(url, lost)
+    assert {type(one) for one in errors} == {redis.ConnectionError}
+    assert len(set(map(id, errors))) == 4
+    errors = run(f"redis://127.0.0.1:{unused_port}/0", away)
+    assert [type(one) for one in errors[:4]] == [LedgerUnavailable] * 4
+    assert [one.__context__ for one in errors[:4]] == [None] * 4
+    assert {type(one) for one in errors[4:]} == {redis.ConnectionError}
+    assert len(set(map(id, errors))) == 8
 
 
 def test_commands_that_are_given_up_leave_no_report(url: str) -> None:

@@ -466,6 +466,31 @@ def test_the_async_producer_does_the_same(ledgers: Ledgers) -> None:
     asyncio.run(go())
 
 
+def test_one_who_gives_up_leaves_the_others_alone(ledgers: Ledgers) -> None:
+    """Calls that share a broken connection fail each by its own time limit; the others retry."""
+
+    async def go() -> None:
+        async with AsyncProducer(ledgers.settings) as producer:
+            known = await producer.enqueue(open2b())
+            ledgers.kill("b")
+            patient = []
+            for _ in range(5):
+                # The impatient ones give up at the first error, which all of them get.
+                calls = [producer.enqueue(open2b(), timeout=limit) for limit in (0.04, 60, 0.04)]
+                calls += [producer.status(known.job_id, timeout=limit) for limit in (0.04, 60)]  # type: ignore[misc]
+                one, two, *three = map(asyncio.create_task, calls)  # type: ignore[arg-type]
+                patient += [two, three[2]]
+                for task in (one, *three[:2]):
+                    with pytest.raises(LedgerUnavailable):
+                        await task
+            ledgers.restart("b")
+            await asyncio.to_thread(ledgers.announce)
+            async with asyncio.timeout(30):
+                assert [one.state for one in await asyncio.gather(*patient)] == ["queued"] * 10
+
+    asyncio.run(go())
+
+
 # readers of results
 
 

@@ -34,7 +34,7 @@ from redis.exceptions import (
 
 from regworker.domain.errors import LedgerUnavailable, NotReplicated, SettingsError
 from regworker.ledger.bounded import bounded, within
-from regworker.ledger.connection import LedgerConnection
+from regworker.ledger.connection import LedgerConnection, apart
 from regworker.ledger.replication import (
     QUESTION,
     DurableLine,
@@ -225,22 +225,25 @@ class AsyncLedger:
         end = time.monotonic() + patience
         pause = FIRST_PAUSE
         while True:
+            wait = pause * random.uniform(0.5, 1.5)  # noqa: S311
+            fault: SettingsError | LedgerUnavailable | None = None
             try:
                 return await carry()
             except RedisError as error:
-                if isinstance(error, WrongServer):
-                    raise SettingsError([("REGWORKER_REDIS_URL", str(error))]) from None
-                if not passing(error):
-                    raise
                 given_up = isinstance(error, TooFewReplicas) and not insist
-                wait = pause * random.uniform(0.5, 1.5)  # noqa: S311
-                if given_up or time.monotonic() + wait > end:
-                    raise _unavailable(error) from None
-                if elsewhere(error):
+                if isinstance(error, WrongServer):
+                    fault = SettingsError([("REGWORKER_REDIS_URL", str(error))])
+                elif not passing(error):
+                    raise
+                elif given_up or time.monotonic() + wait > end:
+                    fault = _unavailable(error)
+                elif elsewhere(error):
                     # New connections find the new primary.
                     self._connection.drop()
                     self._waiting.drop()
                     await self.redis.connection_pool.disconnect(inuse_connections=False)
+            if fault is not None:
+                raise fault  # here, so that it has no context
             await asyncio.sleep(wait)
             pause = min(LAST_PAUSE, pause * 2)
 
@@ -316,7 +319,11 @@ class AsyncLedger:
             self._learning = asyncio.ensure_future(self._learn())
             self._learning.add_done_callback(self._learned)
         # One request for all that need the answer now, so that they keep their order.
-        return await asyncio.shield(self._learning)
+        try:
+            return await asyncio.shield(self._learning)
+        except RedisError as error:
+            own = apart(error)
+        raise own
 
     async def _learn(self) -> Wanted:
         answer: Any = await self.ask(lambda redis: redis.hmget(*QUESTION))
@@ -390,6 +397,8 @@ class SyncLedger:
         pause = FIRST_PAUSE
         missing: RedisError | None = None
         while True:
+            wait = pause * random.uniform(0.5, 1.5)  # noqa: S311
+            fault: SettingsError | LedgerUnavailable | None = None
             try:
                 with within(end - time.monotonic()):
                     try:
@@ -398,18 +407,19 @@ class SyncLedger:
                         self._load(scripts().values())
                         return carry()
             except RedisError as error:
-                if isinstance(error, WrongServer):
-                    raise SettingsError([("REGWORKER_REDIS_URL", str(error))]) from None
-                if not passing(error):
-                    raise
                 if isinstance(error, TooFewReplicas):
                     missing = error
-                wait = pause * random.uniform(0.5, 1.5)  # noqa: S311
-                if time.monotonic() + wait > end:
+                if isinstance(error, WrongServer):
+                    fault = SettingsError([("REGWORKER_REDIS_URL", str(error))])
+                elif not passing(error):
+                    raise
+                elif time.monotonic() + wait > end:
                     # A last try that was cut short says less than the missing replicas.
-                    raise _unavailable(missing or error) from None
-                if elsewhere(error):
+                    fault = _unavailable(missing or error)
+                elif elsewhere(error):
                     self.redis.connection_pool.disconnect(inuse_connections=False)
+            if fault is not None:
+                raise fault  # here, so that it has no context
             time.sleep(wait)
             pause = min(LAST_PAUSE, pause * 2)
 

@@ -8,6 +8,7 @@ replies to exceptions.
 
 import asyncio
 import builtins
+import copy
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -36,6 +37,14 @@ _READ = 64 * 1024
 LONGEST_ANSWER = 32 * 1024 * 1024
 
 _INCOMPLETE = object()
+
+
+def apart(error: Exception) -> Exception:
+    """An error for one of several callers: an exception that two raise has the frames of both."""
+    try:
+        return copy.copy(error)
+    except Exception:  # noqa: BLE001 -- its constructor takes other arguments; nobody may miss it
+        return error
 
 
 class LedgerConnection:
@@ -148,7 +157,7 @@ class LedgerConnection:
         unsent, self._unsent = self._unsent, []
         for _, answer in unsent:
             if not answer.done():
-                answer.set_exception(error)
+                answer.set_exception(apart(error))
 
 
 class _Wire(asyncio.BufferedProtocol):
@@ -209,7 +218,7 @@ class _Wire(asyncio.BufferedProtocol):
         fault = error if isinstance(error, RedisError) else ConnectionError(type(error).__name__)
         for answer, _ in self._unanswered:
             if not answer.done():
-                answer.set_exception(fault)
+                answer.set_exception(apart(fault))
         self._unanswered.clear()
         self._told(self._connection)
 

@@ -13,7 +13,7 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from regworker.clock import steady
-from regworker.ledger.connection import LedgerConnection
+from regworker.ledger.connection import LedgerConnection, apart
 from regworker.ledger.transitions import PREFIX, Argument, Command
 
 REPLICAS = f"{PREFIX}replicas"
@@ -132,7 +132,7 @@ def _heard(
             if answer.done():
                 continue  # its caller has gone
             if isinstance(result, Exception):
-                answer.set_exception(result)
+                answer.set_exception(apart(result))
             else:
                 answer.set_result(result)
         then()
