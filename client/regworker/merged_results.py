@@ -4,13 +4,14 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
+from concurrent.futures import CancelledError
 from typing import Any, Generic, Protocol, TypeVar
 
 from redis.exceptions import RedisError
 
 from regworker.clock import steady
-from regworker.domain.errors import RegistrationWorkerError
+from regworker.domain.errors import LedgerUnavailable, RegistrationWorkerError
 from regworker.ledger.client import FIRST_PAUSE, LAST_PAUSE
 from regworker.membership import BLOCK
 
@@ -119,21 +120,50 @@ class LoopThread:
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="regworker-results", daemon=True
         )
+        self._lock = threading.Lock()
+        self._closed = False
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Carry it out there; return its result."""
-        if not self._thread.is_alive():
-            self._thread.start()
-        done = asyncio.run_coroutine_threadsafe(work, self._loop)
+        """Carry it out there; return its result. `LedgerUnavailable` once the thread is closed."""
+        with self._lock:
+            if self._closed:
+                work.close()
+                raise LedgerUnavailable(_CLOSED)
+            if not self._thread.is_alive():
+                self._thread.start()
+            done = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return done.result()
-        except BaseException:
+        except BaseException as error:
             done.cancel()
+            if self._closed and isinstance(error, CancelledError):
+                raise LedgerUnavailable(_CLOSED) from None
             raise
 
-    def close(self) -> None:
-        """End the thread and its loop."""
-        if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-        self._loop.close()
+    def close(self, farewell: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Carry out `farewell`, cancel all calls that are left, and end the thread; once."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        try:
+            if self._thread.is_alive():
+                asyncio.run_coroutine_threadsafe(_last(farewell), self._loop).result()
+        finally:
+            if self._thread.is_alive():
+                self._loop.call_soon_threadsafe(self._loop.stop)
+                self._thread.join()
+            self._loop.close()
+
+
+_CLOSED = "this ResultConsumer is closed"
+
+
+async def _last(farewell: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    try:
+        await farewell()
+    finally:
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)

@@ -35,7 +35,7 @@ import math
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -259,7 +259,7 @@ class ResultConsumer(_Consumer):
     def take(self, patience: float = BLOCK) -> Result | None:
         """The next result, or None where none comes within `patience` seconds, or before `stop`."""
         if self._all is not None:
-            return self._thread.run(self._all.take(patience))
+            return self._read(self._all.take, patience)
         if self._member.stale:
             self._patiently(self._member.renew)
         if not self._member.waiting:
@@ -273,7 +273,7 @@ class ResultConsumer(_Consumer):
         While the server is away, this waits for it, however long.
         """
         if self._all is not None:
-            return self._thread.run(self._all.receive(patience))
+            return self._read(self._all.receive, patience) or []
         return list(map(self._result, self._receive(patience)))
 
     def ack(self, *results: Result) -> None:
@@ -291,21 +291,32 @@ class ResultConsumer(_Consumer):
     def close(self) -> None:
         """Hand back what was fetched and not given out, and close all connections."""
         self.stop()
-        if self._all is not None:
-            self._thread.run(self._all.aclose())
-            self._thread.close()
         try:
-            if self._member.joined:
+            if self._all is not None:
+                self._thread.close(self._all.aclose)
+            elif self._member.joined:
                 self._ledger.patiently(lambda: self._carry(self._member.leave()), FAREWELL)
-        except (LedgerUnavailable, RedisError) as error:
+        except (RegistrationWorkerError, RedisError) as error:
             log.warning("left group %s, which could not be recorded: %s", self.group, error)
-        self._ledger.close()
+        finally:
+            self._ledger.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _read(
+        self, read: Callable[[float], Coroutine[Any, Any, T | None]], patience: float
+    ) -> T | None:
+        """Read all ledgers. None once it is stopped, also if another thread closes it meanwhile."""
+        try:
+            return None if self._member.stopping else self._thread.run(read(patience))
+        except LedgerUnavailable:
+            if self._member.stopping:
+                return None
+            raise
 
     def _receive(self, patience: float) -> list[Found]:
         end = steady() + patience
@@ -419,20 +430,24 @@ class AsyncResultConsumer(_Consumer):
         ]
         if own:
             others.append(self._ledger.patiently(lambda: self._carry(self._member.ack(own)), ACK))
-        await asyncio.gather(*others)
+        await _all(others)
 
     async def aclose(self) -> None:
         """As `ResultConsumer.close`."""
         self.stop()
-        await self._merged.aclose()
-        await asyncio.gather(*(one.aclose() for one in self._others.values()))
+        try:
+            await self._merged.aclose()
+        finally:
+            await _all([*(one.aclose() for one in self._others.values()), self._leave()])
+
+    async def _leave(self) -> None:
         try:
             if self._member.joined:
                 async with asyncio.timeout(FAREWELL):
                     await self._ledger.patiently(
                         lambda: self._carry(self._member.leave()), FAREWELL
                     )
-        except (TimeoutError, LedgerUnavailable, RedisError) as error:
+        except (TimeoutError, RegistrationWorkerError, RedisError) as error:
             log.warning(
                 "left group %s, which could not be recorded: %s",
                 self.group,
@@ -508,6 +523,13 @@ class _Source:
     def ready(self) -> bool:
         """Whether it has an entry that was delivered to nobody else meanwhile."""
         return bool(self.consumer._member.waiting) and not self.consumer._member.stale
+
+
+async def _all(works: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Carry out all of them, whichever fails; raise the first error then."""
+    for one in await asyncio.gather(*works, return_exceptions=True):
+        if isinstance(one, BaseException):
+            raise one
 
 
 def reader_settings() -> Settings:

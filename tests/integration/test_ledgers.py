@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from enum import Enum
 from itertools import islice
@@ -499,9 +500,10 @@ def taken(consumer: ResultConsumer, count: int) -> list[Result]:
     return list(islice(consumer, count))
 
 
-def pending(ledgers: Ledgers) -> list[int]:
+def pending(ledgers: Ledgers, *names: str) -> list[int]:
     """How many entries of each ledger the group has not acknowledged."""
-    found: list[Any] = [one.redis.xpending(RESULTS, "crm") for one in ledgers.each.values()]
+    asked = [ledgers.each[name] for name in names or ledgers.each]
+    found: list[Any] = [one.redis.xpending(RESULTS, "crm") for one in asked]
     return [one["pending"] for one in found]
 
 
@@ -611,6 +613,41 @@ def test_a_reader_whose_ledgers_all_refuse_everything_raises(ledgers: Ledgers) -
         assert found.event.subject == "job-1"
 
 
+@pytest.mark.parametrize("used", [True, False])
+def test_a_reader_may_be_closed_twice_and_asked_after_that(ledgers: Ledgers, used: bool) -> None:
+    """It has no more results, and says that it is closed."""
+    publish(ledgers.each["b"], 1)
+    consumer = ResultConsumer("crm", settings=ledgers.settings)
+    found = taken(consumer, 1) if used else []
+    for _ in range(2):
+        consumer.close()
+    assert consumer.take(PATIENCE) is None
+    assert consumer.receive(PATIENCE) == []
+    assert list(consumer) == []
+    with pytest.raises(LedgerUnavailable, match="closed"):
+        consumer.ack(*found)
+
+
+def test_closing_a_reader_ends_the_calls_of_other_threads(ledgers: Ledgers) -> None:
+    """Even if they wait for a ledger that is away; all connections are closed then."""
+    for number, one in enumerate(ledgers.each.values()):
+        publish(one, number)
+    consumer = ResultConsumer("crm", settings=ledgers.settings)
+    found = taken(consumer, 3)
+    ledgers.kill("b")
+    with ThreadPoolExecutor(3) as threads:
+        acknowledging = threads.submit(consumer.ack, *found)
+        reading = [threads.submit(list, consumer), threads.submit(consumer.take, PATIENCE)]
+        stack.until(lambda: pending(ledgers, "main", "c") == [0, 0], "the others have it", PATIENCE)
+        consumer.close()
+        with pytest.raises(LedgerUnavailable, match="closed"):
+            acknowledging.result(PATIENCE)
+        assert [one.result(PATIENCE) for one in reading] == [[], None]
+    for name in ("main", "c"):
+        stack.until(lambda name=name: len(ledgers.each[name].redis.client_list()) == 1,  # type: ignore[misc]
+                    "its connections are closed", PATIENCE)  # fmt: skip
+
+
 def test_the_async_reader_does_the_same(ledgers: Ledgers) -> None:
     """Tasks may share it, and a `take` that is cancelled loses nothing."""
 
@@ -633,6 +670,7 @@ def test_the_async_reader_does_the_same(ledgers: Ledgers) -> None:
             await consumer.ack(late)
             asyncio.get_running_loop().call_soon(consumer.stop)
             assert [one async for one in consumer] == []
+            await consumer.aclose()  # a second time at the end of the block
 
     asyncio.run(go())
 
