@@ -40,8 +40,14 @@ from tests.integration.outbox import (
     tried,
 )
 from worker.cli.local import stack
-from worker.execution.delivery import LONGEST_LIFE, SCHEDULE, Deliveries, DeliveryRules
-from worker.publishers.base import Delivered, Gone, Later
+from worker.execution.delivery import (
+    LONGEST_LIFE,
+    OWN_FAULT_DELAY,
+    SCHEDULE,
+    Deliveries,
+    DeliveryRules,
+)
+from worker.publishers.base import Delivered, Gone, Later, Misplaced, NotTried
 from worker.publishers.webhook import WebhookPublisher
 
 RULES = DeliveryRules("/test", {"crm": 5 * DAY})
@@ -168,6 +174,11 @@ def test_a_fault_of_ours_is_not_the_endpoints(shop: SyncLedger) -> None:
     answer = shop(delivered(tried(shop, a), "later", "not configured", 0, blame=False))
     assert answer == Tried("pending", 0)
     assert crm(shop).failing_since == 0
+    settled(shop, tried(shop, a), "later")
+    failing(shop, days=50)
+    answer = shop(delivered(tried(shop, a), "later", "not configured", 0, blame=False))
+    assert answer == Tried("pending", 0), "it says nothing of these days"
+    assert (crm(shop).failures, record(shop, a)["tries"]) == (1, "1")
 
 
 class Endpoints:
@@ -293,6 +304,22 @@ def test_a_worker_that_lacks_something_tries_later(endpoints: Endpoints) -> None
     assert endpoints.receiver.log == []
 
 
+@pytest.mark.parametrize("came", [NotTried("fault in the worker"), Misplaced("not its event")])
+def test_a_try_that_was_not_made_disables_no_endpoint(
+    shop: SyncLedger, redis_url: str, came: Delivered
+) -> None:
+    """Even if all tries that were made have failed for weeks."""
+    a, b = due(shop, "a", "b")
+    settled(shop, tried(shop, b), "later", 300)
+    failing(shop, days=50)
+    asyncio.run(_once(redis_url, a, came))
+    assert not crm(shop).disabled
+    assert record(shop, b)["state"] == "pending"
+    shop.redis.hset(delivery_key(b), "due_at", 0)
+    assert asyncio.run(_once(redis_url, b, Later("HTTP 503"))) == "pending: HTTP 503"
+    assert crm(shop).disabled, "a try that was made does"
+
+
 def test_an_endpoint_is_disabled_once_and_told_of_once(shop: SyncLedger) -> None:
     """Also if the command is repeated after a lost answer, or two workers send it."""
     seen = crm(shop)
@@ -404,6 +431,29 @@ def test_no_endpoint_puts_an_event_off_for_ever(shop: SyncLedger, redis_url: str
     shop.redis.hset(delivery_key(a), "created_at", start - round(LONGEST_LIFE * 1000))
     shop.redis.hset(delivery_key(a), "due_at", 0)
     assert asyncio.run(_once(redis_url, a, Later("HTTP 503", 1e9))) == "dead: HTTP 503"
+
+
+@pytest.mark.parametrize("chance", [0.0, 1.0])
+def test_tries_that_were_not_made_are_not_counted(
+    shop: SyncLedger, redis_url: str, chance: float
+) -> None:
+    """A worker that lacks something tries again soon, however often; the schedule is for the
+    endpoint. The job's timeline has one line about it."""
+    [a] = due(shop, "a")
+    lacking = NotTried("endpoint crm is not configured at this worker")
+    for _ in range(2 * len(SCHEDULE)):
+        found = pause(shop, redis_url, a, lacking, chance)
+        assert 0.9 * OWN_FAULT_DELAY - 2 <= found <= 1.1 * OWN_FAULT_DELAY
+    assert record(shop, a)["tries"] == "0"
+    assert pause(shop, redis_url, a, Later("HTTP 503")) <= SCHEDULE[0] * 1.1
+    log = shop.redis.hget("{reg}:job:" + a.split(":")[1].partition(".")[0], "log")
+    assert log.count(b"not configured") == 1  # type: ignore[union-attr]
+    start = int(record(shop, a)["created_at"])
+    shop.redis.hset(
+        delivery_key(a),
+        mapping={"created_at": start - round(LONGEST_LIFE * 1000), "due_at": 0},
+    )
+    assert asyncio.run(_once(redis_url, a, lacking)) == f"dead: {lacking.reason}"
 
 
 async def _once(url: str, member: str, came: Delivered) -> str:

@@ -37,6 +37,10 @@ LONGEST_WAIT = 86400.0
 #: for which the job's record is kept at least.
 LONGEST_LIFE = 345600.0
 
+#: Seconds until a delivery is tried again for which this worker lacks the endpoint or the key:
+#: short enough to follow a deployment, long enough for thousands of such deliveries.
+OWN_FAULT_DELAY = 60.0
+
 #: Seconds for which a try is leased: longer than a publisher's time limit.
 LEASE = 30.0
 
@@ -114,7 +118,7 @@ class Deliveries:
         tried = await self._settle(delivery, came)
         self._meter.delivered(delivery.endpoint, tried.state, took)
         longest = self._rules.disable_after.get(delivery.endpoint, 0.0)
-        if longest and tried.failing >= longest and not isinstance(came, Arrived | Gone):
+        if longest and tried.failing >= longest and isinstance(came, Later):
             days = tried.failing / 86400
             why = f"all deliveries have failed for {days:.1f} days; last: {came.reason}"
             wakes += await self._disable(delivery.endpoint, why, only_if_failing=True)
@@ -176,22 +180,25 @@ class Deliveries:
             case Misplaced(reason):
                 command = delivered(delivery, "dead", reason, 0, blame=False)
             case NotTried(reason):
-                pause = self._pause(delivery, 0.0)
-                verdict = "dead" if pause is None else "later"
-                command = delivered(delivery, verdict, reason, pause or 0, blame=False)
+                verdict = "later" if _left(delivery) > 0 else "dead"
+                pause = OWN_FAULT_DELAY * self._jitter()
+                command = delivered(delivery, verdict, reason, pause, blame=False)
             case _:
                 assert_never(came)
         return await self._ledger(command, patience=60)
 
     def _pause(self, delivery: Delivery, asked: float) -> float | None:
         """Seconds until the next try; None: no further try. `asked`: the endpoint's Retry-After."""
-        left = LONGEST_LIFE - (delivery.at - delivery.started_at) / 1000
+        left = _left(delivery)
         if delivery.tries >= len(SCHEDULE) or left <= 0:
             return None
-        own = SCHEDULE[delivery.tries] * (1 + JITTER * (2 * self._rules.chance() - 1))
+        own = SCHEDULE[delivery.tries] * self._jitter()
         # Jitter on top: otherwise all deliveries with the same delay return in the same second.
         obeyed = min(asked, LONGEST_WAIT, left) * (1 + JITTER * self._rules.chance())
         return max(own, obeyed)
+
+    def _jitter(self) -> float:
+        return 1 + JITTER * (2 * self._rules.chance() - 1)
 
     async def _disable(
         self, name: str, why: str, *, only_if_failing: bool = False
@@ -229,6 +236,11 @@ class Deliveries:
         text = event.encode()
         sealed = self._keyring.seal(text, seals.event(event.id, RESULTS))
         return Publication(event.id, event.type, text, sealed, "", (RESULTS,))
+
+
+def _left(delivery: Delivery) -> float:
+    """Seconds for which a delivery may still be put off."""
+    return LONGEST_LIFE - (delivery.at - delivery.started_at) / 1000
 
 
 def _facts(delivery: Delivery) -> dict[str, Any]:
