@@ -243,8 +243,8 @@ class Provider(Protocol):
 def unanswered(sent: NotSent | Lost) -> Retryable | Unknown:
     """The outcome of a call without an answer."""
     match sent:
-        case NotSent(reason):
-            return Retryable(reason)
+        case NotSent(reason, ours):
+            return Retryable(reason, spends=not ours)
         case Lost(reason):
             return Unknown(reason)
         case _:

@@ -11,7 +11,7 @@ from typing import Any
 
 from regworker.domain.outcome import Outcome, Refused, Retryable
 from regworker.domain.retry import parse_retry_after
-from worker.providers.base import Answer, Request, Send, read_json
+from worker.providers.base import Answer, NotSent, Request, Send, read_json
 
 #: Seconds before its expiry from which a token is not used any more.
 EARLY = 30.0
@@ -72,7 +72,9 @@ async def _fetch(credentials: ClientCredentials, send: Send) -> tuple[str, float
     headers = basic(credentials.client_id, credentials.client_secret)
     answer = await send(Request.form(credentials.token_url, fields, headers))
     if not isinstance(answer, Answer):
-        return Retryable(f"no token: {answer.reason}")
+        # The registration was not sent, even if this request was.
+        ours = isinstance(answer, NotSent) and answer.ours
+        return Retryable(f"no token: {answer.reason}", spends=not ours)
     if answer.status in {400, 401, 403}:
         return Refused(f"no token (HTTP {answer.status}): check the client's id and secret")
     return _token(answer)

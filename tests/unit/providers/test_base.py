@@ -113,6 +113,11 @@ def test_what_was_not_sent_can_be_tried_again() -> None:
     assert unanswered(NotSent("connection refused")) == Retryable("connection refused")
 
 
+def test_what_this_worker_did_not_send_spends_no_attempt() -> None:
+    """A worker that lost its lease says nothing about the provider."""
+    assert not unanswered(NotSent("lease lost", ours=True)).spends  # type: ignore[union-attr]
+
+
 def test_a_lost_answer_is_unknown() -> None:
     """The request may have been carried out."""
     assert unanswered(Lost("connection reset")) == Unknown("connection reset")

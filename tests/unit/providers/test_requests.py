@@ -211,3 +211,10 @@ def test_without_a_token_nothing_was_sent(answer: Any, kind: type) -> None:
     """So the attempt is repeated, or the account is held."""
     send, _ = answering(answer)
     assert isinstance(asked(lambda: oauth.bearer(credentials(), send)), kind)
+
+
+def test_a_token_that_this_worker_did_not_ask_for_spends_no_attempt() -> None:
+    """Its lease was lost: nothing was sent."""
+    send, _ = answering(NotSent("lease lost", ours=True))
+    found = asked(lambda: oauth.bearer(credentials(), send))
+    assert found == Retryable("no token: lease lost", spends=False)
