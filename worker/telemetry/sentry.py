@@ -28,6 +28,8 @@ TITLES: Mapping[str, str] = {
     "unknown": "{provider}: the answer to a call was lost ({reason})",
     "lease": "a worker was lost while calling {provider}",
     "leases": "leases were lost",
+    "replicas": "too few replicas follow the ledger's primary",
+    "forgotten": "the ledger may have forgotten calls",
     "dead": "deliveries to {endpoint} die",
     "endpoint": "endpoint {endpoint} is disabled",
     "inbox": "the job stream cannot be read",
