@@ -76,6 +76,7 @@ def blocks(page: Path) -> list[Block]:
 
 def move_in(folder: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Make a folder like that of a reader who has started a development server beside it."""
+    (folder / ".venv").symlink_to(sys.prefix)
     (folder / ".regworker").mkdir()
     (folder / ".regworker" / "env").write_text(
         "".join(f"export {name}={shlex.quote(value)}\n" for name, value in environment.items())

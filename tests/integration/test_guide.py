@@ -30,22 +30,19 @@ def port() -> int:
     return free_port()
 
 
+#: A variable of the file `endpoints.env`, as the guide's first page shows it.
+ENDPOINT = re.compile(r"^export REGWORKER_(ENDPOINTS__\w+)='?([^'\n]+)", re.MULTILINE)
+
+
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory, port: int) -> Iterator[Installation]:
-    """An installation as `regworker up` starts it, with an endpoint of each other kind."""
+    """An installation as `regworker up` starts it, with the endpoints that the guide's first page
+    defines."""
     needed("the guide's blocks", *PROGRAMS)
-    endpoints = {
-        "endpoints__warehouse__kind": "queue",
-        "endpoints__warehouse__queue": "warehouse.results",
-        "endpoints__billing__kind": "stream",
-        "endpoints__billing__stream": "{reg}:billing",
-        "endpoints__billing__sealed": "true",
-        "endpoints__shop__kind": "webhook",
-        "endpoints__shop__url": f"http://127.0.0.1:{port}/webhooks/registrations",
-        "endpoints__shop__secrets": SECRET,
-        "endpoints__shop__allow_http": "true",
-        "endpoints__shop__allow_private": "true",
-    }
+    text = (GUIDE / "README.md").read_text("utf-8").replace("127.0.0.1:8000", f"127.0.0.1:{port}")
+    endpoints = {name.lower(): value for name, value in ENDPOINT.findall(text)}
+    # The page makes one of its own.
+    endpoints["endpoints__shop__secrets"] = SECRET
     folder = tmp_path_factory.mktemp("guide")
     with installation(folder, broker_url="", **endpoints) as here:
         yield here

@@ -4,9 +4,11 @@ import re
 import shlex
 import subprocess
 import sys
+from collections import Counter
 from contextlib import closing
 from dataclasses import replace
 from importlib.metadata import metadata
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -100,12 +102,15 @@ def test_the_table_of_settings_is_that_of_the_command() -> None:
 
 
 def test_a_newcomer_can_try_the_pages_one_after_another() -> None:
-    """No two of these pages use the same idempotency key. On one server, a key that is used again
-    for another job would be refused."""
-    pages = [PAGE, ROOT / "docs/guide/README.md", ROOT / "docs/http.md"]
-    keys = [set(re.findall(r"\bcrm-\d+\b", page.read_text("utf-8"))) for page in pages]
-    assert all(keys)
-    assert len(set.union(*keys)) == sum(map(len, keys))
+    """No two of these pages use the same idempotency key or e-mail address. On one server, a key
+    that is used again for another job would be refused, and so would a known address."""
+    names = ("guide/README.md", "guide/integrate.md", "cookbook.md", "http.md")
+    texts = [page.read_text("utf-8") for page in (PAGE, *(ROOT / "docs" / one for one in names))]
+    for pattern in (r"\bcrm-\d+\b", r"[\w.]+@example\.com"):
+        found = [set(re.findall(pattern, text)) for text in texts]
+        assert all(found)
+        twice = {one for one, count in Counter(chain.from_iterable(found)).items() if count > 1}
+        assert twice == set()
 
 
 def test_every_command_named_in_the_readme_exists() -> None:
