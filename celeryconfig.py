@@ -1,7 +1,7 @@
 """Celery's own settings of the production command: `celery -A worker worker`.
 
 The broker, the queues, the pool and all that correctness depends on follow from the `REGWORKER_*`
-environment (see the README's table; `worker/celery.py` says why each). What is assigned here is
+environment (docs/settings.md; `worker/celery.py` says why each). What is assigned here is
 read over that: this is the place to change Celery itself.
 """
 
