@@ -189,18 +189,23 @@ def sample(done: int, **more: int) -> Sample:
     return Sample(**{**values, "done": done, **more})
 
 
-def soaked(samples: list[Sample], **more: int) -> Found:
-    """A soak of 1,000 jobs with these samples."""
+def soaked(samples: list[Sample], end: Sample | None = None, **more: int) -> Found:
+    """A soak of 1,000 jobs with these samples; `end`: at rest, after the last job."""
     counts = {"lost": 0, "doubled": 0, "odd": 0, "left": 0, **more}
-    return Found(1000, samples, calls={}, **counts)
+    resting = [sample(50), end or sample(1000)]
+    return Found(1000, samples, resting, calls={}, **counts)
 
 
 def test_a_soak_compares_the_last_quarter_with_the_second() -> None:
     """Memory may grow at first, and by 2 % after that; the message names what grew by more."""
     steady = [sample(100, rss=10), *(sample(done, rss=102) for done in (260, 400, 900))]
     assert soaked(steady).problems() == []
-    grown = [sample(260), sample(500), sample(510, rss=900), sample(900, rss=103, threads=101)]
+    grown = [sample(260), sample(500), sample(510, rss=900), sample(900, rss=103, threads=102)]
     assert soaked(grown).problems() == ["rss grew", "threads grew"]
+    busy = [sample(400), sample(900, tasks=900, objects=900, files=900)]
+    assert soaked(busy).problems() == [], "these are compared at rest"
+    more = sample(1000, tasks=101, objects=105, files=103)
+    assert soaked(steady, more).problems() == ["tasks at rest grew", "files at rest grew"]
     assert soaked(steady, lost=1, left=2).problems() == ["lost: 1", "left: 2"]
 
 
