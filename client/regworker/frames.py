@@ -30,7 +30,7 @@ def guarded(kind: type[T]) -> type[T]:
             setattr(kind, name, property(_guarded(member.fget), doc=member.__doc__))
         elif isinstance(member, cached_property):
             # A property before it: its own frame would contain the object's whole dictionary.
-            setattr(kind, name, property(_guarded(member.__get__), doc=member.__doc__))
+            setattr(kind, name, property(_guarded(_once(name, member.func)), doc=member.__doc__))
     return kind
 
 
@@ -53,6 +53,18 @@ def emptied(error: BaseException, outer: BaseException | None = None) -> None:
         pending += [one.__cause__, one.__context__]
         if isinstance(one, BaseExceptionGroup):
             pending += one.exceptions
+
+
+def _once(name: str, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    # Without the lock of `cached_property`: before Python 3.12 all objects of a class share it, and a
+    # fork may copy it locked.
+    def found(self: Any) -> Any:
+        kept = vars(self)
+        if name not in kept:
+            kept[name] = function(self)
+        return kept[name]
+
+    return found
 
 
 def _ended(frame: FrameType) -> bool:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,13 @@ from regworker.domain.errors import LedgerUnavailable, SettingsError
 from regworker.domain.states import State
 from regworker.ledger import AsyncLedger, SyncLedger
 from regworker.ledger.snapshot import OPEN
-from regworker.ledger.transitions import account_key, job_key
+from regworker.ledger.transitions import account_key, job_key, look
 from regworker.settings import Settings
 from tests.clusters import SLOT, Cluster, cluster
 from tests.integration.installation import BROKER, KEYS, PATIENCE, ROOT, installation
 from tests.integration.jobs import skypostal
 from tests.integration.load import doctors, load, regworker
+from tests.integration.test_interrupted import interrupted
 from tests.rabbitmq import borrowed
 from worker.cli.local import stack
 from worker.operations.roles import ROLES
@@ -50,6 +52,29 @@ def broker_url(own_valkey: Callable[..., ValkeyServer]) -> Iterator[str]:
             yield url
     else:
         yield own_valkey().connection_url
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_connection_that_was_interrupted_while_it_was_redirected_is_usable(
+    servers: Cluster,
+) -> None:
+    """At any line: it is closed and opened again within `connect`; then it may have no password or
+    name yet."""
+    url = servers.url(servers.others[0])
+    with closing(SyncLedger(url)) as ledger:
+        assert ledger(look("nobody")) is None
+
+    def usable(number: int) -> bool:
+        with closing(SyncLedger(url)) as ledger:
+            ledger.redis.connection_pool.connection_kwargs["client_name"] = "mine"
+            more = interrupted(lambda: ledger(look("nobody")), number)
+            assert ledger.exchange([("CLIENT", "GETNAME")]) == b"mine"
+            return more
+
+    number = 1
+    while copy_context().run(usable, number):  # the time limit that is left behind ends with it
+        number += 2
+    assert number > 300
 
 
 def test_failovers_under_load_are_followed_without_a_restart(

@@ -346,6 +346,46 @@ def test_a_producer_made_before_a_fork_works_in_each_child(host: Run) -> None:
     assert found == {"jobs": True, "states": ["queued"]}
 
 
+def test_a_child_waits_for_no_lock_of_its_parents_threads(host: Run) -> None:
+    """A fork copies locks as they are; the threads that would release them are not copied."""
+    found = host(
+        """
+        import os, signal, threading
+        from contextlib import ExitStack
+        from regworker import Job
+
+        with made() as producer:
+            first = producer.enqueue(job("before-the-fork"))
+            pool = producer._shell._ledger.redis.connection_pool
+            owners = pool, getattr(pool, "_event_dispatcher", None), vars(Job)["id"]
+            names = "_lock", "lock"
+            locks = [getattr(one, name) for one in owners for name in names if hasattr(one, name)]
+            held, ended = threading.Event(), threading.Event()
+
+            def hold():
+                with ExitStack() as all:
+                    for lock in locks:
+                        all.enter_context(lock)
+                    held.set()
+                    ended.wait()
+
+            thread = threading.Thread(target=hold)
+            thread.start()
+            held.wait()
+            child = os.fork()
+            if child == 0:
+                signal.alarm(30)
+                receipt = producer.enqueue(job("in-the-child"))
+                os._exit(producer.status(receipt.job_id).idempotency_key != "in-the-child")
+            _, ending = os.waitpid(child, 0)
+            ended.set()
+            thread.join()
+            show(locks=bool(locks), ending=ending, state=producer.status(first.job_id).state)
+        """
+    )
+    assert found == {"locks": True, "ending": 0, "state": "queued"}
+
+
 def test_a_host_patched_by_gevent_enqueues_from_its_greenlets(host: Run) -> None:
     """A hundred at once; each gets its own answer."""
     found = host(

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
+from itertools import islice
+from traceback import walk_stack
 from types import FrameType
 from typing import Any
 
@@ -51,10 +53,9 @@ class At:
 
 def _unheard(name: str, frame: FrameType) -> bool:
     # Python discards what a destructor raises; redis-py discards all errors in its metrics.
+    callers = islice(walk_stack(frame), 5)
     return name.startswith("redis.observability") or any(
-        one.f_code.co_name == "__del__"
-        for one in (frame, frame.f_back, frame.f_back.f_back)
-        if one  # type: ignore[union-attr]
+        one.f_code.co_name == "__del__" for one, _ in callers
     )
 
 

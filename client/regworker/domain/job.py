@@ -5,7 +5,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from unicodedata import normalize
 
@@ -158,10 +157,14 @@ class Job(Notation):
             traceparent: str | None = ...,
         ) -> None: ...
 
-    @cached_property
+    @property
     def id(self) -> str:
         """The job's id: also the Celery task id, the same for every repeat of the key."""
-        return job_id(self.provider, self.account, self.idempotency_key)
+        # No `cached_property`: before Python 3.12 a fork may copy its lock locked.
+        kept: dict[str, str] = self.__dict__
+        if "id" not in kept:
+            kept["id"] = job_id(self.provider, self.account, self.idempotency_key)
+        return kept["id"]
 
     def content(self, registration: bytes) -> bytes:
         """What makes two jobs of one key the same job, as canonical bytes; holds secrets.

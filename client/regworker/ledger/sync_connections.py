@@ -10,11 +10,13 @@ only text and bytes.
 """
 
 from collections.abc import Callable, Iterable
+from threading import RLock
 from typing import Any
 from weakref import WeakSet
 
 import redis
 from redis.connection import ConnectionPool
+from redis.event import EventDispatcher
 from redis.exceptions import ResponseError
 
 pack_command: Callable[[tuple[Any, ...]], bytes] | None
@@ -62,11 +64,12 @@ class _Exact:
         self.between = False
 
     def disconnect(self, *args: Any, **options: Any) -> None:
-        """A closed connection has no outstanding answers."""
-        self.between = True
+        """A closed connection has no outstanding answers. redis-py also closes it within `connect`,
+        to open it again at another node."""
+        was, self.between = self.between, True
         super().disconnect(*args, **options)  # type: ignore[misc]
         self.owed = 0
-        self.between = False
+        self.between = was
 
     def send_command(self, *args: Any, **options: Any) -> None:
         """Counted before a byte is sent."""
@@ -97,6 +100,9 @@ class LeakProofPool(ConnectionPool):
 
     def reset(self) -> None:
         """Called when the pool is made, and in the child after a fork."""
+        # A thread of the parent may have held the locks of these; in the child nothing releases them.
+        self._lock = RLock()
+        self._event_dispatcher = EventDispatcher()
         super().reset()
         self._in_use_connections = WeakSet()
 
