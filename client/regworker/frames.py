@@ -56,8 +56,8 @@ def emptied(error: BaseException, outer: BaseException | None = None) -> None:
 
 
 def _once(name: str, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    # Without the lock of `cached_property`: before Python 3.12 all objects of a class share it, and a
-    # fork may copy it locked.
+    # Without the lock of `cached_property`: before Python 3.12 all objects of a class share it, and
+    # a fork may copy it locked.
     def found(self: Any) -> Any:
         kept = vars(self)
         if name not in kept:

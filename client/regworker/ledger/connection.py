@@ -85,6 +85,10 @@ class LedgerConnection:
         Raises an error reply, and redis-py's `ConnectionError` or `TimeoutError` if the connection
         fails; `LedgerUnavailable` once the connection is closed for good.
         """
+        return self.ask_packed(packed(command))
+
+    def ask_packed(self, command: bytes) -> asyncio.Future[Any]:
+        """The same with a packed command."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Any] = loop.create_future()
         if self._closed:
@@ -92,7 +96,7 @@ class LedgerConnection:
             return answer
         if not self._unsent:
             loop.call_soon(self._send)
-        self._unsent.append((packed(command), answer))
+        self._unsent.append((command, answer))
         return answer
 
     def drop(self) -> None:

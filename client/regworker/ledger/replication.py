@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 
 from regworker.clock import steady
 from regworker.ledger.connection import LedgerConnection, apart
+from regworker.ledger.sync_connections import packed
 from regworker.ledger.transitions import PREFIX, Argument, Command
 
 REPLICAS = f"{PREFIX}replicas"
@@ -92,16 +93,20 @@ class DurableLine:
 
     def __init__(self, connection: LedgerConnection) -> None:
         self._connection = connection
-        self._unsent: list[tuple[tuple[Argument, ...], asyncio.Future[Any]]] = []
+        self._unsent: list[tuple[bytes, asyncio.Future[Any]]] = []
         self._wanted = Wanted()
         self._busy = False
 
     def ask(self, wanted: Wanted, *command: Argument) -> asyncio.Future[Any]:
-        """The answer to a command once enough replicas have it; `TooFewReplicas` otherwise."""
+        """The answer to a command once enough replicas have it; `TooFewReplicas` otherwise.
+
+        Raises at once if the command is not valid text: later, that would hold up all others.
+        """
+        data = packed(command)
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Any] = loop.create_future()
         self._wanted = wanted
-        self._unsent.append((command, answer))
+        self._unsent.append((data, answer))
         if not self._busy:
             self._busy = True
             loop.call_soon(self._send)
@@ -109,7 +114,7 @@ class DurableLine:
 
     def _send(self) -> None:
         sent, self._unsent = self._unsent, []
-        asked = [(self._connection.ask(*command), answer) for command, answer in sent]
+        asked = [(self._connection.ask_packed(data), answer) for data, answer in sent]
         waited = self._connection.ask(*self._wanted.command)
         waited.add_done_callback(_heard(self._wanted, asked, self._next))
 

@@ -100,7 +100,7 @@ class LeakProofPool(ConnectionPool):
 
     def reset(self) -> None:
         """Called when the pool is made, and in the child after a fork."""
-        # A thread of the parent may have held the locks of these; in the child nothing releases them.
+        # Another thread may have held their locks at the fork; the child does not have that thread.
         self._lock = RLock()
         self._event_dispatcher = EventDispatcher()
         super().reset()
