@@ -4,12 +4,14 @@ keeps running."""
 import json
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 import httpx
 import psutil
 import pytest
 
+from regworker.domain.errors import MOST_PROBLEMS
 from tests.gateway.service import Gateway
 from tests.integration.jobs import skypostal
 from worker.gateway.connection import HEADER_TIME
@@ -63,6 +65,55 @@ def test_a_bad_body_is_refused_by_its_field(shop: httpx.Client, name: str) -> No
     if status == 422:
         fields = [one["field"] for one in answer.json()["errors"]]
         assert any(one.startswith(field) for one in fields), fields
+
+
+_NAMES = b",".join(b'"%x":0' % number for number in range(55_000))
+
+_JOB = b'{"provider":"skypostal","idempotency_key":"costly","registration":{'
+
+#: Bodies of nearly the largest size. Each would take a minute or more if the time grew with the
+#: square of the size. Unicode's normal form sorts the marks on a letter.
+COSTLY = {
+    "names": b'{%b,"z":0,"z":0}' % _NAMES,
+    "marks": b'{"provider":"skypostal","registration":{},"idempotency_key":"a%b"}'
+    % ("\u0301" * 125_000 + "\u0323" * 125_000).encode(),
+}
+
+#: Bodies with a problem in each of their parts.
+WRONG = {
+    "names": b"%b%b}}" % (_JOB, _NAMES),
+    "items": b'%b"customer_phone":[{}%b]}}' % (_JOB, b",{}" * 170_000),
+}
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/jobs:batch"])
+@pytest.mark.parametrize("name", COSTLY)
+def test_a_costly_body_delays_nobody(
+    gateway: Gateway, shop: httpx.Client, name: str, path: str
+) -> None:
+    """A body of the largest size is refused, alone and in a batch, while another client is
+    served."""
+    headers = {} if path.endswith("batch") else {"idempotency-key": "other"}
+    with ThreadPoolExecutor(4) as pool:
+        refused = [
+            pool.submit(shop.post, path, content=COSTLY[name], headers=headers) for _ in range(4)
+        ]
+        assert gateway.http.get("/v1/health").status_code == 200
+        for one in refused:
+            answer = one.result()
+            found = answer.json()
+            assert found["status"] == 422, answer.text
+            assert found["verdict"] == "not accepted"
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_countless_problems_are_not_all_listed(shop: httpx.Client, name: str) -> None:
+    """The answer lists the first ones, and says how many more there are."""
+    answer = shop.post("/v1/jobs", content=WRONG[name])
+    assert answer.status_code == 422
+    errors = answer.json()["errors"]
+    assert len(errors) == MOST_PROBLEMS + 1
+    assert "more problems" in errors[-1]["message"]
 
 
 def raw(gateway: Gateway, *parts: bytes, pause: float = 0.0) -> bytes:

@@ -370,9 +370,13 @@ def same_email(one: str, other: str) -> bool:
     return _folded(one) == _folded(other)
 
 
+_LONGEST_EMAIL = 1000
+
+
 def _folded(email: str) -> str:
     email = email.strip()
-    if email.isascii():
+    # Normalizing takes time by the square of the length, and no address is that long.
+    if email.isascii() or len(email) > _LONGEST_EMAIL:
         return email.lower()
     folded = normalize("NFC", normalize("NFC", email).upper().casefold())
     return folded.replace("i\u0307", "i")

@@ -187,6 +187,9 @@ class _Words:
 #: The message for an unknown field.
 NO_FIELD = "is not a field of this request"
 
+#: The most problems of one object that are listed. Its sender corrects these first.
+MOST_PROBLEMS = 100
+
 #: Our codes and texts for pydantic's error types. All others are `invalid`, with pydantic's text.
 _WORDS: Mapping[str, _Words] = {
     "missing": _Words("missing", "is required"),
@@ -214,16 +217,20 @@ _WORDS: Mapping[str, _Words] = {
 
 
 def problems_of(error: Any, *, prefix: str = "") -> tuple[Problem, ...]:
-    """Turn a pydantic `ValidationError` into problems, without any input value.
+    """Turn a pydantic `ValidationError` into problems, without any input value: the first ones, and
+    how many more there are.
 
     Only our own and pydantic's texts are passed on, and a name only if it looks like a field's: the
     message of a provider's own validator, and the value of a field, may be anything.
     """
     found = []
-    for item in error.errors(include_url=False, include_input=False):
+    items = error.errors(include_url=False, include_input=False)
+    for item in items[:MOST_PROBLEMS]:
         path = ".".join(shown_name(part) for part in item["loc"])
         words = _WORDS.get(item["type"]) or _Words("invalid", _words_of(item))
         found.append(Problem(words.code, _join(prefix, path), words.text))
+    if more := len(items) - len(found):
+        found.append(Problem("invalid", prefix, f"has {more} more problems, not listed here"))
     return tuple(found)
 
 

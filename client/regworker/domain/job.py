@@ -35,13 +35,19 @@ Name = Annotated[str, StringConstraints(pattern=NAME, max_length=64)]
 #: A valid key has no control characters and no other line ends.
 _KEY = r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029]+$"
 LONGEST_KEY = 255
+#: Before it is normalized: a character of the NFC form has at most four others instead.
+_LONGEST_GIVEN = 4 * LONGEST_KEY
 #: Half of a surrogate pair is not valid text either, although a Python text can contain it.
 _NO_KEY = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def one_form(key: str) -> str:
-    """A key in its NFC form, in which keys are compared: `é` is one key, however it is encoded."""
-    return key if key.isascii() else normalize("NFC", key)
+    """A key in its NFC form, in which keys are compared: `é` is one key, however it is encoded.
+
+    A text that is too long for a key stays as it is: normalizing takes time by the square of the
+    length.
+    """
+    return key if key.isascii() or len(key) > _LONGEST_GIVEN else normalize("NFC", key)
 
 
 def _key(value: str) -> str:

@@ -213,7 +213,9 @@ def _check(said: dict[str, Any], seal: Seal) -> None:
     if not seal.aud or (aud is None and typ == REGISTRATION):
         return
     named = [aud] if isinstance(aud, str) else aud
-    if not isinstance(named, list) or any(one not in named for one in seal.aud):
+    if not isinstance(named, list) or not {one for one in named if isinstance(one, str)}.issuperset(
+        seal.aud
+    ):
         raise WrongSeal(f"it is sealed for {_short(aud)}, not for {_short(list(seal.aud))}")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -64,8 +65,9 @@ def _refused(what: str, field: str = "") -> InvalidJob:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        # In one pass: a body may have some ten thousand names.
+        times = Counter(name for name, _ in pairs)
+        twice = next(name for name, count in times.items() if count > 1)
         known = twice if re.fullmatch(r"\w{1,64}", twice, re.ASCII) else ""
         raise _refused("is given twice in one object" if known else "a name is given twice", known)
     return found
