@@ -1,5 +1,6 @@
 """The application: its routes, and what is open while it runs. `Edge` is the layer around it."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -8,6 +9,7 @@ from fastapi import FastAPI
 from regworker.settings import Settings
 from worker import __version__
 from worker.gateway import api, pages, problems
+from worker.gateway.reload import follow
 from worker.gateway.services import Services
 
 
@@ -18,9 +20,11 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.services = Services.open(settings)
         pages.open_pages(app, settings)
+        following = asyncio.create_task(follow(app, settings))
         try:
             yield
         finally:
+            following.cancel()
             pages.close_pages(app)
             await app.state.services.aclose()
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from regworker.carriers import AsyncShell
 from regworker.ledger import AsyncLedger
-from regworker.results import RESULTS, is_sealed, opener
+from regworker.results import RESULTS, is_sealed
 from regworker.sealing.keyring import Keyring
 from regworker.settings import Settings
 from worker.gateway.bearer import Gate
@@ -23,11 +23,13 @@ from worker.monitoring.metrics import Tally
 PATIENCE = 5.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Services:
     """The ledger through the client library. All requests share its connections."""
 
     settings: Settings
+    keyring: Keyring
+    """The only one of `client` and `feed`."""
     client: AsyncShell
     """`client.core` has the rules (accept, status, cancel); `client.carry` carries them out."""
     way_in: Gathering | ByStream
@@ -53,7 +55,7 @@ class Services:
         keyring = Keyring.of(settings)
         client = AsyncShell(settings, PATIENCE, keyring)
         stopping = asyncio.Event()
-        feed = EventFeed(client.ledger, opener(settings), is_sealed(settings, RESULTS))
+        feed = EventFeed(client.ledger, keyring.open, is_sealed(settings, RESULTS))
         requests = Tally(
             "regworker_gateway_requests", "Requests by route and status.", ("route", "status")
         )
@@ -71,7 +73,12 @@ class Services:
                 settings.metrics_address, settings.metrics_port, {"/metrics": metrics}
             )
         way_in = Gathering(client) if keyring.kids else ByStream(client)
-        return cls(settings, client, way_in, gate, feed, requests, stopping, end, served)
+        return cls(settings, keyring, client, way_in, gate, feed, requests, stopping, end, served)
+
+    def use(self, settings: Settings, keyring: Keyring) -> None:
+        """From now on, use other keys, which the settings hold too."""
+        self.keyring.use(keyring)
+        self.settings = settings
 
     async def aclose(self) -> None:
         """Close all connections."""

@@ -49,13 +49,15 @@ class SettingsReload:
         accounts: Accounts,
         check: Check,
         apply: Apply,
+        load: Callable[[], Settings] = Settings.load,
     ) -> None:
         """`accounts`: those in use. `check`: tests one of the given accounts. `apply`: applies all
-        settings; it is repeated if it fails."""
+        settings; it is repeated if it fails. `load`: reads them."""
         self._settings = settings
         self._registry = registry
         self._check = check
         self._apply = apply
+        self._load = load
         self._accounts = accounts
         self._files = _files(settings, self._accounts)
         self._seen: Signature | None = _signature(self._files)
@@ -75,7 +77,7 @@ class SettingsReload:
         if not changed and (self._retry_at is None or now < self._retry_at):
             return PERIOD
         try:
-            new = await asyncio.to_thread(Settings.load)
+            new = await asyncio.to_thread(self._load)
             accounts = Accounts(self._registry, new.accounts, new.way_out)
             keyring = Keyring.parse(new.sealing_keys.get_secret_value())
         except SettingsError as error:

@@ -2,6 +2,7 @@
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 
+from regworker.sealing.keyring import Keyring
 from regworker.settings import Settings
 from worker.gateway.pages import acts, looks, many, sign_in
 from worker.gateway.pages.desk import Desk
@@ -23,6 +24,12 @@ def open_pages(app: FastAPI, settings: Settings) -> None:
     """Open what the pages need, before the application starts."""
     app.state.desk = Desk(settings)
     app.state.people = People(settings, app.state.desk.ledger)
+
+
+def use(app: FastAPI, settings: Settings, keyring: Keyring) -> None:
+    """From now on, use other keys, which the settings hold too."""
+    app.state.desk.use(settings, keyring)
+    app.state.people.use(settings)
 
 
 def close_pages(app: FastAPI) -> None:

@@ -97,10 +97,16 @@ class Desk:
         self.ledger = SyncLedger(settings.redis_url)
         self.history = History(settings)
         self._registry = Registry(settings.providers)
-        keyring = Keyring.of(settings)
-        self.has_keys = bool(keyring.kids)
-        self._event_builder = EventBuilder(settings, keyring)
+        self._keyring = Keyring.of(settings)
+        self.has_keys = bool(self._keyring.kids)
+        self._event_builder = EventBuilder(settings, self._keyring)
         self._questions: Questions | None = None
+
+    def use(self, settings: Settings, keyring: Keyring) -> None:
+        """From now on, use other keys, which the settings hold too."""
+        self._keyring.use(keyring)
+        self.settings = settings
+        self._questions = None
 
     def need_keys(self) -> None:
         """Raise `NoSealingKeys` if there are none."""

@@ -90,6 +90,12 @@ class People:
         self._life = settings.serve_session
         self._failures = Failures()
 
+    def use(self, settings: Settings) -> None:
+        """From now on, use the keys of other settings. A session ends with its key."""
+        self._settings = settings
+        for name in ("_secrets", "_sessions", "_forms"):
+            self.__dict__.pop(name, None)
+
     async def prepare(self) -> None:
         """Read the secret that signs sessions, once. Raises `LedgerUnavailable`."""
         if "_secrets" not in self.__dict__:
