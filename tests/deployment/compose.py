@@ -115,7 +115,9 @@ class Moved:
     def environment(self, name: str) -> dict[str, str]:
         """A service's environment: the variables of the file, and those that every image has."""
         given = self.services[name].get("environment") or {}
-        moved = {key: self.move(name, str(value)) for key, value in given.items()}
+        # What has no value in `.env` is not set.
+        said = {key: str(value) for key, value in given.items() if value is not None}
+        moved = {key: self.move(name, value) for key, value in said.items()}
         programs = [str(self.folder / "bin"), str(Path(sys.executable).parent), "/usr/bin", "/bin"]
         return {
             "PATH": os.pathsep.join(programs),

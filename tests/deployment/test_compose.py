@@ -21,7 +21,7 @@ from regworker.domain.errors import UnknownJob
 from regworker.domain.job import job_id
 from regworker.producer import Producer
 from regworker.sealing.keyring import Keyring
-from regworker.settings import Settings
+from regworker.settings import Settings, variable
 from tests.chaos.proxy import free_port
 from tests.deployment import compose, helm, image
 from tests.deployment.test_kubernetes import FOLDER, resources
@@ -119,6 +119,34 @@ def test_only_workers_get_keys_and_accounts(services: dict[str, dict[str, Any]])
     assert holders == {"worker", "gateway"}
     called = {name for name, one in services.items() if "ACCOUNTS__" in " ".join(_names(one))}
     assert called == {"worker"}
+
+
+#: Settings that the gateway does not get from `.env`: the file itself sets some, it has one ledger,
+#: and only workers and commands need the others.
+NOT_GIVEN = {
+    *("redis_url", "broker_url", "sealing_keys", "ledgers", "account_ledgers", "ledger"),
+    *("accounts", "endpoints", "proxy", "client_cert_file", "client_key_file"),
+    *("outbox_url", "operator"),
+}
+
+
+def test_the_gateway_gets_the_settings_of_the_workers(tmp_path: Path) -> None:
+    """A setting in `.env` is the same for workers and the gateway."""
+    names = {variable(name) for name in Settings.model_fields if name not in NOT_GIVEN}
+    given = {name: f"the-{name}" for name in names}
+    found = compose.services(tmp_path, {**SECRETS, **given})
+    assert found["gateway"]["environment"].items() >= given.items()
+    # These two are fixed by the file: many workers share the machine.
+    metrics = {variable("metrics_address"), variable("metrics_port")}
+    theirs = {name: found["worker"]["environment"][name] for name in names - metrics}
+    assert given.items() >= theirs.items()
+
+
+def test_a_setting_that_is_not_given_is_not_set(services: dict[str, dict[str, Any]]) -> None:
+    """Settings that `.env` does not have keep their defaults in the gateway."""
+    environment = services["gateway"]["environment"]
+    assert environment.get(variable("retention")) is None
+    assert environment[variable("require_sealed")] == "true"
 
 
 def test_a_password_of_the_operators_is_no_workers(services: dict[str, dict[str, Any]]) -> None:

@@ -177,6 +177,24 @@ def test_only_workers_get_keys_and_accounts() -> None:
     assert not password["valueFrom"]["secretKeyRef"].get("optional")
 
 
+def test_the_gateway_gets_the_settings_of_the_workers() -> None:
+    """Both read the same ConfigMap. Of the Secret, the gateway gets what it needs."""
+    found = {name: container(one) for name, one in of_kind("Deployment").items()}
+    shared = {"configMapRef": {"name": "registration-worker"}}
+    for name in ("registration-worker", "registration-gateway"):
+        assert shared in found[name]["envFrom"]
+    secrets = {
+        one["name"]: one["valueFrom"]["secretKeyRef"]
+        for one in found["registration-gateway"]["env"]
+    }
+    assert {name: one["key"] for name, one in secrets.items()} == {
+        name: name for name in map(variable, ("sealing_keys", "serve_password", "sentry_dsn"))
+    }
+    assert [name for name, one in secrets.items() if not one.get("optional")] == [
+        variable("sealing_keys")
+    ]
+
+
 def test_services_are_started_as_compose_starts_them() -> None:
     """The manifests use the commands of the compose file, whose services a test starts."""
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))["services"]

@@ -14,19 +14,25 @@ from regworker.announced import NOBODY, refusal
 from regworker.domain.errors import InvalidJob, SettingsError
 from regworker.domain.job import Job
 from regworker.ledger import AsyncLedger, SyncLedger
-from regworker.ledger.admin import FORMAT, Limits, announce
+from regworker.ledger.admin import FORMAT, Limits, announce, resolve
 from regworker.ledger.endpoints import endpoint_key
-from regworker.ledger.records import Accepted, Unconfigured
+from regworker.ledger.records import Accepted, Claim, Unconfigured
 from regworker.ledger.snapshot import snapshot
 from regworker.ledger.transitions import (
     CONFIGURED,
     JOBS,
     PREFIX,
     STREAMS,
+    Decision,
+    Publication,
     accept,
     account_key,
     announced,
+    cancel,
+    claim,
     job_key,
+    look,
+    settle,
     were_announced,
 )
 from regworker.producer import Producer
@@ -34,6 +40,7 @@ from regworker.sealing.keyring import Keyring
 from regworker.settings import Settings, StreamEndpoint
 from tests.integration.installation import KEYS, PATIENCE, Installation, installation
 from tests.integration.jobs import ACTOR, skypostal
+from tests.integration.test_ledger import RULES, SETTLE
 from worker.cli.local import stack
 from worker.monitoring import heartbeat as presence
 from worker.monitoring.heartbeat import ANNOUNCED, Heartbeat, Service
@@ -41,6 +48,7 @@ from worker.monitoring.metrics import Meter
 from worker.operations.admin_actions import AdminActions
 
 LIMITS = Limits("skypostal", "default", 100, 1000, 5)
+DAY = 86_400
 STREAM = StreamEndpoint(kind="stream", stream="{reg}:crm", sealed=True)
 
 
@@ -52,6 +60,7 @@ def service(account: str = "default", keys: tuple[str, ...] = ()) -> Service:
         streams={"crm": STREAM},
         keys=keys,
         places={"hook": 3},
+        retention=30 * DAY,
         dead_retention=60,
     )
 
@@ -156,6 +165,49 @@ def test_names_outlive_all_workers(ledger: SyncLedger, redis_url: str) -> None:
     heartbeat(redis_url, service("two"), up=ANNOUNCED + 1)
     for account in ("one", "two"):
         assert isinstance(ledger(accept(job(account=account), "s", ["k:1"], 60)), Accepted)
+
+
+def ended(ledger: SyncLedger, how: str, retention: float) -> float:
+    """End a job by a person whose settings have this retention; the seconds until its record is
+    gone."""
+    one = Job(provider="skypostal", idempotency_key=f"{how} {retention}", registration={})
+    ledger(accept(one, "sealed", ["k:1"], 60))
+    event = Publication(f"{one.id}.x", "x", b"{}", "sealed", "kept", ("results",))
+    if how == "cancel":
+        record = ledger(look(one.id))
+        assert record is not None
+        ledger(cancel(record, retention, event, ACTOR))
+    else:
+        held = ledger(claim(one.id, RULES, 0.5))
+        assert isinstance(held, Claim)
+        ledger(settle(held, Decision("unresolvable", "who?"), SETTLE, event))
+        ledger(resolve(one.id, "rejected", ACTOR, 60, retention, event))
+    record = ledger(look(one.id))
+    assert record is not None
+    assert record.final
+    return float(ledger.redis.pttl(job_key(one.id)) / 1000)
+
+
+@pytest.mark.parametrize("how", ["cancel", "review"])
+def test_a_record_is_kept_as_long_as_workers_say(
+    ledger: SyncLedger, redis_url: str, how: str
+) -> None:
+    """Also if whoever ends the job has a shorter retention, as a gateway without the workers'
+    settings; a longer one counts."""
+    heartbeat(redis_url, service())
+    assert ended(ledger, how, 7 * DAY) > 29 * DAY
+    assert ended(ledger, how, 90 * DAY) > 89 * DAY
+
+
+def test_a_new_retention_counts_from_the_next_start_on(ledger: SyncLedger, redis_url: str) -> None:
+    """A heartbeat changes nothing, the start of a worker does."""
+    heartbeat(redis_url, service())
+    later = replace(service(), retention=14 * DAY)
+    heartbeat(redis_url, later)
+    assert ended(ledger, "cancel", 8 * DAY) > 29 * DAY
+    for command in later.commands(starts=True):
+        ledger(command)
+    assert 13 * DAY < ended(ledger, "cancel", 7 * DAY) < 15 * DAY
 
 
 # -- keys ------------------------------------------------------------------------------------------

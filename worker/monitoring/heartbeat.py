@@ -64,13 +64,14 @@ def _mark(_pid: int) -> str:
 @dataclass(frozen=True, slots=True)
 class Service:
     """What a worker can serve. `keys`: the marks of its keys; `places`: concurrent calls to each
-    endpoint that gets deliveries; `dead_retention` in seconds."""
+    endpoint that gets deliveries; `retention`, `dead_retention` in seconds."""
 
     accounts: Sequence[Limits]
     endpoints: Sequence[str]
     streams: Mapping[str, StreamEndpoint]
     keys: Sequence[str]
     places: Mapping[str, int]
+    retention: float
     dead_retention: float
     wanted: replication.Wanted = field(default_factory=replication.Wanted)
 
@@ -85,7 +86,7 @@ class Service:
         return (
             format_(),
             # First: jobs that are accepted once names are announced must follow this.
-            replication.announce(self.wanted, starts=starts),
+            replication.announce(self.wanted, self.retention, starts=starts),
             *(announce(piece, (), starts=starts, accepted=()) for piece in pieces),
             announce(
                 last,

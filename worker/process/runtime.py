@@ -430,6 +430,7 @@ def _service(settings: Settings, accounts: Accounts, keyring: Keyring) -> Servic
         streams=settings.streams(),
         keys=keyring.marks,
         places={name: min(one.max_in_flight, most) for name, one in ends},
+        retention=settings.retention,
         dead_retention=settings.dead_retention,
         wanted=_wanted(settings),
     )

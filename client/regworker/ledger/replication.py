@@ -15,10 +15,10 @@ from redis.exceptions import RedisError
 from regworker.clock import steady
 from regworker.ledger.connection import LedgerConnection, apart
 from regworker.ledger.sync_connections import packed
-from regworker.ledger.transitions import PREFIX, Argument, Command
+from regworker.ledger.transitions import PREFIX, Argument, Command, ms
 
 REPLICAS = f"{PREFIX}replicas"
-"""The workers' announcement: a hash of `wanted` and `timeout_ms`."""
+"""The workers' announcement: a hash of `wanted`, `timeout_ms` and `retention_ms`."""
 
 #: Seconds for which a client uses the announcement. After that it follows a worker that was started
 #: with another number of replicas.
@@ -49,10 +49,13 @@ class TooFewReplicas(RedisError):  # noqa: N818
         """The command's answer at the primary."""
 
 
-def announce(wanted: Wanted, *, starts: bool) -> Command[None]:
-    """Write what a worker requires; without `starts`: only if the ledger has no value."""
-    timeout = round(wanted.timeout * 1000)
-    return Command("replicas", (REPLICAS,), (int(starts), wanted.replicas, timeout), lambda _: None)
+def announce(wanted: Wanted, retention: float = 0, *, starts: bool) -> Command[None]:
+    """Write what a worker requires; without `starts`: only if the ledger has no value.
+
+    `retention`: seconds for which the record of a finished job is kept at least, whoever ends it.
+    """
+    args = (int(starts), wanted.replicas, ms(wanted.timeout), ms(retention))
+    return Command("replicas", (REPLICAS,), args, lambda _: None)
 
 
 #: What a client reads.

@@ -327,6 +327,13 @@ local function list_ended(id, job, at, state, retention)
   redis.call('PEXPIRE', ended, retention)
 end
 
+-- How long a person or a producer keeps the record of a job that they end: as long as workers do, whatever
+-- their own settings say. A repeat of the job's key that comes later would make a second customer.
+local function kept_for(retention)
+  local announced = redis.call('HMGET', PREFIX .. 'replicas', 'retention_ms')[1]
+  return math.max(tonumber(retention), tonumber(announced or 0))
+end
+
 -- The end of a job: `changes` of its record in addition; its event, args as for `tell`, is kept
 -- with it. Records stay for days, and most are never read: they are made small.
 local function finish(id, job, at, state, retention, args, from, changes)

@@ -26,4 +26,4 @@ if decision == 'resend' then
 end
 -- May be corrected once, since a person has decided it.
 changes.decided = decision
-return {'done', decision, unpack(finish(id, job, at, decision, ARGV[6], ARGV, 7, changes))}
+return {'done', decision, unpack(finish(id, job, at, decision, kept_for(ARGV[6]), ARGV, 7, changes))}
