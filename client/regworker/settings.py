@@ -519,8 +519,8 @@ class Settings(BaseSettings, ServeSettings):
         604800,
         ge=345600,
         description="How long a finished job's record (and key) is kept: longer than webhooks "
-        "are retried (75 h). Workers announce it in the ledger: a job that a person or its producer "
-        "ends is kept for at least as long, whatever their own setting is.",
+        "are retried (75 h). Workers announce it in the ledger: a job that a person or its "
+        "producer ends is kept for at least as long, whatever their own setting is.",
     )
     dead_retention: float = Field(
         2592000,
