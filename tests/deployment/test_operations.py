@@ -13,12 +13,12 @@ from tests.integration.installation import ROOT
 from worker.cli.app import COMMANDS, app
 
 TEXT = (ROOT / "docs" / "operations.md").read_text("utf-8")
-ALERTS = [
-    rule["alert"]
+ALERTS = {
+    rule["alert"]: rule["labels"]["severity"]
     for group in yaml.safe_load((ROOT / "monitoring" / "rules.yml").read_text("utf-8"))["groups"]
     for rule in group["rules"]
     if "alert" in rule
-]
+}
 
 #: The end of one of our commands: a quote, a comment, or a shell operator.
 _COMMAND = re.compile(r"\bregworker ((?:[^`#|<>&\n;()]|\n(?=[^\n`]*`))+)")
@@ -31,9 +31,9 @@ def commands() -> list[str]:
 
 
 def test_every_alert_has_its_section_and_no_other_has() -> None:
-    """Each alert has one section, and its `runbook` leads there."""
-    found = re.findall(r"^### (Regworker\w+)$", TEXT, re.M)
-    assert sorted(found) == sorted(ALERTS)
+    """Each alert has one section with its severity, and its `runbook` leads there."""
+    found = re.findall(r"^### (Regworker\w+)\nSeverity: (\w+)\.$", TEXT, re.M)
+    assert sorted(found) == sorted(ALERTS.items())
     rules = (ROOT / "monitoring" / "rules.yml").read_text("utf-8")
     linked = re.findall(r"docs/operations\.md#(\w+)", rules)
     assert sorted(linked) == sorted(name.lower() for name in ALERTS)

@@ -87,17 +87,19 @@ def test_the_readme_is_read_in_two_minutes() -> None:
         assert (ROOT / target).exists(), target
 
 
-def test_the_table_of_settings_is_that_of_the_command() -> None:
-    """The output of `regworker settings --markdown` is between the two marks."""
+@pytest.mark.parametrize(("command", "name"), [("settings", "settings"), ("exporter", "metrics")])
+def test_a_table_of_the_documents_is_that_of_its_command(command: str, name: str) -> None:
+    """The output of `regworker settings --markdown` and of `regworker exporter --markdown` is
+    between the two marks of its page."""
     done = subprocess.run(
-        [sys.executable, "-m", "worker.cli", "settings", "--markdown"],
+        [sys.executable, "-m", "worker.cli", command, "--markdown"],
         capture_output=True,
         text=True,
         timeout=60,
         check=True,
     )
-    page = (ROOT / "docs" / "settings.md").read_text("utf-8")
-    [table] = re.findall(r"<!-- settings -->\n(.*?)<!-- /settings -->", page, re.DOTALL)
+    page = (ROOT / "docs" / f"{name}.md").read_text("utf-8")
+    [table] = re.findall(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", page, re.DOTALL)
     assert table == done.stdout
 
 

@@ -13,9 +13,9 @@ from regworker.domain.errors import LedgerUnavailable
 from regworker.ledger import AsyncLedger
 from regworker.ledger.admin import TOKENS
 from worker.gateway.auth import Principal, Scope
+from worker.gateway.metrics import refusals
 from worker.gateway.peers import Proxies, peer
 from worker.gateway.problems import HttpProblem, NotTaken
-from worker.monitoring.metrics import Tally
 from worker.operations.tokens import Presented, Token
 
 #: Seconds for which a token is cached: a revoked one may work for so long.
@@ -84,12 +84,7 @@ class Gate:
         self._known: dict[str, _Seen] = {}
         self._failures: dict[str, Bucket] = {}
         self._waiting: Counter[str] = Counter()
-        self.refused = Tally(
-            "regworker_gateway_refused",
-            "Requests without a good token (token), too many of these (attempts), too many (rate), "
-            "too many that wait (waiting).",
-            ("why",),
-        )
+        self.refused = refusals()
 
     async def admit(self, asked: Mapping[str, Any], scope: Scope | None = None) -> Principal:
         """The sender of a request; raises `NotTaken` (401, 403, 429) if it is refused.

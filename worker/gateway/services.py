@@ -10,6 +10,7 @@ from regworker.ledger import AsyncLedger
 from regworker.results import RESULTS, is_sealed
 from regworker.sealing.keyring import Keyring
 from regworker.settings import Settings
+from worker.gateway import metrics
 from worker.gateway.bearer import Gate
 from worker.gateway.by_stream import ByStream
 from worker.gateway.feed import EventFeed
@@ -56,21 +57,19 @@ class Services:
         client = AsyncShell(settings, PATIENCE, keyring)
         stopping = asyncio.Event()
         feed = EventFeed(client.ledger, keyring.open, is_sealed(settings, RESULTS))
-        requests = Tally(
-            "regworker_gateway_requests", "Requests by route and status.", ("route", "status")
-        )
+        requests = metrics.requests()
         gate = Gate(client.ledger, Proxies(settings.serve_trusted_proxy))
 
         counted = (requests, gate.refused)
         end = telemetry.send(settings, "registration-gateway", counted)
 
-        def metrics() -> Page:
+        def page() -> Page:
             return Page(prometheus.of_process(counted), prometheus.TYPE)
 
         served = None
         if settings.metrics_port is not None:
             served = MetricsServer.start(
-                settings.metrics_address, settings.metrics_port, {"/metrics": metrics}
+                settings.metrics_address, settings.metrics_port, {"/metrics": page}
             )
         way_in = Gathering(client) if keyring.kids else ByStream(client)
         return cls(settings, keyring, client, way_in, gate, feed, requests, stopping, end, served)

@@ -35,30 +35,46 @@ _PROCESS = ProcessCollector(registry=None)
 
 def of_process(counted: Iterable[Counted]) -> bytes:
     """The metrics of one process: a worker, or `regworker serve`."""
-    return _text([_info(), *map(_counted, counted), *_PROCESS.collect()])
+    return _text(families_of_process(counted))
+
+
+def families_of_process(counted: Iterable[Counted]) -> list[Metric]:
+    """The metrics of one process, with names, types and help texts."""
+    return [_info(), *map(_counted, counted), *_PROCESS.collect()]
 
 
 def of_all(overview: Overview | None, series: AccountSeries = AccountSeries()) -> bytes:  # noqa: B008
     """The metrics of the whole installation; None: the ledger does not answer, which is a metric
     too. `series`: which accounts have their own."""
+    return _text(families_of_all(overview, series))
+
+
+def families_of_all(
+    overview: Overview | None,
+    series: AccountSeries = AccountSeries(),  # noqa: B008
+) -> list[Metric]:
+    """The metrics of the whole installation, with names, types and help texts."""
     up = _gauge("regworker_ledger_up", "1 if the ledger answers.", [((), overview is not None)])
     if overview is None:
-        return _text([_info(), up])
-    return _text(
-        [
-            _info(),
-            up,
-            *_jobs(overview.snapshot),
-            *_totals(overview.snapshot, series),
-            *_accounts(overview.snapshot, series),
-            *_endpoints(overview.snapshot),
-            *_strays(overview.snapshot, series),
-            *_streams(overview.snapshot),
-            *_workers(overview.snapshot),
-            *_broker(overview),
-            *_server(overview.server),
-        ]
-    )
+        return [_info(), up]
+    return [
+        _info(),
+        up,
+        *_jobs(overview.snapshot),
+        *_totals(overview.snapshot, series),
+        *_accounts(overview.snapshot, series),
+        *_endpoints(overview.snapshot),
+        *_strays(overview.snapshot, series),
+        *_streams(overview.snapshot),
+        *_workers(overview.snapshot),
+        *_broker(overview),
+        *_server(overview.server),
+    ]
+
+
+def labels_of(family: Metric) -> tuple[str, ...]:
+    """The names of a family's labels; its library keeps them to itself."""
+    return tuple(getattr(family, "_labelnames", ()))
 
 
 class _Families:
@@ -178,7 +194,7 @@ _COUNTED = {
         "regworker_late_facts",
         "Late answers of stale workers for jobs that had ended.",
     ),
-    "refused": ("regworker_jobs_refused", "Jobs refused at an asynchronous entry_point."),
+    "refused": ("regworker_jobs_refused", "Jobs refused at an asynchronous entry point."),
     "refused_unreported": (
         "regworker_refusals_unreported",
         "Refused jobs without an event, because too many were refused.",
@@ -200,14 +216,14 @@ def _totals(g: Snapshot, series: AccountSeries) -> Iterator[Metric]:
         yield _counter(name, help_, [((), g.stats.get(field, 0))])
     yield _counter(
         "regworker_jobs_finished",
-        f"Finished jobs, by final state. {_FOLDED}",
+        f"Finished jobs, by final state. {FOLDED}",
         _finished(g, series),
         ("state", *_ACCOUNT),
     )
 
 
 #: The meaning of a series for several accounts; ends the help text of each metric that has one.
-_FOLDED = f'account="{OTHERS}": the accounts that regworker_accounts_folded counts, together.'
+FOLDED = f'account="{OTHERS}": the accounts that regworker_accounts_folded counts, together.'
 
 
 def _finished(g: Snapshot, series: AccountSeries) -> Iterator[tuple[tuple[str, ...], int]]:
@@ -235,7 +251,7 @@ def _accounts(g: Snapshot, series: AccountSeries) -> Iterator[Metric]:
 
     def each(name: str, help_: str, value: Any, together: Any = sum) -> Metric:
         samples = ((labels, together(map(value, some))) for labels, some in groups.items())
-        return _gauge(f"regworker_account_{name}", f"{help_} {_FOLDED}", samples, _ACCOUNT)
+        return _gauge(f"regworker_account_{name}", f"{help_} {FOLDED}", samples, _ACCOUNT)
 
     yield _gauge(
         "regworker_accounts_folded",
@@ -266,7 +282,7 @@ def _accounts(g: Snapshot, series: AccountSeries) -> Iterator[Metric]:
     yield each("failures", "Consecutive failures since the last success.", lambda one: one.failures)
     yield _gauge(
         "regworker_account_breaker",
-        f"1 for the state that its breaker is in. {_FOLDED}",
+        f"1 for the state that its breaker is in. {FOLDED}",
         (
             ((*labels, state), sum(one.breaker == state for one in some))
             for labels, some in groups.items()

@@ -10,7 +10,7 @@ import typer
 
 from regworker.domain.errors import LedgerUnavailable
 from worker.cli.connection import open_observer
-from worker.cli.output import note
+from worker.cli.output import note, print_line
 
 if TYPE_CHECKING:
     from worker.monitoring.account_series import AccountSeries
@@ -38,6 +38,10 @@ def exporter(
         ),
     ] = 200,
     once: Annotated[bool, typer.Option("--once", help="Print the metrics once, and exit.")] = False,
+    markdown: Annotated[
+        bool,
+        typer.Option("--markdown", help="Print a Markdown table of all metrics, and exit."),
+    ] = False,
 ) -> None:
     """Serve the metrics of the whole installation to Prometheus: jobs by state and lane, the age of
     the oldest, accounts, deliveries, alarms, streams, queues, workers, the ledger's server.
@@ -60,6 +64,11 @@ def exporter(
     from worker.monitoring import prometheus
     from worker.monitoring.account_series import AccountSeries
 
+    if markdown:
+        from worker.cli.metrics_table import markdown as rows
+
+        print_line("\n".join(rows()))
+        return
     series = AccountSeries(per_account_limit, accounts)
 
     with open_observer() as observer:
