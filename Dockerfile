@@ -10,7 +10,7 @@ COPY requirements/build.txt requirements/image.txt requirements/
 RUN pip --python /venv/bin/python install --require-hashes -r requirements/image.txt \
  && pip install --root-user-action=ignore --require-hashes -r requirements/build.txt
 COPY pyproject.toml README.md LICENSE ./
-COPY docs/operations.md docs/
+COPY docs/alerts.md docs/
 COPY examples/registrations.ndjson examples/
 COPY client client
 COPY sandbox sandbox

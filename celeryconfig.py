@@ -5,8 +5,8 @@ environment (docs/settings.md; `worker/celery.py` says why each). What is assign
 read over that: this is the place to change Celery itself.
 """
 
-# How many wake-ups RabbitMQ sends ahead for each slot, of each queue (none is taken ahead from
-# Redis). They stand in a line ordered by lane: more than 1 only keeps them from other workers.
+# How many wake-ups RabbitMQ sends ahead for each slot, from each queue (Redis sends none ahead).
+# The worker sorts them by lane. More than 1 would only keep them from other workers.
 worker_prefetch_multiplier = 1
 
 # Task events are what Flower shows; they cost some CPU a job.

@@ -1,4 +1,4 @@
-"""What the HTTP way in costs: `python -m benchmarks.gateway [--jobs N] [--clients N] [--polls N]`.
+"""What the HTTP gateway costs: `python -m benchmarks.gateway [--jobs N] [--clients N] [--polls N]`.
 
 One process of `regworker serve` on a Valkey of its own, and clients in this process over keep-alive
 connections. Printed: jobs a second, the service's CPU for each, p50 of one client alone, and what a

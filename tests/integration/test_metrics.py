@@ -295,7 +295,7 @@ def test_every_alert_says_what_it_means_and_where_it_is_explained() -> None:
         assert rule["labels"].keys() == {"severity"}
         assert rule["labels"]["severity"] in {"critical", "warning", "info"}
         assert rule["annotations"].keys() == {"summary", "description", "runbook"}
-        assert rule["annotations"]["runbook"] == f"docs/operations.md#{name.lower()}"
+        assert rule["annotations"]["runbook"] == f"docs/alerts.md#{name.lower()}"
         assert len(rule["annotations"]["summary"]) < 80
 
 

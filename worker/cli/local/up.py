@@ -56,12 +56,12 @@ def up(
     sandbox_port: Annotated[int, typer.Option(help="The sandbox's port.")] = 8900,
     flower_port: Annotated[int, typer.Option(help="Flower's port; 0: no Flower.")] = 5555,
     gateway_port: Annotated[
-        int, typer.Option(help="The port of the HTTP way in and the pages; 0: neither.")
+        int, typer.Option(help="The port of the HTTP gateway and its pages; 0: neither.")
     ] = 8080,
     concurrency: Annotated[int, typer.Option(help="Jobs at a time.")] = 20,
 ) -> None:
     """Run a development server until Ctrl-C: Valkey, both providers' sandbox, a worker, Flower, and
-    the HTTP way in.
+    the HTTP gateway.
 
     Jobs, results and the sandbox's accounts stay in the data folder over a restart. Other
     terminals read the settings from its file `env`.

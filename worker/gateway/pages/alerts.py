@@ -18,7 +18,7 @@ from worker.gateway.pages.render import length
 from worker.monitoring import doctor
 from worker.monitoring.overview import Overview
 
-RUNBOOK = "operations.md"
+RUNBOOK = "alerts.md"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ def _firing(found: Overview) -> Iterator[Alert]:
         yield Alert("RegworkerLedgerNotPrimary", "critical", "The ledger's server is a replica")
     limit, used = server.memory_limit, server.memory
     if limit and used is not None and used > 0.8 * limit:
-        yield Alert("RegworkerLedgerMemory", "warning", "The ledger's memory is nearly full")
+        yield Alert("RegworkerLedgerMemory", "critical", "The ledger's memory is nearly full")
     if found.queues is None:
         what = "The broker does not answer: only the alarm clock wakes jobs"
         yield Alert("RegworkerBrokerDown", "critical", what)
