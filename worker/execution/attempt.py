@@ -43,8 +43,8 @@ from regworker.ledger.transitions import (
     settle,
 )
 from worker.execution import decision
-from worker.execution.gateway import Gateway, NotHere
 from worker.execution.leases import Lease, Leases
+from worker.execution.provider_access import NotHere, ProviderAccess
 from worker.execution.writable import writable
 from worker.monitoring.metrics import Meter
 from worker.providers.base import Provider
@@ -92,7 +92,7 @@ class Attempts:
         self,
         ledger: AsyncLedger,
         leases: Leases,
-        gateway: Gateway,
+        access: ProviderAccess,
         event_builder: EventBuilder,
         rules: AttemptRules,
         meter: Meter,
@@ -102,7 +102,7 @@ class Attempts:
         self._meter = meter
         self._ledger = ledger
         self._leases = leases
-        self._gateway = gateway
+        self._access = access
         self._event_builder = event_builder
         self._rules = rules
 
@@ -234,7 +234,7 @@ class Attempts:
     def _lacking(self, record: Record, error: Exception) -> None:
         if isinstance(error, NotHere):
             self._meter.lacked.add("account", f"{record.provider}:{record.account}")
-        elif kid := self._gateway.missing_key(record):
+        elif kid := self._access.missing_key(record):
             self._meter.lacked.add("key", kid)
 
     async def _register(self, claimed: Claim, provider: Provider, registration: Any) -> Outcome:
@@ -248,9 +248,9 @@ class Attempts:
         return outcome
 
     def _open(self, claimed: Claim, lease: Lease, watch: decision.Watch) -> tuple[Provider, Any]:
-        plain = self._gateway.registration(claimed.record)
-        send = watch.over(self._gateway.send(claimed, lease.alive, self._rules.budget))
-        return self._gateway.open(claimed.record, plain, send)
+        plain = self._access.registration(claimed.record)
+        send = watch.over(self._access.send(claimed, lease.alive, self._rules.budget))
+        return self._access.open(claimed.record, plain, send)
 
     async def _abandon(self, spent: Spent) -> AttemptReport:
         began = self._leases.now()

@@ -16,7 +16,7 @@ from worker.gateway.by_stream import ByStream
 from worker.gateway.feed import EventFeed
 from worker.gateway.gathering import Gathering
 from worker.gateway.peers import Proxies
-from worker.monitoring import prometheus, telemetry
+from worker.monitoring import otlp_export, prometheus
 from worker.monitoring.http_server import MetricsServer, Page
 from worker.monitoring.metrics import Tally
 
@@ -61,7 +61,7 @@ class Services:
         gate = Gate(client.ledger, Proxies(settings.serve_trusted_proxy))
 
         counted = (requests, gate.refused)
-        end = telemetry.send(settings, "registration-gateway", counted)
+        end = otlp_export.send(settings, "registration-gateway", counted)
 
         def page() -> Page:
             return Page(prometheus.of_process(counted), prometheus.TYPE)

@@ -1,4 +1,6 @@
-"""The counts and durations of this process, kept until they are read (`prometheus.py`, `otlp.py`).
+"""The counts and durations of this process, kept until they are read.
+
+`prometheus.py` and `otlp_metrics.py` read them.
 
 Counting takes a dictionary and a lock, so that it costs a job next to nothing. No label belongs to
 a job, an event or a customer: each is a name from the settings, or a fixed word.
@@ -51,7 +53,7 @@ class Timing:
         self._found: dict[Labels, tuple[list[int], list[float]]] = {}
         self._lock = threading.Lock()
         self.also: Callable[[float, Labels], None] | None = None
-        """Called with each duration, for users with histograms of their own (`otlp.py`)."""
+        """Called with each duration, for users with histograms of their own (`otlp_metrics.py`)."""
 
     def add(self, seconds: float, *labels: str) -> None:
         """Add one duration."""

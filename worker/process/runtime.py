@@ -42,13 +42,13 @@ from worker.execution.attempt import AttemptReport, AttemptRules, Attempts
 from worker.execution.delivery import Deliveries, DeliveryRules
 from worker.execution.distrusted_hosts import AttemptSender, StrayAnswers
 from worker.execution.file_erasure import Eraser
-from worker.execution.gateway import Gateway
 from worker.execution.leases import Leases
+from worker.execution.provider_access import ProviderAccess
 from worker.execution.stream_retention import StreamTrimmer
 from worker.intake.async_requests import AsyncRequests, RequestRules, Taken
 from worker.intake.job_stream import JobStream, Reader
 from worker.intake.quarantine import Quarantine, QuarantineEntry
-from worker.monitoring import doctor, telemetry
+from worker.monitoring import doctor, otlp_export
 from worker.monitoring.heartbeat import Heartbeat, Service, own_name
 from worker.monitoring.liveness import Liveness, consumer
 from worker.monitoring.loop_watch import LoopWatch
@@ -102,7 +102,7 @@ class Runtime:
         self._attempts = Attempts(
             self.ledger,
             self._leases,
-            Gateway(
+            ProviderAccess(
                 self._registry,
                 self._accounts,
                 self._keyring,
@@ -158,12 +158,12 @@ class Runtime:
         self._watch = LoopWatch(self.loop, self._thread)
         self._beats: list[asyncio.Task[None]] = []
         self._to_wake: list[Wake] = []
-        self._end_telemetry: Callable[[], None] = lambda: None
+        self._end_export: Callable[[], None] = lambda: None
         self._waking: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Start the loop, announce what this worker serves, renew leases, ring alarms."""
-        self._end_telemetry = telemetry.send(
+        self._end_export = otlp_export.send(
             self.settings, "registration-worker", self._heartbeat.counted
         )
         self._thread.start()
@@ -202,7 +202,7 @@ class Runtime:
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
         self.loop.close()
-        self._end_telemetry()
+        self._end_export()
 
     def pause(self, seconds: float) -> None:
         """Wait; blocks the calling task, not the loop."""

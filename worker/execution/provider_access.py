@@ -23,7 +23,7 @@ class NotHere(Exception):  # noqa: N818 -- nothing is wrong with the job
     """Raised when this worker does not have the account; another worker may have it."""
 
 
-class Gateway:
+class ProviderAccess:
     """All providers, as this worker can reach them."""
 
     def __init__(

@@ -21,10 +21,10 @@ def send(settings: Settings, service: str, counted: Iterable[Counted]) -> Callab
         otel.use(None)
         return otel.let_go
     try:
-        from worker.monitoring import otlp
+        from worker.monitoring import otlp_metrics
         from worker.telemetry.otel import OpenTelemetry
     except ImportError:
         raise SettingsError([(variable("opentelemetry"), _LACKING)]) from None
     begun = OpenTelemetry(service)
-    otlp.show(begun.meter, counted)
+    otlp_metrics.show(begun.meter, counted)
     return begun.stop
