@@ -208,6 +208,25 @@ def test_what_the_provider_gives_need_not_be_copied(seen: Seen) -> None:
     assert ours.customer_key not in page.run("document.documentElement.outerHTML")
 
 
+def test_a_duplicate_is_never_called_absent(seen: Seen) -> None:
+    """After a refusal as a duplicate, the page does not say that nobody is there: the address may
+    be that of this job's customer."""
+    here = seen.stage.here
+    here.run(open2b("twice@example.com", idempotency_key="twice-first"))
+    made = open2b("twice@example.com", idempotency_key="twice")
+    made["registration"]["customer"]["password"] = "another 1"
+    rule = {"kind": "drop_before_commit", "email": "twice@example.com"}
+    here.sandbox.faults.configure({"script": [rule]})
+    job_id = here.producer.enqueue(made).job_id
+    here.wait_for(job_id, "review")
+    page = seen.open(f"/jobs/{job_id}")
+    focus(page, 'form[action*="/ask"] button')
+    page.leave(lambda: page.press("Enter"), "what the provider says")
+    assert "The provider cannot tell." in page.text()
+    assert "refused as a duplicate" in page.text().lower()
+    assert "finds no customer" not in page.text()
+
+
 #: Page, action of the form, its fields, and the text on the next page.
 ACTS = [
     ("/jobs/{queued}", "/cancel", {"why": "asked by the shop"}, "The job is cancelled."),

@@ -33,6 +33,9 @@ SPENT = {
 UNANSWERED = 5
 
 
+#: How the reason of a review begins after a call was refused because the customer exists.
+REFUSED = "refused as a duplicate"
+
 #: The most characters of a reason that is composed of others.
 MOST = 1000
 
@@ -88,7 +91,7 @@ def refused_again(found: Outcome) -> Outcome:
     """
     match found:
         case Absent() | Rejected() | Retryable():
-            return Unresolvable("refused as a duplicate, but the job's password opens no account")
+            return Unresolvable(f"{REFUSED}, but the job's password opens no account")
         case Registered() | Unknown() | Refused() | Unresolvable():
             return found
         case _:
@@ -105,7 +108,7 @@ def repeated(outcome: Outcome) -> Outcome:
         case Registered(data):
             return Registered(data, recovered=True)
         case Rejected() if duplicate(outcome):
-            return Unresolvable("refused as a duplicate, though under the same key")
+            return Unresolvable(f"{REFUSED}, though under the same key")
         case Rejected():
             return Absent("rejected when it was sent again under the same key")
         case Retryable(reason, retry_after):

@@ -61,7 +61,9 @@ def _checked(found: Any) -> Outcome:
             return Retryable(_text(reason), _wait(retry_after), bool(spends))
         case Unknown(reason, retry_after):
             return Unknown(_text(reason), _wait(retry_after))
-        case Refused(reason) | Absent(reason) | Unresolvable(reason):
+        case Absent(reason, login_only):
+            return Absent(_text(reason), bool(login_only))
+        case Refused(reason) | Unresolvable(reason):
             return type(found)(_text(reason))
         case _:
             raise _UnfitError(f"it is none ({type(found).__name__})")

@@ -24,6 +24,7 @@ from regworker.ledger.records import Record
 from regworker.sealing import seals
 from regworker.sealing.keyring import Keyring
 from regworker.settings import Settings
+from worker.execution.decision import REFUSED, refused_again
 from worker.providers.base import JobReference
 from worker.providers.http import HttpTransport
 from worker.providers.registry import Accounts, Registry
@@ -34,7 +35,8 @@ class Answered:
     """A provider's answer. `reason` contains no personal data; `data` contains credentials."""
 
     what: Literal["ours", "absent", "unclear", "unasked"]
-    """`ours`: this job's password opens the account; `absent`: there is no customer."""
+    """`ours`: this job's password opens the account; `absent`: neither its password nor its address
+    finds a customer; `unclear`: there is or may be a customer, and it may be this job's."""
     reason: str = ""
     data: dict[str, Any] | None = None
 
@@ -60,7 +62,10 @@ class Questions:
             return Answered("unasked", "this process has no settings for the account")
         plain = self._keyring.open(record.payload, seals.payload(record))
         registration = self._registry.read_json(record.provider, plain)
-        return _found(asyncio.run(self._ask(record, registration)))
+        found = asyncio.run(self._ask(record, registration))
+        if isinstance(found, Absent) and _was_refused(record):
+            found = refused_again(found)
+        return _found(found)
 
     async def _ask(self, record: Record, registration: Any) -> Outcome:
         transport = HttpTransport(self._settings.call_budget)
@@ -75,12 +80,17 @@ class Questions:
             await transport.aclose()
 
 
+def _was_refused(record: Record) -> bool:
+    """Whether a call of the job was refused because the customer exists, by what is recorded."""
+    return any(REFUSED in text for text in (record.why, record.log))
+
+
 def _found(outcome: Outcome) -> Answered:
     match outcome:
         case Registered(data):
             return Answered("ours", data=data)
-        case Absent(reason):
-            return Answered("absent", reason)
+        case Absent(reason, login_only):
+            return Answered("unclear" if login_only else "absent", reason)
         case Unresolvable(reason):
             return Answered("unclear", reason)
         case Unknown(reason) | Retryable(reason) | Refused(reason):

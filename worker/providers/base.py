@@ -233,9 +233,9 @@ class Provider(Protocol):
         """Look up whether the customer exists, without any effect.
 
         `Registered(recovered=True)`: our own password opens the account. `Absent`: there is no
-        customer. `Unresolvable`: there is one, and it is unknown whose. `Refused`: our credentials
-        are refused. `Unknown`: the lookup failed for any other reason (not sent, asked to wait,
-        ...).
+        customer (`login_only`: only the login says so). `Unresolvable`: there is one, and it is
+        unknown whose. `Refused`: our credentials are refused. `Unknown`: the lookup failed for any
+        other reason (not sent, asked to wait, ...).
         """
         ...
 

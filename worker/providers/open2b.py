@@ -169,7 +169,8 @@ class Open2b:
         if self._account.secret_key is None:
             # Sign-up itself refuses a known e-mail, so a repeat creates no second customer.
             return Absent(
-                "the login is refused; without a secret_key, customers cannot be searched"
+                "the login is refused; without a secret_key, customers cannot be searched",
+                login_only=True,
             )
         query = {"conditions": {"email": email}, "fields": ["id", "email"], "limit": 10}
         match await self._call(FIND, query, private=True):

@@ -95,6 +95,9 @@ class Absent:
     """From `find_out` only: there is no customer. Believed once the settle delay is over."""
 
     reason: str
+    login_only: bool = False
+    """Only the login was tried: there may be a customer with another password. For a provider that
+    refuses a known customer when it is sent again; a person is not shown a plain no."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -455,7 +455,9 @@ def test_a_login_that_succeeds_is_proof() -> None:
 def test_without_a_secret_key_a_refused_login_is_absence() -> None:
     """Sign-up itself refuses a known e-mail, so a repeat makes no second customer."""
     wire = Wire(WRONG_PASSWORD)
-    assert isinstance(wire.find_out(), Absent)
+    found = wire.find_out()
+    assert isinstance(found, Absent)
+    assert found.login_only, "for a person, this is no proof"
     assert len(wire.requests) == 1
 
 
