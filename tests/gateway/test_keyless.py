@@ -24,6 +24,7 @@ from tests.gateway.stage import PASSWORD
 from tests.integration.installation import KEYS, PATIENCE, Installation, installation
 from tests.integration.jobs import email_of, open2b, skypostal
 from worker.cli.local import stack
+from worker.operations.audit import AuditFilter, AuditLog
 from worker.operations.tokens import TokenStore
 
 KEYRING = Keyring.parse(KEYS)
@@ -134,15 +135,41 @@ def test_a_batch_has_a_line_for_each(site: Site) -> None:
 
 def test_a_queued_job_is_cancelled_by_a_worker(site: Site) -> None:
     """The worker cancels it once; a repeat gets the same answer."""
+    with site.client as client:
+        where = queued(site, client)
+        assert client.delete(where).json()["state"] == "cancelled"
+        assert client.delete(where).json()["state"] == "cancelled"
+    assert audited(site, where) == []
+
+
+def test_cancelling_somebody_elses_job_is_audited(site: Site) -> None:
+    """The worker writes the name of the token to the audit log and to the job's timeline."""
+    token, _ = TokenStore(site.here.ledger).new("desk", ("operate",))
+    with site.client as client:
+        where = queued(site, client)
+        desk = {"authorization": f"Bearer {token}"}
+        done = client.delete(where, headers=desk).json()
+        assert client.delete(where, headers=desk).json()["state"] == "cancelled"
+    assert done["timeline"][-1]["what"] == "cancelled by desk"
+    assert audited(site, where) == [("desk", "job.cancel", "api")]
+
+
+def queued(site: Site, client: httpx.Client) -> str:
+    """The path of a job that waits, because the provider asked the worker to wait."""
     job = open2b()
     rule = {"kind": "too_many", "email": email_of(job), "retry_after": 3600}
     site.here.sandbox.faults.configure({"script": [rule]})
-    with site.client as client:
-        where = client.post("/v1/jobs", json=sealed(job)).headers["location"]
-        stack.until(lambda: client.get(where).json()["attempts"] == 1, "a call", PATIENCE)
-        stack.until(lambda: client.get(where).json()["state"] == "queued", "its end", PATIENCE)
-        assert client.delete(where).json()["state"] == "cancelled"
-        assert client.delete(where).json()["state"] == "cancelled"
+    where: str = client.post("/v1/jobs", json=sealed(job)).headers["location"]
+    stack.until(lambda: client.get(where).json()["attempts"] == 1, "a call", PATIENCE)
+    stack.until(lambda: client.get(where).json()["state"] == "queued", "its end", PATIENCE)
+    return where
+
+
+def audited(site: Site, where: str) -> list[tuple[str, str, str]]:
+    """Who did what with a job, and from where, by the audit log."""
+    wanted = AuditFilter(job=where.rpartition("/")[2])
+    found = AuditLog(site.here.ledger).newest(wanted, most=9)
+    return [(one.who, one.what, one.where) for one in found]
 
 
 def test_pages_work_and_name_what_needs_keys(site: Site) -> None:

@@ -14,6 +14,7 @@ from tests.integration.jobs import open2b, skypostal
 from worker.cli.local import stack
 from worker.gateway.bearer import FAILURES, MOST_WAITING
 from worker.gateway.server import MOST_CONNECTIONS
+from worker.operations.audit import AuditFilter, AuditLog
 
 
 def bearer(token: str) -> dict[str, str]:
@@ -160,6 +161,26 @@ def test_a_token_may_do_what_it_was_made_for(
             client.delete(f"/v1/jobs/{job}").status_code,
         )
     assert found == statuses
+
+
+def audited(gateway: Gateway, job_id: str) -> list[tuple[str, str, str]]:
+    """Who did what with a job, and from where, by the audit log."""
+    found = AuditLog(gateway.ledger).newest(AuditFilter(job=job_id), most=9)
+    return [(one.who, one.what, one.where) for one in found]
+
+
+def test_cancelling_somebody_elses_job_is_audited(gateway: Gateway, shop: httpx.Client) -> None:
+    """The audit log and the job's timeline name the token. Cancelling an own job is no act of an
+    operator."""
+    theirs, own = (shop.post("/v1/jobs", json=skypostal()).json()["job_id"] for _ in range(2))
+    with gateway.client("--may", "operate", name="desk") as desk:
+        done = desk.delete(f"/v1/jobs/{theirs}").json()
+    assert done["timeline"][-1]["what"] == "cancelled by desk"
+    assert audited(gateway, theirs) == [("desk", "job.cancel", "api")]
+    with gateway.client("--may", "operate", name="shop") as same:
+        done = same.delete(f"/v1/jobs/{own}").json()
+    assert done["timeline"][-1]["what"] == "cancelled by its producer"
+    assert audited(gateway, own) == []
 
 
 def test_a_token_is_limited_to_its_accounts(gateway: Gateway, shop: httpx.Client) -> None:

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from regworker.carriers import AsyncShell
 from regworker.core import Given
+from regworker.domain.actor import Actor
 from regworker.domain.errors import (
     IdempotencyConflict,
     InvalidJob,
@@ -86,11 +87,11 @@ class ByStream:
         given = [dict(one) for _, one in batch if not isinstance(one, Job)]
         return list(await asyncio.gather(*(self.accept(one, by, traceparent) for one in given)))
 
-    async def cancel(self, job_id: str, by: str | None) -> Status:
-        """Cancel a job; `by` as in `ProducerCore.cancel`. Raises `NoAnswer`."""
+    async def cancel(self, job_id: str, by: str | None, actor: Actor | None) -> Status:
+        """Cancel a job; `by` and `actor` as in `ProducerCore.cancel`. Raises `NoAnswer`."""
         found = await self._client.carry(self._client.core.status(job_id, by))
         if found.state == State.QUEUED:
-            await self._said({"cancel": job_id})
+            await self._said({"cancel": job_id, "by": actor.who if actor else ""})
             found = await self._client.carry(self._client.core.status(job_id, by))
         if found.state != State.CANCELLED:
             raise JobNotCancellable(f"job {job_id} is {found.state}: a call may have left already")

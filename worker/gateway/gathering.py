@@ -6,6 +6,7 @@ from typing import Any
 
 from regworker.carriers import AsyncShell
 from regworker.core import Given
+from regworker.domain.actor import Actor
 from regworker.domain.errors import LedgerUnavailable
 from regworker.domain.receipt import Receipt, Refused, Status
 
@@ -44,9 +45,9 @@ class Gathering:
         steps = self._client.core.accept(list(batch), by, traceparent, from_json=True)
         return await self._client.carry(steps)
 
-    async def cancel(self, job_id: str, by: str | None) -> Status:
-        """Cancel a job; `by` as in `ProducerCore.cancel`."""
-        return await self._client.carry(self._client.core.cancel(job_id, by))
+    async def cancel(self, job_id: str, by: str | None, actor: Actor | None) -> Status:
+        """Cancel a job; `by` and `actor` as in `ProducerCore.cancel`."""
+        return await self._client.carry(self._client.core.cancel(job_id, by, actor))
 
     async def aclose(self) -> None:
         """Nothing is open here."""

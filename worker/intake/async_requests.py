@@ -13,6 +13,7 @@ import structlog
 from pydantic import ValidationError
 
 from regworker.acceptance import Intake, admitted, facts_of
+from regworker.domain.actor import Actor
 from regworker.domain.errors import (
     IdempotencyConflict,
     InvalidJob,
@@ -222,6 +223,7 @@ class AsyncRequests:
     async def _cancel(self, entry: Entry, job_id: str, wait: bool) -> Taken | Early:
         # Read before the job: requests that were processed by then are in the ledger.
         ahead = wait and await self._others_ahead(entry)
+        actor = Actor(entry.origin.by, where="api") if entry.origin.by else None
         state: str = State.QUEUED
         for _ in range(LOOKS):
             record = await self._ledger(look(job_id))
@@ -234,7 +236,7 @@ class AsyncRequests:
             publication = self._event_builder.failed(
                 EventType.CANCELLED, record, await self._ledger.now(), ()
             )
-            done = await self._ledger(cancel(record, self._rules.retention, publication))
+            done = await self._ledger(cancel(record, self._rules.retention, publication, actor))
             if isinstance(done, Settled):
                 return await self._end(entry, job_id, Taken("cancelled"))
             assert isinstance(done, Stale)  # noqa: S101 -- for the type checker

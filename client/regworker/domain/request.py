@@ -61,7 +61,7 @@ class Origin:
     answer: str = ""
     """The id with which its sender waits for an answer; '': an event reports a refusal."""
     by: str = ""
-    """The name of its HTTP token."""
+    """The name of its HTTP token. With a request to cancel: who cancels somebody else's job."""
 
     @property
     def stream_entry(self) -> str:

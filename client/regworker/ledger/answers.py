@@ -28,6 +28,7 @@ def offer(fields: Mapping[str, str], most: int) -> Command[bool]:
     """Add a request, unless `most` are in the job stream; returns whether it was added.
 
     `fields`: `job` or `cancel`, `answer` (an id as of `ID`), and `by` and `traceparent` if known.
+    `by`: the name of the token; to cancel a job, only if the job is not that token's own.
     """
     flat = [part for pair in fields.items() for part in pair]
     return Command("offer", (JOBS,), (most, *flat), bool)

@@ -6,6 +6,8 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from regworker.core import named
+from regworker.domain.actor import Actor
+from regworker.domain.errors import UnknownJob
 from regworker.domain.job import JobId
 from regworker.domain.receipt import Status
 from worker.gateway.api import answers
@@ -41,16 +43,24 @@ async def by_id(request: Request, job_id: JobId, wait: Wait = 0.0) -> Response:
 
 @router.delete("/v1/jobs/{job_id}")
 async def cancel(request: Request, job_id: JobId) -> Response:
-    """Cancel a job before any request is sent: an own job, or with `operate` any job."""
+    """Cancel a job before any request is sent: an own job, or with `operate` any job.
+
+    Cancelling the job of somebody else is in the audit log.
+    """
     here = services(request)
     principal = await here.gate.admit(request.scope)
-    whose = None
     if not principal.may("operate"):
         demand(principal, "enqueue")
-        whose = principal.name
-    found = await here.client.carry(here.client.core.status(job_id, whose))
+    whose, actor = principal.name, None
+    try:
+        found = await here.client.carry(here.client.core.status(job_id, whose))
+    except UnknownJob:
+        if not principal.may("operate"):
+            raise
+        actor = Actor(principal.name, where="api")
+        found = await here.client.carry(here.client.core.status(job_id))
     answers.check_account(principal, found.provider, found.account)
-    done = await here.way_in.cancel(job_id, whose)
+    done = await here.way_in.cancel(job_id, None if actor else whose, actor)
     return Response(answers.status(done), media_type=_JSON)
 
 
