@@ -15,6 +15,7 @@ from regworker.domain.errors import MOST_PROBLEMS
 from tests.gateway.service import Gateway
 from tests.integration.jobs import skypostal
 from worker.gateway.connection import HEADER_TIME
+from worker.gateway.server import KEEP_ALIVE
 
 MB = 1024 * 1024
 
@@ -179,6 +180,26 @@ def test_a_slow_client_keeps_no_connection(gateway: Gateway, shop: httpx.Client)
     for one in slow:
         one.settimeout(HEADER_TIME + 60)
         assert one.recv(100).startswith(b"HTTP/1.1 408")
+        one.close()
+
+
+def test_a_refused_request_keeps_no_connection(gateway: Gateway) -> None:
+    """Whoever sends a part of the body after the refusal, or the rest of it, and then nothing, is
+    closed."""
+    address = urlsplit(gateway.url)
+    start = b"POST /v1/jobs:batch HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n"
+    rests = (b"a", b"a" * 9)
+    opened = [socket.create_connection((address.hostname, address.port), 60) for _ in rests]
+    for one, rest in zip(opened, rests, strict=True):
+        one.sendall(start)
+        seen = b""
+        while not seen.endswith(b"}"):
+            seen += one.recv(65536)
+        assert seen.split(b" ")[1] in {b"401", b"429"}
+        one.sendall(rest)
+    for one in opened:
+        one.settimeout(KEEP_ALIVE + 60)
+        assert one.recv(100) == b"", "nothing more is sent"
         one.close()
 
 

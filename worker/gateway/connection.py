@@ -17,7 +17,8 @@ MOST_NAMES = 100
 #: Seconds for a request's headers to arrive, from the connection or from the request's first byte.
 HEADER_TIME = 10.0
 
-#: Seconds after that for its body, if the path takes one job and no stream.
+#: Seconds after that for its body, if the path takes one job and no stream; for any path, seconds
+#: for the rest of a body after its answer.
 BODY_TIME = 30.0
 
 _STREAMED = b"/v1/jobs:batch"
@@ -100,10 +101,14 @@ class BoundedConnection(HttpToolsProtocol):
         # A request that arrived whole needs no timer.
         if self.transport.is_closing():
             return
-        if self._reading:
-            if self._begun and self._clock is None:
+        # After an answer, each byte of the body ends uvicorn's own timer for an idle connection.
+        answered = self.cycle is not None and self.cycle.response_complete
+        if self._reading and self._begun:
+            if self._clock is None:
                 self._await(HEADER_TIME)
-        elif self._body_awaited:
+        elif self._reading and answered:
+            self._await_another()
+        elif self._body_awaited or (answered and self._clock is None):
             self._body_awaited = False
             self._await(BODY_TIME)
 
@@ -145,6 +150,13 @@ class BoundedConnection(HttpToolsProtocol):
         self._stop()
         self._clock = self.loop.call_later(seconds, self._end, _SLOW)
 
+    def _await_another(self) -> None:
+        """Start uvicorn's timer again: the rest of a body came after its answer."""
+        if self.timeout_keep_alive_task is None:
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
     def _stop(self) -> None:
         if self._clock is not None:
             self._clock.cancel()
@@ -154,7 +166,8 @@ class BoundedConnection(HttpToolsProtocol):
         self._stop()
         if self.transport.is_closing():
             return
-        # In the middle of an answer no other one may be written.
-        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+        # In the middle of an answer no other one may be written, nor after it for the same request.
+        started = self.cycle is not None and self.cycle.response_started
+        if not started or (self.cycle.response_complete and self._reading):
             self.transport.write(answer)
         self.transport.close()
