@@ -106,7 +106,7 @@ _REFUSED = refused_again(Absent("nobody")).reason  # type: ignore[union-attr]
 def test_who_may_be_there_is_never_called_absent(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, record: Any, finds: Outcome, what: str
 ) -> None:
-    """A person is told what a worker would conclude from the same answer."""
+    """A person gets the answer that a worker would act on."""
     monkeypatch.setattr(Referring, "finds", finds)
     found = Questions(settings).ask(record)
     assert found.what == what
