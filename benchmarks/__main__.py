@@ -16,8 +16,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import contest, plot, report, stage
 from benchmarks.contestants import CONTESTANTS, Contestant
+from benchmarks.support import contest, plot, report, stage
 from worker.cli.local import stack
 
 DOCS = stage.ROOT / "docs"

@@ -22,8 +22,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks import meter, stage
 from benchmarks.pages import COPY_ENDED, KEYS, Filling
+from benchmarks.support import meter, stage
 from regworker.ledger import SyncLedger
 from regworker.ledger.admin import Limits, announce
 from regworker.ledger.client import digest, scripts

@@ -18,10 +18,10 @@ from typing import Any
 
 import redis
 
-from benchmarks import jobs, meter, stage
-from benchmarks.allocator import jemalloc
-from benchmarks.single import ours
-from benchmarks.watch import STREAM
+from benchmarks.support import jobs, meter, stage
+from benchmarks.support.allocator import jemalloc
+from benchmarks.support.single import ours
+from benchmarks.support.watch import STREAM
 from regworker.acceptance import Intake
 from regworker.domain.job import Job
 from regworker.domain.outcome import Registered

@@ -8,8 +8,8 @@ import argparse
 from dataclasses import replace
 from statistics import median
 
-from benchmarks import stage
-from benchmarks.single import OURS, ours
+from benchmarks.support import stage
+from benchmarks.support.single import OURS, ours
 
 CLIENTS = {"Producer": OURS, "AsyncProducer": replace(OURS, module="ours_async")}
 

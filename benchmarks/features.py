@@ -24,12 +24,12 @@ from statistics import median
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks import stage
 from benchmarks.accounts import exporter
-from benchmarks.contest import Bench, set_up
 from benchmarks.gateway import Client, bare
 from benchmarks.growth import measured
-from benchmarks.single import OURS
+from benchmarks.support import stage
+from benchmarks.support.contest import Bench, set_up
+from benchmarks.support.single import OURS
 from regworker.ledger import SyncLedger
 from tests.gateway.service import start
 from worker.cli.local import stack

@@ -3,8 +3,8 @@
 One process of `regworker serve` on a Valkey of its own, and clients in this process over keep-alive
 connections. Printed: jobs a second, the service's CPU for each, p50 of one client alone, and what a
 crowd in a long poll costs: connections to the ledger, memory, and how long news takes to reach all.
-In turns with it a bare server gets the same requests (`benchmarks.bare`): the ratio of the two
-depends little on the machine and on what else runs there.
+In turns with it a bare server gets the same requests (`benchmarks.support.bare`): the ratio of the
+two depends little on the machine and on what else runs there.
 """
 
 import argparse
@@ -81,7 +81,7 @@ async def crowd(url: str, token: str, jobs: list[bytes], clients: int) -> float:
 def bare(running: ExitStack, folder: Path) -> tuple[str, int]:
     """Start a server that does nothing; return its URL and process id."""
     port = stack.free_port()
-    command = [sys.executable, "-m", "benchmarks.bare", str(port)]
+    command = [sys.executable, "-m", "benchmarks.support.bare", str(port)]
     output = running.enter_context((folder / "bare.log").open("ab"))
     process = running.enter_context(
         stack.process(command, {"PYTHONPATH": str(ROOT)}, folder, output)

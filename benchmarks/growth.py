@@ -18,10 +18,10 @@ import redis
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks import stage
-from benchmarks.allocator import CONTESTANT, jemalloc
-from benchmarks.contest import Bench, set_up
-from benchmarks.watch import STREAM, Stream
+from benchmarks.support import stage
+from benchmarks.support.allocator import CONTESTANT, jemalloc
+from benchmarks.support.contest import Bench, set_up
+from benchmarks.support.watch import STREAM, Stream
 from regworker.ledger import SyncLedger
 from regworker.ledger.records import Claim
 from regworker.ledger.transitions import (

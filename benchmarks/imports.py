@@ -17,11 +17,11 @@ from statistics import quantiles
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import stage
-from benchmarks.contest import Bench
-from benchmarks.jobs import registration
-from benchmarks.single import OURS, ours
-from benchmarks.watch import STREAM
+from benchmarks.support import stage
+from benchmarks.support.contest import Bench
+from benchmarks.support.jobs import registration
+from benchmarks.support.single import OURS, ours
+from benchmarks.support.watch import STREAM
 from regworker.producer import Producer
 from regworker.settings import Settings
 

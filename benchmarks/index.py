@@ -17,8 +17,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.allocator import jemalloc
 from benchmarks.ceiling import TOGETHER, Sample, Usage, sample
+from benchmarks.support.allocator import jemalloc
 from regworker.ledger import SyncLedger
 from regworker.ledger.admin import Limits, announce
 from regworker.ledger.client import evalsha, scripts

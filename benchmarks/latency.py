@@ -10,8 +10,8 @@ from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
-from benchmarks.contest import IDLE_RATE
-from benchmarks.single import ours
+from benchmarks.support.contest import IDLE_RATE
+from benchmarks.support.single import ours
 from tests.integration.installation import Installation, installation
 from tests.integration.jobs import email_of, open2b, skypostal
 from worker.cli.local import stack

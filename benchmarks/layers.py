@@ -16,8 +16,8 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from benchmarks import meter, stage
-from benchmarks.single import ours
+from benchmarks.support import meter, stage
+from benchmarks.support.single import ours
 
 #: Samples per second: not a divisor of the loop's own periods.
 LOOKS = 251

@@ -17,9 +17,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks import jobs, stage
-from benchmarks.allocator import jemalloc
 from benchmarks.ceiling import CLAIM, DONE, SETTLE, TOGETHER, Sample, Usage, sample
+from benchmarks.support import jobs, stage
+from benchmarks.support.allocator import jemalloc
 from regworker.domain.receipt import Receipt
 from regworker.ledger import SyncLedger
 from regworker.ledger.admin import Limits, announce

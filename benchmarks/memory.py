@@ -3,7 +3,7 @@ flight."""
 
 import argparse
 
-from benchmarks.single import ours
+from benchmarks.support.single import ours
 
 
 def main() -> None:

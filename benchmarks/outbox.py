@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 from sqlalchemy import create_engine
 
-from benchmarks.jobs import job
+from benchmarks.support.jobs import job
 from regworker.ledger import SyncLedger
 from regworker.ledger.admin import Limits, announce
 from regworker.outbox import Outbox, Relay, metadata

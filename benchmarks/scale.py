@@ -8,8 +8,8 @@ not slow each other down.
 import argparse
 from statistics import median
 
-from benchmarks.contest import Round
-from benchmarks.single import ours
+from benchmarks.support.contest import Round
+from benchmarks.support.single import ours
 
 
 def main() -> None:

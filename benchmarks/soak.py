@@ -1,8 +1,9 @@
 """`python -m benchmarks.soak`: whether a worker stays as it is over very many jobs.
 
 One worker process gets a million jobs, while a small share of the provider's calls and of the
-webhooks fail (`benchmarks.faulty`), a consumer group reads and acknowledges the results, and
-finished records expire after half a minute. Every few seconds it samples the worker and the ledger.
+webhooks fail (`benchmarks.support.faulty`), a consumer group reads and acknowledges the results,
+and finished records expire after half a minute. Every few seconds it samples the worker and the
+ledger.
 The exit code is 1 if the last quarter's median is above the second's, by more than the limit of
 each value; if the worker has more tasks, objects or open files at rest than after the first
 jobs; if keys are left in the ledger at the end; or if a job is lost or doubled.
@@ -27,10 +28,10 @@ import psutil
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from benchmarks import stage
-from benchmarks.curves import Curve, svg
-from benchmarks.jobs import HOOK_EVERY, job
-from benchmarks.single import OURS
+from benchmarks.support import stage
+from benchmarks.support.curves import Curve, svg
+from benchmarks.support.jobs import HOOK_EVERY, job
+from benchmarks.support.single import OURS
 from regworker.domain.event import Event, EventType
 from regworker.ledger import SyncLedger
 from regworker.ledger.transitions import job_key
@@ -223,7 +224,7 @@ def installation(
     }
     with (
         stack.valkey(folder / "valkey") as valkey,
-        stage.stub(folder, "benchmarks.faulty", "--jobs", str(options.jobs)) as provider,
+        stage.stub(folder, "benchmarks.support.faulty", "--jobs", str(options.jobs)) as provider,
         stage.worker(
             replace(OURS, environment=environment),
             valkey.connection_url,

@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 from statistics import median
 
-from benchmarks import meter, stage
-from benchmarks.single import OURS
+from benchmarks.support import meter, stage
+from benchmarks.support.single import OURS
 from regworker.ledger import SyncLedger
 from worker.cli.local import stack
 

@@ -14,10 +14,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from statistics import median, quantiles
 
-from benchmarks import contest, meter, stage
 from benchmarks.__main__ import BEST
 from benchmarks.contestants import CONTESTANTS
-from benchmarks.report import OURS
+from benchmarks.support import contest, meter, stage
+from benchmarks.support.report import OURS
 from worker.cli.local import stack
 
 

@@ -22,10 +22,10 @@ import httpx
 import structlog
 from httpx_aiohttp import HttpxAiohttpClient
 
-from benchmarks import stage
 from benchmarks.contestants import SLOTS
 from benchmarks.contestants.calling import Body, read
-from benchmarks.jobs import CREDENTIALS, PATH, body, registration
+from benchmarks.support import stage
+from benchmarks.support.jobs import CREDENTIALS, PATH, body, registration
 from regworker import tracing
 from regworker.domain.outcome import Registered
 from regworker.domain.states import State

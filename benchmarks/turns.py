@@ -16,12 +16,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 
-from benchmarks import stage
+from benchmarks.support import stage
 
 #: A stack of its own: it answers a number of jobs with the milliseconds of CPU a job.
 STACK = """
 import sys
-from benchmarks.single import ours
+from benchmarks.support.single import ours
 with ours() as (bench, _):
     bench.warm_up()
     print(flush=True)

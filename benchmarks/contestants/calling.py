@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from benchmarks.jobs import PATH
+from benchmarks.support.jobs import PATH
 
 Body = dict[str, Any]
 

@@ -13,7 +13,7 @@ import aiohttp
 
 from benchmarks.contestants import SLOTS, calling
 from benchmarks.contestants.calling import Body
-from benchmarks.jobs import body
+from benchmarks.support.jobs import body
 
 Call = Callable[[Body], Awaitable[Body]]
 

@@ -6,7 +6,7 @@ Ledger, leases, sealing, idempotency, results stream, and a webhook for one job 
 from collections.abc import Sequence
 
 from benchmarks.contestants.calling import Body
-from benchmarks.jobs import job, number_of
+from benchmarks.support.jobs import job, number_of
 from regworker.producer import Producer, Receipt
 
 

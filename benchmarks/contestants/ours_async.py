@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 
 from benchmarks.contestants.calling import Body
-from benchmarks.jobs import job, number_of
+from benchmarks.support.jobs import job, number_of
 from regworker.producer import AsyncProducer, Receipt
 
 

@@ -13,11 +13,11 @@ from xml.etree import ElementTree as ET
 import psutil
 import pytest
 
-from benchmarks.contest import Round
 from benchmarks.features import interval, row
-from benchmarks.plot import svg
-from benchmarks.report import last_line, summarize
 from benchmarks.soak import Found, Sample, chart
+from benchmarks.support.contest import Round
+from benchmarks.support.plot import svg
+from benchmarks.support.report import last_line, summarize
 from tests.integration.installation import ROOT
 from worker.cli.local import stack
 
@@ -113,7 +113,7 @@ def test_it_stops_what_it_started_when_it_is_interrupted() -> None:
 
         def started() -> bool:
             lines = [" ".join(one.cmdline()) for one in parent.children(recursive=True)]
-            wanted = ("valkey-server", "benchmarks.stub", "celery", "benchmarks.driver")
+            wanted = ("valkey-server", "support.stub", "celery", "support.driver")
             return all(any(word in line for line in lines) for word in wanted)
 
         stack.until(started, "not everything runs", PATIENCE)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import redis
 
-from benchmarks import meter, stage
 from benchmarks.contestants import SLOTS, Contestant
-from benchmarks.watch import LOOK, Alive, Keys, Stream, Watch
+from benchmarks.support import meter, stage
+from benchmarks.support.watch import LOOK, Alive, Keys, Stream, Watch
 from regworker.ledger import SyncLedger
 from regworker.ledger.snapshot import snapshot
 from worker.cli.local import stack

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks import stage
-from benchmarks.contest import Bench, set_up
 from benchmarks.contestants import CONTESTANTS, Contestant
+from benchmarks.support import stage
+from benchmarks.support.contest import Bench, set_up
 from worker.cli.local import stack
 
 OURS = CONTESTANTS[0]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 
-from benchmarks.report import Summary
+from benchmarks.support.report import Summary
 
 #: Pixels.
 WIDTH, LABELS, BAR, GAP, TOP = 820, 230, 18, 8, 64

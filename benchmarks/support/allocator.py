@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from ctypes.util import find_library
 from dataclasses import replace
 
-from benchmarks.single import OURS
+from benchmarks.support.single import OURS
 
 _PRELOAD = "LD_PRELOAD"
 

@@ -14,13 +14,13 @@ from urllib.request import urlopen
 import psutil
 import redis
 
-from benchmarks import meter
 from benchmarks.contestants import SLOTS, Contestant
+from benchmarks.support import meter
 from regworker.sealing.keyring import Keyring
 from regworker.settings import PREFIX
 from worker.cli.local import stack
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 #: Only ours needs keys and a secret; these are used nowhere else.
 KEYS = Keyring.new("bench")
@@ -55,8 +55,8 @@ class Stub:
 
 @contextmanager
 def stub(folder: Path, *arguments: str) -> Iterator[Stub]:
-    """Start the provider; `arguments`: another module than `benchmarks.stub`, and its options."""
-    command = [sys.executable, "-m", *(arguments or ("benchmarks.stub",))]
+    """Start the provider; `arguments`: another module than `support.stub`, and its options."""
+    command = [sys.executable, "-m", *(arguments or ("benchmarks.support.stub",))]
     with stack.process(command, _environment(), folder, subprocess.PIPE) as child:
         yield Stub(stack.sandbox_url(child), child.pid)
 
@@ -96,7 +96,7 @@ def client(
     contestant: Contestant, redis_url: str, provider: Stub, folder: Path
 ) -> Iterator["Client"]:
     """Start a contestant's client; its log is `client.log`."""
-    command = [contestant.python, "-m", "benchmarks.driver", contestant.module]
+    command = [contestant.python, "-m", "benchmarks.support.driver", contestant.module]
     with _spoken_to(command, environment_of(contestant, redis_url, provider.url), folder) as child:
         yield Client(child)
 

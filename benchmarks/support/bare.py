@@ -1,4 +1,6 @@
-"""The least that a request costs: `python -m benchmarks.bare PORT`, uvicorn and nothing behind it.
+"""The least that a request costs: uvicorn and nothing behind it.
+
+`python -m benchmarks.support.bare PORT` starts it.
 
 `benchmarks.gateway` measures it in turns with `regworker serve`, whose cost is then comparable
 between machines as a multiple of this.

@@ -19,7 +19,7 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from benchmarks.stub import KEEP_ALIVE
+from benchmarks.support.stub import KEEP_ALIVE
 from sandbox.documented import SKYPOSTAL_REGISTERED
 
 #: The share of registrations with each fault: so few that five in a row, which open the account's

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 from rich.table import Table
 
-from benchmarks.contest import Round
+from benchmarks.support.contest import Round
 
 #: The same HTTP client as ours, with nothing around it.
 FLOOR = "bare loop, httpx-aiohttp"

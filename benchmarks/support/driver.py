@@ -1,4 +1,4 @@
-"""A contestant's client, in a process of its own: `python -m benchmarks.driver MODULE`.
+"""A contestant's client, in a process of its own: `python -m benchmarks.support.driver MODULE`.
 
 Enqueues what a line on stdin asks for, as JSON, and answers with a line:
 
@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from benchmarks.jobs import body
+from benchmarks.support.jobs import body
 
 
 class Client(Protocol):

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import redis
 
 from benchmarks.contestants import SLOTS
-from benchmarks.jobs import HOOK_EVERY
-from benchmarks.stage import Stub
+from benchmarks.support.jobs import HOOK_EVERY
+from benchmarks.support.stage import Stub
 
 #: Seconds for anything to happen here. Far more than it takes; a hanging benchmark reports it.
 PATIENCE = 120.0

@@ -1,0 +1,1 @@
+"""What the benchmarks share: servers, workers, a provider, jobs, meters, charts."""
