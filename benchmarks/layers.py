@@ -35,7 +35,7 @@ LAYERS = tuple(
         ("kombu: messages", r"kombu/|worker/broker"),
         ("HTTP: httpx", r"httpx/|httpcore/"),
         ("HTTP: aiohttp", r"httpx_aiohttp|aiohttp|yarl/|multidict"),
-        ("HTTP: ours", r"worker/(providers|publishers|http_connections)|standardwebhooks"),
+        ("HTTP: ours", r"worker/(providers|publishers|http/)|standardwebhooks"),
         ("ledger client", r"regworker/ledger|worker/execution/(leases|alarms)"),
         ("Celery: tracing a task", r"celery/app/trace|worker/process/tasks"),
         ("Celery: consumer, requests", r"celery/|vine/|worker/process/(consumer|message_check)"),

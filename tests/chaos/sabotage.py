@@ -137,7 +137,7 @@ def borrowed_answers() -> None:
     """Bytes that arrived on an idle connection count as the next call's answer, as in aiohttp."""
     from aiohttp.client_proto import ResponseHandler
 
-    from worker.http_connections import Watched
+    from worker.http.connections import Watched
 
     async def begin(_: Watched) -> bool:
         return True

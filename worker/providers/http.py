@@ -29,7 +29,7 @@ from yarl import URL
 
 from regworker.domain.errors import causes
 from regworker.way_out import WayOut
-from worker.http_connections import (
+from worker.http.connections import (
     EXCHANGE,
     MAX_HEADERS,
     Connector,
@@ -40,7 +40,7 @@ from worker.http_connections import (
     certificate_fault,
     open_session,
 )
-from worker.http_tunnel import ProxyRefused
+from worker.http.tunnel import ProxyRefused
 from worker.providers.base import Answer, Lost, NotSent, Request, Send
 from worker.providers.sendable import HEADER_VALUE
 

@@ -24,7 +24,7 @@ from regworker.domain.errors import causes
 from regworker.domain.retry import parse_retry_after
 from regworker.settings import WebhookEndpoint
 from regworker.way_out import WayOut
-from worker.http_connections import (
+from worker.http.connections import (
     EXCHANGE,
     MAX_HEADERS,
     Connector,
@@ -34,7 +34,7 @@ from worker.http_connections import (
     certificate_fault,
     open_session,
 )
-from worker.http_tunnel import ProxyRefused
+from worker.http.tunnel import ProxyRefused
 from worker.publishers.address_check import inside
 from worker.publishers.base import Arrived, Delivered, Gone, Later
 

@@ -22,7 +22,7 @@ from pydantic import SecretStr
 
 from regworker.settings import WebhookEndpoint
 from tests.loops import end_all
-from worker.http_connections import Connector, _WatchedRequest
+from worker.http.connections import Connector, _WatchedRequest
 from worker.providers.base import Answer, Lost, NotSent, Request
 from worker.providers.http import HttpTransport
 from worker.publishers.base import Arrived

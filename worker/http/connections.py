@@ -28,7 +28,7 @@ from aiohttp.connector import AddrInfoType, Connection
 from aiohttp.tracing import Trace
 
 from regworker.way_out import WayOut
-from worker.http_tunnel import ProxyRefused, open_tunnel
+from worker.http.tunnel import ProxyRefused, open_tunnel
 
 #: How long an unused connection is kept, in seconds. Less than the 5 s after which common servers
 #: (Apache, Node, uvicorn) close theirs: a request sent while the server closes the connection is a

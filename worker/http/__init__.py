@@ -1,0 +1,1 @@
+"""HTTP connections to providers and webhooks, and tunnels through proxies."""
