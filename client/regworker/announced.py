@@ -4,6 +4,7 @@ Names are `account:<provider>:<account>`, `endpoint:<name>`, and `key:<kid>:<che
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from regworker.domain.errors import InvalidJob, Problem, RegistrationWorkerError, SettingsError
 from regworker.settings import variable
@@ -79,11 +80,17 @@ def _unserved(name: str, known: Sequence[str]) -> Problem:
         field, setting = "reply_to", variable("endpoints", rest, "...")
         what = f"{rest!r} is not an endpoint of any worker"
     others = _listed(one.removeprefix(prefix) for one in known if one.startswith(prefix))
-    return Problem(
-        "invalid",
-        field,
-        f"{what} (workers have: {others}); use one of these, or set {setting} at a worker",
-    )
+    advice = f"{others}); use one of these, or set {setting} at a worker"
+    return Problem("invalid", field, f"{what}{_OTHERS}{advice}")
+
+
+#: No name contains it.
+_OTHERS = " (workers have: "
+
+
+def without_names(problem: Problem) -> Problem:
+    """The problem without the names of accounts and endpoints that its reader may not use."""
+    return replace(problem, message=problem.message.partition(_OTHERS)[0])
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -1,5 +1,6 @@
 """Tokens: shown once, stored as a hash, limited in scope, and revoked within seconds."""
 
+import asyncio
 import json
 import socket
 from contextlib import ExitStack, closing
@@ -8,11 +9,16 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from regworker.ledger import AsyncLedger
 from regworker.ledger.admin import TOKENS
 from tests.gateway.service import Gateway
 from tests.integration.jobs import open2b, skypostal
 from worker.cli.local import stack
-from worker.gateway.bearer import FAILURES, MOST_WAITING
+from worker.gateway import bearer as bearer_
+from worker.gateway.auth import Principal
+from worker.gateway.bearer import ALL_WAITING, FAILURES, MOST_WAITING
+from worker.gateway.peers import Proxies
+from worker.gateway.problems import NotTaken
 from worker.gateway.server import MOST_CONNECTIONS
 from worker.operations.audit import AuditFilter, AuditLog
 
@@ -195,6 +201,22 @@ def test_a_token_is_limited_to_its_accounts(gateway: Gateway, shop: httpx.Client
         assert client.get(f"/v1/jobs/{theirs}").status_code == 403
 
 
+def test_a_token_that_is_limited_sees_no_other_names(gateway: Gateway, shop: httpx.Client) -> None:
+    """An error names the other endpoints and accounts only to a token for all accounts."""
+    wrong = [{**open2b(), "reply_to": ["nowhere"]}, {**open2b(), "account": "gone"}]
+    options = ("--account", "open2b/default", "--account", "open2b/gone")
+    with gateway.client(*options, name="narrow") as narrow:
+        for client, listed in ((shop, True), (narrow, False)):
+            said = [client.post("/v1/jobs", json=job).json()["errors"] for job in wrong]
+            lines = "\n".join(json.dumps(job) for job in wrong)
+            batch = client.post("/v1/jobs:batch", content=lines).text.splitlines()
+            said += [json.loads(line)["errors"] for line in batch]
+            for [error], field in zip(said, ["reply_to", "account"] * 2, strict=True):
+                assert error["field"] == field
+                assert "of any worker" in error["message"] or "of open2b is" in error["message"]
+                assert ("workers have" in error["message"]) == listed
+
+
 def test_a_token_has_a_pace(gateway: Gateway) -> None:
     """The answer is 429, and says how long to wait."""
     with gateway.client("--rate", "0.01") as client:
@@ -210,6 +232,7 @@ def test_waiting_requests_of_one_token_are_limited(
 ) -> None:
     """Beyond the limit the answer is 429; other tokens may still wait, and this one again later."""
     assert MOST_WAITING <= MOST_CONNECTIONS // 2
+    assert ALL_WAITING <= MOST_CONNECTIONS * 3 // 4
     job_id = shop.post("/v1/jobs", json=open2b()).json()["job_id"]
     cursor = shop.get("/v1/events").json()["cursor"]
     start = {"events": f"/v1/events?after={cursor}", "job": f"/v1/jobs/{job_id}?"}[what]
@@ -232,6 +255,32 @@ def test_waiting_requests_of_one_token_are_limited(
         return gateway.http.get(path, headers=bearer(token)).status_code == 200
 
     stack.until(answered, "none is waiting", 60)
+
+
+def test_waiting_requests_of_all_tokens_are_limited(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several tokens together cannot use up a process' connections; later they may wait again."""
+    monkeypatch.setattr(bearer_, "ALL_WAITING", 3)
+    ids = [gateway.token(name=name).split("_")[1] for name in ("one", "two")]
+    one, two = (Principal("shop", "token", "", token=id_) for id_ in ids)
+
+    async def refused() -> None:
+        ledger = AsyncLedger(str(gateway.settings.redis_url))
+        gate = bearer_.Gate(ledger, Proxies(()))
+        try:
+            async with gate.waits(one), gate.waits(one):
+                async with gate.waits(two):
+                    with pytest.raises(NotTaken, match="3 requests of all tokens") as caught:
+                        await gate.waits(two).__aenter__()
+                    assert caught.value.problem.status == 429
+                async with gate.waits(two):
+                    pass
+            assert dict(gate.refused.read()) == {("all_waiting",): 1}
+        finally:
+            await ledger.aclose()
+
+    asyncio.run(refused())
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,11 @@ FAILURES, FORGIVEN = 20.0, 3.0
 ADDRESSES = 10_000
 
 #: The most requests of one token that wait for news at the same time, for each request a second
-#: that it may send; and at all: fewer than a process' connections, so that others still get in.
+#: that it may send; and at all.
 WAITING, MOST_WAITING = 5, 1000
+
+#: The most of all tokens: fewer than a process' connections, so that others still get in.
+ALL_WAITING = 1500
 
 #: Seconds for reading a token from the ledger.
 PATIENCE = 3.0
@@ -127,12 +130,17 @@ class Gate:
     @asynccontextmanager
     async def waits(self, principal: Principal) -> AsyncIterator[None]:
         """Around a request that waits for news; raises `NotTaken` (429) if too many of this token
-        do."""
+        do, or of all tokens."""
         token = await self.token(principal.token)
         most = min(MOST_WAITING, max(1, int(WAITING * token.rate))) if token else 0
+        why, whose = "", ""
         if self._waiting[principal.token] >= most:
-            self.refused.add("waiting")
-            what = f"{most} requests of this token are waiting for news; repeat it later"
+            why, whose = "waiting", f"{most} requests of this token"
+        elif self._waiting.total() >= ALL_WAITING:
+            why, whose = "all_waiting", f"{ALL_WAITING} requests of all tokens"
+        if why:
+            self.refused.add(why)
+            what = f"{whose} are waiting for news; repeat it later"
             raise NotTaken(HttpProblem(429, "too-many", what, headers={"retry-after": "1"}))
         self._waiting[principal.token] += 1
         try:

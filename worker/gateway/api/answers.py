@@ -6,7 +6,9 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from regworker.domain.receipt import Receipt, Status
+from regworker.announced import without_names
+from regworker.domain.errors import InvalidJob, RegistrationWorkerError
+from regworker.domain.receipt import Receipt, Refused, Status
 from worker.gateway.auth import Principal
 from worker.gateway.problems import HttpProblem, NotTaken
 
@@ -30,6 +32,13 @@ def status(one: Status) -> bytes:
     found["timeline"] = [{"at": at, "what": what} for at, what in one.timeline]
     times = {name: _time(value) for name, value in found.items() if isinstance(value, datetime)}
     return to_json({**found, **times})
+
+
+def refused(principal: Principal, one: Refused) -> RegistrationWorkerError:
+    """The error of a refused job, as far as the caller may see it."""
+    if principal.accounts is None or not isinstance(one.error, InvalidJob):
+        return one.error
+    return InvalidJob(map(without_names, one.error.problems))
 
 
 def owner(principal: Principal) -> str | None:

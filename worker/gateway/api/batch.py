@@ -14,7 +14,6 @@ from starlette.requests import ClientDisconnect
 
 from regworker.core import Given
 from regworker.domain.errors import (
-    IdempotencyConflict,
     InvalidJob,
     LedgerUnavailable,
     SettingsError,
@@ -139,8 +138,7 @@ async def _accepted(
     else:
         for (number, _), one in zip(good, accepted, strict=True):
             if isinstance(one, Refused):
-                found: InvalidJob | IdempotencyConflict = one.error
-                results[number] = problem_of(found).content()
+                results[number] = problem_of(answers.refused(principal, one)).content()
             else:
                 status = 200 if one.repeat else 201
                 results[number] = {"status": status, **answers.receipt(one)}

@@ -41,7 +41,7 @@ async def _accepted(here: Services, scope: Scope, receive: Receive) -> Receipt:
     trace = next((value for name, value in scope["headers"] if name == b"traceparent"), b"")
     result = await here.way_in.accept(given, principal.name, trace.decode("latin-1"))
     if isinstance(result, Refused):
-        raise result.error
+        raise answers.refused(principal, result)
     return result
 
 
