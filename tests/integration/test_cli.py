@@ -425,6 +425,12 @@ def test_submit_takes_the_example_csv(cli: Cli, ledger: SyncLedger) -> None:
     assert "customer_campaign" not in sealed
 
 
+def test_submit_takes_csv_for_a_provider_that_is_named_by_its_name(cli: Cli) -> None:
+    """`REGWORKER_PROVIDERS` takes names as well as import paths."""
+    done = cli("submit", str(EXAMPLES / "customers.csv"), REGWORKER_PROVIDERS="skypostal")
+    assert (done.returncode, done.stdout) == (0, "accepted 3, repeated 0, refused 0\n"), done.stderr
+
+
 def test_submit_stops_at_a_column_that_no_job_has(cli: Cli) -> None:
     """A misspelt column is reported with the header's line before any job is accepted."""
     report = cli.json("submit", cli.write("jobs.csv", "idempotency_key,shoe_size", "k-1,43"))

@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from enum import StrEnum
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
@@ -266,12 +265,8 @@ def _columns(settings: "Settings") -> Columns:
     from regworker.domain.job import Job
     from worker.providers.registry import Registry
 
-    Registry(settings.providers)  # names the setting whose path is wrong
-    known = {}
-    for path in settings.providers:
-        module, _, attribute = path.partition(":")
-        found = getattr(import_module(module), attribute)
-        known[found.name] = found.Registration.model_json_schema()
+    registry = Registry(settings.providers)
+    known = {name: registry.form(name).model_json_schema() for name in registry}
     return Columns(Job.model_json_schema(), known)
 
 
