@@ -58,8 +58,9 @@ PACE = {"call_budget": 2, "settle_delay": 5, "retry_cap": 5}
 LIMITS = {"rss": (0.02, 0), "threads": (0, 1), "lasting": (0, BATCH)}
 
 #: The same for what a worker has at rest, after the first jobs and at the end. Under load these
-#: depend on the calls that are under way in the moment.
-AT_REST = {"tasks": (0, 0), "objects": (0.05, 0), "files": (0, 2)}
+#: depend on the calls that are under way in the moment. Rare faults fill caches with some hundred
+#: objects; one object a thousand jobs would be a leak.
+AT_REST = {"tasks": (0, 0), "objects": (0, 1000), "files": (0, 2)}
 
 
 @dataclass(frozen=True, slots=True)
