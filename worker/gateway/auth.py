@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from regworker.serving import Role
+from regworker.settings import Role
 
 Scope = Literal["enqueue", "read", "read:all", "support", "operate"]
 """`read`: own jobs only. `read:all`: all jobs. `operate`: everything that an operator may do.

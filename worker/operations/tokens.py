@@ -19,7 +19,7 @@ from regworker.domain.job import NAME
 from regworker.ledger import SyncLedger
 from regworker.ledger.admin import TOKENS, token
 from regworker.ledger.records import text
-from regworker.serving import Role
+from regworker.settings import Role
 
 TokenScope = Literal["enqueue", "read", "read:all", "support", "operate"]
 SCOPES: tuple[TokenScope, ...] = get_args(TokenScope)

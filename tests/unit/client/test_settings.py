@@ -17,9 +17,16 @@ from hypothesis import strategies as st
 
 import regworker
 import worker
-from regworker import setting_files, tls
+from regworker import tls
 from regworker.domain.errors import SettingsError
-from regworker.settings import LEDGER_WORDS, Settings, StreamEndpoint, WebhookEndpoint, variable
+from regworker.settings import (
+    LEDGER_WORDS,
+    Settings,
+    StreamEndpoint,
+    WebhookEndpoint,
+    files,
+    variable,
+)
 from tests.tls import Authority
 from worker.monitoring import doctor
 from worker.providers.registry import Accounts, Registry
@@ -434,7 +441,7 @@ def test_a_client_does_not_read_the_accounts_of_a_file(
 def test_a_table_of_another_form_is_parsed(table: str) -> None:
     """No guess where it ends: what comes after it is read by the same rules as at a worker."""
     text = f'lease = 20\n{table}[endpoints.crm]\nkind = "stream"\n'
-    left = tomllib.loads(setting_files.without_accounts(text.encode()).decode())
+    left = tomllib.loads(files.without_accounts(text.encode()).decode())
     whole = tomllib.loads(text)
     assert left["endpoints"] == whole["endpoints"] == {"crm": {"kind": "stream"}}
     assert "one" in left["accounts"]["open2b"]
@@ -777,4 +784,4 @@ def test_a_text_of_several_lines_that_looks_like_an_account_is_kept(quotes: str)
     """A client omits accounts only where it is clear that these are tables."""
     text = "[accounts.open2b.a]\nkey = 1\n[more]\n"
     content = f"note = {quotes}\n{text}{quotes}\n[accounts.open2b.b]\nkey = 2\n"
-    assert tomllib.loads(setting_files.without_accounts(content.encode()).decode())["note"] == text
+    assert tomllib.loads(files.without_accounts(content.encode()).decode())["note"] == text

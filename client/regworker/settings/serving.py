@@ -3,9 +3,10 @@
 from ipaddress import ip_network
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
 from regworker import addresses
+from regworker.settings.base import SettingsPart, blank
 
 Role = Literal["viewer", "support", "operator"]
 
@@ -40,19 +41,14 @@ def _long(value: SecretStr | None) -> SecretStr | None:
     return value
 
 
-def _blank(value: object) -> object:
-    value = addresses.unquoted(value)
-    return None if value == "" else value
-
-
 Listed = Annotated[list[str], BeforeValidator(_split)]
 
 
-class ServeSettings(BaseModel):
-    """The part of `Settings` with these."""
+class ServeSettings(SettingsPart):
+    """How people sign in to the pages, and what they may do."""
 
     serve_password: Annotated[
-        Annotated[SecretStr, AfterValidator(_long)] | None, BeforeValidator(_blank)
+        Annotated[SecretStr, AfterValidator(_long)] | None, BeforeValidator(blank)
     ] = Field(
         None,
         description="The password for the pages of `regworker serve`, for a small installation; "

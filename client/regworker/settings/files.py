@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from regworker.domain.errors import SettingsError
-from regworker.variables import variable
+from regworker.settings.variables import variable
 
 #: The suffix of such a setting.
 SUFFIX = "_file"
