@@ -21,8 +21,8 @@ from regworker.frames import guarded
 
 if TYPE_CHECKING:
     from regworker import Job
-    from regworker.ledgers import Away, Result
     from regworker.settings import Settings
+    from regworker.several_ledgers.producer_shells import Away, Result
 
 __all__ = ["AsyncProducer", "Producer", "Receipt", "Refused", "Status"]
 
@@ -48,7 +48,7 @@ class Producer:
         whatever `REGWORKER_LEDGERS` says. `timeout`: seconds that a call may take while
         the ledger does not answer; each call can have its own, too.
         """
-        from regworker.ledgers import sync_shell
+        from regworker.several_ledgers.producer_shells import sync_shell
 
         self._shell = sync_shell(_settings(settings, redis_url, sealing_keys), timeout)
 
@@ -142,7 +142,7 @@ class AsyncProducer:
         timeout: float = TIMEOUT,
     ) -> None:
         """As `Producer`."""
-        from regworker.ledgers import async_shell
+        from regworker.several_ledgers.producer_shells import async_shell
 
         self._shell = async_shell(_settings(settings, redis_url, sealing_keys), timeout)
 

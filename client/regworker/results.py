@@ -44,7 +44,6 @@ from typing import Any, Self, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from redis.exceptions import RedisError
 
-from regworker.account_ledgers import MAIN
 from regworker.clock import steady
 from regworker.domain.errors import (
     LedgerUnavailable,
@@ -59,11 +58,12 @@ from regworker.ledger.steps import Ask, Step, Steps, carry, carry_async
 from regworker.ledger.streams import LARGEST_EVENT, Found, GroupReader
 from regworker.ledger.transitions import PREFIX
 from regworker.membership import BLOCK, Membership
-from regworker.merged_results import LoopThread, Merged
 from regworker.sealing import seals
 from regworker.sealing.keyring import Keyring
 from regworker.sealing.seals import Seal
 from regworker.settings import Settings, variable
+from regworker.settings.account_ledgers import MAIN
+from regworker.several_ledgers.merged_results import LoopThread, Merged
 
 T = TypeVar("T")
 

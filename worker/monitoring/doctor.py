@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from regworker import tls
-from regworker.account_ledgers import AccountLedgers
 from regworker.addresses import unquoted
 from regworker.announced import accounts_of, check_key
 from regworker.domain.errors import SettingsError
 from regworker.ledger.snapshot import Snapshot
 from regworker.settings import Settings, WebhookEndpoint, variable
+from regworker.settings.account_ledgers import AccountLedgers
 from worker.monitoring.server_info import HIDDEN, ONLINE
 
 Level = Literal["ok", "warning", "unsafe"]

@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from regworker import addresses, tls
-from regworker.account_ledgers import MAIN, NAME, parts
+from regworker.settings.account_ledgers import MAIN, NAME, parts
 from regworker.settings.base import SettingsPart, blank, split
 from regworker.settings.variables import PREFIX, variable
 

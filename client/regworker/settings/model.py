@@ -10,9 +10,9 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from pydantic_settings import SettingsError as Unreadable
 
 from regworker import way_out
-from regworker.account_ledgers import MAIN, AccountLedgers
 from regworker.domain.errors import SettingsError
 from regworker.settings import files, problems, sources
+from regworker.settings.account_ledgers import MAIN, AccountLedgers
 from regworker.settings.accounts import AccountSettings, ProviderSettings
 from regworker.settings.base import bounded
 from regworker.settings.endpoints import EndpointSettings, StreamEndpoint, WebhookEndpoint

