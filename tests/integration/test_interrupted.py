@@ -8,7 +8,6 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from itertools import islice
 from traceback import walk_stack
 from types import FrameType
 from typing import Any
@@ -40,8 +39,7 @@ class At:
 
     def __call__(self, frame: FrameType, event: str, _: Any) -> Any:
         """Called by the interpreter for each call and line."""
-        name = frame.f_globals.get("__name__", "")
-        if not name.startswith(("regworker.", "worker.", "redis.")) or _unheard(name, frame):
+        if event == "call" and not _heard(frame):
             return None
         if event == "line":
             self.left -= 1
@@ -51,12 +49,12 @@ class At:
         return self
 
 
-def _unheard(name: str, frame: FrameType) -> bool:
-    # Python discards what a destructor raises; redis-py discards all errors in its metrics.
-    callers = islice(walk_stack(frame), 5)
-    return name.startswith("redis.observability") or any(
-        one.f_code.co_name == "__del__" for one, _ in callers
-    )
+def _heard(frame: FrameType) -> bool:
+    name = frame.f_globals.get("__name__", "")
+    # redis-py discards all errors in its metrics; Python discards what a destructor raises.
+    if not name.startswith(("regworker.", "worker.", "redis.")) or "observability" in name:
+        return False
+    return all(one.f_code.co_name != "__del__" for one, _ in walk_stack(frame))
 
 
 def interrupted(call: Callable[[], Any], number: int) -> bool:
