@@ -17,7 +17,7 @@ from worker.cli.local import stack
 from worker.gateway import bearer as bearer_
 from worker.gateway.auth import Principal
 from worker.gateway.bearer import ALL_WAITING, FAILURES, MOST_WAITING
-from worker.gateway.peers import Proxies
+from worker.gateway.client_address import Proxies
 from worker.gateway.problems import NotTaken
 from worker.gateway.server import MOST_CONNECTIONS
 from worker.operations.audit import AuditFilter, AuditLog

@@ -13,8 +13,8 @@ from regworker.domain.errors import LedgerUnavailable
 from regworker.ledger import AsyncLedger
 from regworker.ledger.admin import TOKENS
 from worker.gateway.auth import Principal, Scope
+from worker.gateway.client_address import Proxies, peer
 from worker.gateway.metrics import refusals
-from worker.gateway.peers import Proxies, peer
 from worker.gateway.problems import HttpProblem, NotTaken
 from worker.operations.tokens import Presented, Token
 

@@ -11,11 +11,11 @@ from regworker.results import RESULTS, is_sealed
 from regworker.sealing.keyring import Keyring
 from regworker.settings import Settings
 from worker.gateway import metrics
+from worker.gateway.batching import Batching
 from worker.gateway.bearer import Gate
-from worker.gateway.by_stream import ByStream
+from worker.gateway.client_address import Proxies
 from worker.gateway.feed import EventFeed
-from worker.gateway.gathering import Gathering
-from worker.gateway.peers import Proxies
+from worker.gateway.keyless_intake import KeylessIntake
 from worker.monitoring import otlp_export, prometheus
 from worker.monitoring.http_server import MetricsServer, Page
 from worker.monitoring.metrics import Tally
@@ -33,7 +33,7 @@ class Services:
     """The only one of `client` and `feed`."""
     client: AsyncShell
     """`client.core` has the rules (accept, status, cancel); `client.carry` carries them out."""
-    way_in: Gathering | ByStream
+    way_in: Batching | KeylessIntake
     """Accepts and cancels jobs: itself, or without sealing keys through a worker."""
     gate: Gate
     feed: EventFeed
@@ -71,7 +71,7 @@ class Services:
             served = MetricsServer.start(
                 settings.metrics_address, settings.metrics_port, {"/metrics": page}
             )
-        way_in = Gathering(client) if keyring.kids else ByStream(client)
+        way_in = Batching(client) if keyring.kids else KeylessIntake(client)
         return cls(settings, keyring, client, way_in, gate, feed, requests, stopping, end, served)
 
     def use(self, settings: Settings, keyring: Keyring) -> None:

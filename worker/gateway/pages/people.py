@@ -24,7 +24,7 @@ from regworker.ledger.transitions import PREFIX
 from regworker.sealing.keyring import Keyring
 from regworker.settings import Settings
 from worker.gateway.auth import Principal, Role
-from worker.gateway.peers import Proxies, peer
+from worker.gateway.client_address import Proxies, peer
 from worker.gateway.problems import HttpProblem, NotTaken
 from worker.operations.tokens import Presented, Token, role_of
 

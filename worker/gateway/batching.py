@@ -16,7 +16,7 @@ MOST = 50
 _Waiting = tuple[Given, "asyncio.Future[Receipt | Refused]"]
 
 
-class Gathering:
+class Batching:
     """Accepts jobs that were read from JSON. One per process; each job gets its own answer."""
 
     def __init__(self, client: AsyncShell) -> None:

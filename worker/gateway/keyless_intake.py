@@ -55,7 +55,7 @@ _SEAL = Problem(
 )
 
 
-class ByStream:
+class KeylessIntake:
     """Accepts and cancels jobs through a worker. One per process."""
 
     def __init__(self, client: AsyncShell) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from worker.gateway.bearer import FAILURES, Gate
-from worker.gateway.peers import Proxies
+from worker.gateway.client_address import Proxies
 from worker.gateway.problems import NotTaken
 
 PROXIES = Proxies(["10.0.0.0/8", "fd00::7"])
