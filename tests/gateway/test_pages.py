@@ -34,7 +34,7 @@ from tests.gateway.stage import GROUPS, PASSWORD, PROXY, SERVE
 from tests.integration.jobs import open2b, skypostal
 from worker.cli.local import stack
 from worker.gateway.auth import Role
-from worker.gateway.pages import alerts, people
+from worker.gateway.pages import alerts, sessions
 from worker.operations.audit import AuditFilter, AuditLog
 from worker.operations.plans import Item, PlanStore
 from worker.operations.tokens import TokenStore
@@ -263,16 +263,16 @@ def test_only_the_trusted_proxy_names_users(
         assert client.get("/jobs", headers=headers).status_code == status
 
 
-def sessions(site: Site) -> URLSafeTimedSerializer:
+def signer(site: Site) -> URLSafeTimedSerializer:
     """A signer of sessions with the gateway's keys."""
     settings = site.settings.model_copy(update={"serve_password": SecretStr(PASSWORD)})
-    return URLSafeTimedSerializer(people._keys(settings), salt="session")
+    return URLSafeTimedSerializer(sessions._keys(settings), salt="session")
 
 
 def test_a_session_begins_with_the_password_and_ends(site: Site) -> None:
     """The cookie is HttpOnly, SameSite and signed; an old, forged or foreign one leads to the
     sign-in."""
-    made = sessions(site)
+    made = signer(site)
     good = made.dumps(["ann", "0123"])
     now = time.time()
     with pytest.MonkeyPatch.context() as patch:
@@ -282,7 +282,7 @@ def test_a_session_begins_with_the_password_and_ends(site: Site) -> None:
     form = URLSafeTimedSerializer(made.secret_keys, salt="form").dumps(["ann", "0123"])
     table = {good: 200, old: 303, other: 303, form: 303, good[:-3] + "abc": 303, "x": 303, "": 303}
     for cookie, status in table.items():
-        with site.at("127.0.0.1", {"cookie": f"{people.COOKIE}={cookie}"}) as client:
+        with site.at("127.0.0.1", {"cookie": f"{sessions.COOKIE}={cookie}"}) as client:
             answer = client.get("/jobs")
             assert answer.status_code == status, cookie
             if status == 303:
@@ -422,7 +422,7 @@ QUERIES = [
     ("/reviews?after=nonsense", 422), ("/deliveries?state=x&skip=-1", 200), ("/jobs/none", 404),
     ("/deliveries?skip=99999999999999999999", 200), ("/runbook/nonsense", 404),
     ("/plans/nonsense", 404), ("/plans/%7Breg%7D", 404),
-    ("/static/../people.py", 404), ("/static/people.py", 404),
+    ("/static/../sessions.py", 404), ("/static/sessions.py", 404),
 ]  # fmt: skip
 
 

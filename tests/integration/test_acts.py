@@ -18,7 +18,7 @@ from tests.integration.outbox import Cli
 from tests.integration.test_audit import ACTS
 from worker.cli.app import COMMANDS
 from worker.cli.lazy import load
-from worker.gateway.pages import acts, many
+from worker.gateway.pages import actions, bulk_actions
 from worker.operations.audit import AuditFilter, AuditLog
 
 #: The audit entry of each command that changes an installation.
@@ -122,7 +122,7 @@ def test_each_form_is_known_to_act_or_not() -> None:
     """A new form that changes something fails this test until it is audited."""
     posts = {
         one.path
-        for one in (*acts.router.routes, *many.router.routes)
+        for one in (*actions.router.routes, *bulk_actions.router.routes)
         if isinstance(one, APIRoute) and "POST" in (one.methods or ())
     }
     assert posts == set(FORMS)

@@ -50,9 +50,9 @@ def static(name: str) -> tuple[bytes, str]:
 def page(request: Request, template: str, *, status: int = 200, **values: Any) -> Response:
     """A page. `request.state.visitor` is the signed-in person, if any."""
     visitor = getattr(request.state, "visitor", None)
-    people = request.app.state.people
+    sessions = request.app.state.sessions
     said = request.cookies.get("regworker_said", "")
-    shown = people.read_said(said) if said and visitor else ""
+    shown = sessions.read_said(said) if said and visitor else ""
     text = (
         _environment()
         .get_template(template)
@@ -60,7 +60,7 @@ def page(request: Request, template: str, *, status: int = 200, **values: Any) -
             request=request,
             path=request.url.path,
             visitor=visitor,
-            form_token=people.form_token(visitor) if visitor else "",
+            form_token=sessions.form_token(visitor) if visitor else "",
             said=shown,
             now=datetime.now(UTC).timestamp() * 1000,
             sections=SECTIONS,

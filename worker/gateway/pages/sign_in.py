@@ -2,9 +2,9 @@
 
 from fastapi import APIRouter, Request, Response
 
-from worker.gateway.pages.guards import Looking, acting, by_https, fields, local
-from worker.gateway.pages.people import COOKIE, People
+from worker.gateway.pages.permissions import Looking, acting, by_https, fields, local
 from worker.gateway.pages.render import FILES, page, static
+from worker.gateway.pages.sessions import COOKIE, Sessions
 from worker.gateway.problems import HttpProblem, NotTaken
 from worker.gateway.services import services
 from worker.operations.tokens import Presented
@@ -21,7 +21,7 @@ async def ask(request: Request) -> Response:
 @router.post("/sign-in")
 async def sign_in(request: Request) -> Response:
     """Check the password or the token, and start a session."""
-    people: People = request.app.state.people
+    sessions: Sessions = request.app.state.sessions
     # There is no session yet to which the form could be bound.
     if request.headers.get("sec-fetch-site", "same-origin") not in {"same-origin", "none"}:
         raise NotTaken(HttpProblem(403, "another-site", "the form was sent from another site"))
@@ -34,9 +34,9 @@ async def sign_in(request: Request) -> Response:
         if token:
             presented = Presented.read(token)
             known = await services(request).gate.token(presented.id) if presented else None
-            cookie = people.sign_in_by_token(request, token, known)
+            cookie = sessions.sign_in_by_token(request, token, known)
         else:
-            cookie = people.sign_in(request, name, given.get("password", ""))
+            cookie = sessions.sign_in(request, name, given.get("password", ""))
     except NotTaken as error:
         response = _form(request, to, error.problem.status, f"{error.problem.detail}.")
         response.headers.update(error.problem.headers)
@@ -45,7 +45,7 @@ async def sign_in(request: Request) -> Response:
     response.set_cookie(
         COOKIE,
         cookie,
-        max_age=int(people.life),
+        max_age=int(sessions.life),
         httponly=True,
         samesite="lax",
         secure=by_https(request),
@@ -72,7 +72,7 @@ async def file(name: str) -> Response:
 
 
 def _form(request: Request, to: str, status: int = 200, trouble: str = "") -> Response:
-    people: People = request.app.state.people
+    sessions: Sessions = request.app.state.sessions
     if not trouble and request.query_params.get("expired"):
         trouble = "Your session is over. Sign in again; nothing was done."
     return page(
@@ -81,5 +81,5 @@ def _form(request: Request, to: str, status: int = 200, trouble: str = "") -> Re
         status=status,
         next=to,
         trouble=trouble,
-        by_password=people.by_password,
+        by_password=sessions.by_password,
     )

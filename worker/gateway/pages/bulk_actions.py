@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from worker.gateway.pages import looks
-from worker.gateway.pages.desk import MANY, Desk, Many
-from worker.gateway.pages.guards import Act, Here, Looking, Wrong, acting
+from worker.gateway.pages import views
+from worker.gateway.pages.page_services import BULK_ACTIONS, BulkAction, PageServices
+from worker.gateway.pages.permissions import Act, Here, Looking, Wrong, acting
 from worker.gateway.pages.render import page
 from worker.gateway.problems import HttpProblem, NotTaken
 from worker.operations.bulk import Bulk
@@ -37,7 +37,7 @@ Confirmed = Annotated[Act, Depends(acting("operator"))]
 def plan(act: Preparing, here: Here) -> Response:
     """Store the present results of a search as a plan. Nothing is done to them yet."""
     here.need_keys()
-    many = MANY.get(act.fields.get("act", ""))
+    many = BULK_ACTIONS.get(act.fields.get("act", ""))
     if many is None:
         raise Wrong({"act": "is not one of the list"})
     arguments: dict[str, Any] = {}
@@ -45,7 +45,7 @@ def plan(act: Preparing, here: Here) -> Response:
         arguments["rejected"] = act.text("message", 200)
     actor = act.visitor.actor(act.text("why"))
     try:
-        wanted = looks.filter_of({name: act.fields.get(name, "") for name in looks.SEARCH})
+        wanted = views.filter_of({name: act.fields.get(name, "") for name in views.SEARCH})
     except ValueError as error:
         raise NotTaken(HttpProblem(422, "wrong-search", str(error))) from None
     if wanted.states and many.state not in wanted.states:
@@ -94,20 +94,20 @@ def carry_out(plan_id: str, act: Confirmed, here: Here) -> Response:
     return act.done(f"/plans/{plan_id}", said)
 
 
-def _known(bulk: Bulk, plan_id: str) -> tuple[Plan, Many]:
+def _known(bulk: Bulk, plan_id: str) -> tuple[Plan, BulkAction]:
     """A plan about jobs. Raises `NotTaken`."""
     try:
         found = bulk.plans.get(plan_id)
     except UnknownPlan:
         what = "no such plan: it is older than a week, or was dropped"
         raise NotTaken(HttpProblem(404, "unknown-plan", what)) from None
-    if found.act not in MANY:
+    if found.act not in BULK_ACTIONS:
         what = f"this plan is not about jobs: carry it out with regworker plans resume {found.id}"
         raise NotTaken(HttpProblem(404, "unknown-plan", what))
-    return found, MANY[found.act]
+    return found, BULK_ACTIONS[found.act]
 
 
 @contextmanager
-def _bulk(here: Desk) -> Iterator[Bulk]:
+def _bulk(here: PageServices) -> Iterator[Bulk]:
     with Bulk(lambda: here.settings, here.ledger) as bulk:
         yield bulk

@@ -1,4 +1,4 @@
-"""The operations that the pages use, opened once per process: `desk(request)`."""
+"""What the pages need, opened once per process: `page_services(request)`."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -50,7 +50,7 @@ class Field:
 
 
 @dataclass(frozen=True, slots=True)
-class Many:
+class BulkAction:
     """An act on many jobs. `words` and `follows`: what it does, and what follows for each job."""
 
     state: State
@@ -62,22 +62,22 @@ class Many:
     """Whether it ends the job."""
 
 
-MANY: Mapping[str, Many] = {
-    "job.cancel": Many(
+BULK_ACTIONS: Mapping[str, BulkAction] = {
+    "job.cancel": BulkAction(
         State.QUEUED,
         "Cancel queued jobs",
         "the job ends as cancelled, its registration is erased, and its producer is notified. No "
         "request of it is sent any more",
         "cancelled",
     ),
-    "review.rejected": Many(
+    "review.rejected": BulkAction(
         State.REVIEW,
         "Reject jobs in review",
         "the job ends as rejected. Its producer is notified that there is no customer, with your "
         "words as the reason",
         "rejected",
     ),
-    "review.resend": Many(
+    "review.resend": BulkAction(
         State.REVIEW,
         "Try jobs in review again",
         "a worker asks the provider first, and sends the registration again only if nobody is "
@@ -89,7 +89,7 @@ MANY: Mapping[str, Many] = {
 """By the act's name in the audit log."""
 
 
-class Desk:
+class PageServices:
     """Reads and acts for the pages. Thread-safe: what is not is created for each use."""
 
     def __init__(self, settings: Settings) -> None:
@@ -114,9 +114,9 @@ class Desk:
             raise NoSealingKeys([(variable("sealing_keys"), "is not set here, and this needs it")])
 
     @property
-    def many(self) -> Mapping[str, Many]:
+    def bulk_actions(self) -> Mapping[str, BulkAction]:
         """The acts on many jobs that are possible here: each writes an event, and so needs keys."""
-        return MANY if self.has_keys else {}
+        return BULK_ACTIONS if self.has_keys else {}
 
     def data(self, act: Callable[[JobData], Steps[T]]) -> T:
         """Run an export or erasure. Raises `NotTaken`."""
@@ -207,7 +207,7 @@ _FITS: dict[str, Callable[[Record], bool]] = {
 }
 
 
-def desk(request: Request) -> Desk:
-    """The desk of a request's process; also a FastAPI dependency."""
-    found: Desk = request.app.state.desk
+def page_services(request: Request) -> PageServices:
+    """Those of a request's process; also a FastAPI dependency."""
+    found: PageServices = request.app.state.page_services
     return found

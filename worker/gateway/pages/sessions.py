@@ -74,7 +74,7 @@ class Visitor:
         return Actor(self.principal.name, self.role, "page", why)
 
 
-class People:
+class Sessions:
     """Identifies the sender of a request, signs people in, and checks that a form is theirs."""
 
     def __init__(self, settings: Settings, ledger: SyncLedger) -> None:

@@ -10,8 +10,8 @@ from fastapi import Depends, HTTPException, Request, Response
 
 from regworker.domain.errors import Problem
 from worker.gateway.auth import Role
-from worker.gateway.pages.desk import Desk, desk
-from worker.gateway.pages.people import COOKIE, Visitor
+from worker.gateway.pages.page_services import PageServices, page_services
+from worker.gateway.pages.sessions import COOKIE, Visitor
 from worker.gateway.problems import HttpProblem, NotTaken
 from worker.gateway.services import services
 
@@ -20,10 +20,10 @@ MOST_BYTES, MOST_FIELDS = 64 * 1024, 300
 
 
 async def _visitor(request: Request) -> Visitor:
-    people = request.app.state.people
-    found: Visitor | None = people.visitor(request)
+    sessions = request.app.state.sessions
+    found: Visitor | None = sessions.visitor(request)
     if found is not None and found.token:
-        found = people.with_token(found, await services(request).gate.token(found.token))
+        found = sessions.with_token(found, await services(request).gate.token(found.token))
     if found is None:
         here = request.url.path if request.method == "GET" else "/"
         expired = "&expired=1" if request.cookies.get(COOKIE) else ""
@@ -35,7 +35,7 @@ async def _visitor(request: Request) -> Visitor:
 
 
 Looking = Annotated[Visitor, Depends(_visitor)]
-Here = Annotated[Desk, Depends(desk)]
+Here = Annotated[PageServices, Depends(page_services)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Act:
     def done(self, where: str, said: str) -> Response:
         """Redirect to a page that reports what was done."""
         response = Response(status_code=303, headers={"location": where})
-        text = self.request.app.state.people.said(said)
+        text = self.request.app.state.sessions.said(said)
         response.set_cookie(
             "regworker_said",
             text,
@@ -108,8 +108,8 @@ def acting(role: Role, *, confirmed: bool = True) -> Callable[..., Awaitable[Act
             raise NotTaken(HttpProblem(403, "not-allowed", what))
         pairs = await fields(request)
         given = dict(pairs)
-        people = request.app.state.people
-        people.check_form(request, visitor, given.pop("form_token", ""))
+        sessions = request.app.state.sessions
+        sessions.check_form(request, visitor, given.pop("form_token", ""))
         if confirmed and given.pop("confirm", "") != "yes":
             raise Wrong({"confirm": "tick the box to confirm that you have read what will happen"})
         chosen = tuple(dict.fromkeys(value for name, value in pairs if name == "id"))

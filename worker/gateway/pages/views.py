@@ -13,7 +13,7 @@ from regworker.domain.states import FINAL, State
 from regworker.ledger.endpoints import Waiting
 from regworker.ledger.listing import JobRow
 from worker.gateway.pages import alerts, charts
-from worker.gateway.pages.guards import Here, Looking
+from worker.gateway.pages.permissions import Here, Looking
 from worker.gateway.pages.render import page, query
 from worker.gateway.problems import HttpProblem, NotTaken
 from worker.monitoring.totals import finished
@@ -83,7 +83,7 @@ def jobs(request: Request, visitor: Looking, here: Here) -> Response:
         rows=[(one, waits(one)) for one in found.rows] if found else [],
         more=more,
         first=not given.get("after"),
-        many=here.many,
+        many=here.bulk_actions,
         trouble=trouble,
     )
 
@@ -143,7 +143,7 @@ def reviews(request: Request, visitor: Looking, here: Here) -> Response:
     except WrongCursor as error:
         raise NotTaken(HttpProblem(422, "wrong-cursor", str(error))) from None
     more = f"/reviews?{urlencode({'after': found.cursor})}" if found.cursor else ""
-    many = {name: one for name, one in here.many.items() if one.state is State.REVIEW}
+    many = {name: one for name, one in here.bulk_actions.items() if one.state is State.REVIEW}
     return page(request, "reviews.html", title="Reviews", rows=found.rows, more=more, many=many)
 
 

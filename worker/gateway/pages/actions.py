@@ -16,8 +16,8 @@ from regworker.domain.errors import (
     NotInReview,
     WrongSeal,
 )
-from worker.gateway.pages import looks
-from worker.gateway.pages.guards import Act, Here, Wrong, acting
+from worker.gateway.pages import views
+from worker.gateway.pages.permissions import Act, Here, Wrong, acting
 from worker.gateway.pages.render import page
 from worker.gateway.problems import HttpProblem, NotTaken
 from worker.intake.quarantine import NotInQuarantine, NotRequeued
@@ -47,7 +47,7 @@ def find(
         "found.html",
         status=200 if found else 404,
         title="Find a job",
-        rows=[(one, looks.waits(one)) for one in found],
+        rows=[(one, views.waits(one)) for one in found],
     )
 
 
@@ -71,7 +71,7 @@ def ask(
     here: Here,
 ) -> Response:
     """Look the customer up at the provider now, and show the answer."""
-    return looks.show_job(request, here, job_id, asked=_asked(here, job_id))
+    return views.show_job(request, here, job_id, asked=_asked(here, job_id))
 
 
 @router.post("/jobs/{job_id}/found")
@@ -317,7 +317,7 @@ def _again(
 ) -> Response:
     # An entered outcome is a customer's credential: the form does not repeat it.
     kept = {name: act.fields.get(name, "") for name in ("why", "message")}
-    return looks.show_job(request, here, job_id, status=422, problems=problems, given=kept)
+    return views.show_job(request, here, job_id, status=422, problems=problems, given=kept)
 
 
 def _chosen(act: Act) -> tuple[str, ...]:
