@@ -223,7 +223,8 @@ class Cancel(BaseModel):
 
 def job_id(provider: str, account: str, idempotency_key: str) -> str:
     """Derive the id of the job with this key: a UUID (version 8) of a SHA-256 of its scope."""
-    scope = f"{provider}\x1f{account}\x1f{one_form(idempotency_key)}"
+    # Joined, not formatted: the text of a member of a `str` enumeration is its value.
+    scope = "\x1f".join((provider, account, one_form(idempotency_key)))
     digest = bytearray(hashlib.sha256(b"registration-worker/job\x1f" + scope.encode()).digest())
     digest[6] = digest[6] & 0x0F | 0x80
     digest[8] = digest[8] & 0x3F | 0x80

@@ -2,6 +2,7 @@
 
 import uuid
 from datetime import UTC, datetime
+from enum import Enum
 from typing import Any
 from unicodedata import normalize
 
@@ -105,6 +106,17 @@ def test_an_id_is_a_uuid_that_follows_from_the_key(provider: str, account: str, 
     assert id_ == job(provider=provider, account=account, idempotency_key=key).id
     assert uuid.UUID(id_).version == 8
     assert uuid.UUID(id_).variant == uuid.RFC_4122
+
+
+class Provider(str, Enum):  # noqa: UP042 -- as hosts write it
+    """A host's own names: on Python 3.11, its members are formatted as `Provider.OPEN2B`."""
+
+    OPEN2B = "open2b"
+
+
+def test_a_member_of_an_enumeration_is_its_value() -> None:
+    """The same job, however its provider is written."""
+    assert job_id(Provider.OPEN2B, "default", "k") == job_id("open2b", "default", "k")
 
 
 def test_an_id_never_changes() -> None:
