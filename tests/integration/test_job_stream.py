@@ -44,9 +44,11 @@ LONG, AT_ONCE = 240.0, 0.0
 class Reader:
     """One reader of the stream, without a worker."""
 
+    client = AsyncLedger
+
     def __init__(self, url: str, name: str, idle: float, entry_points: Any, **more: Any) -> None:
         settings = Settings.load(redis_url=url, sealing_keys=KEYS, **more)
-        self.ledger = AsyncLedger(url)
+        self.ledger = self.client(url)
         self.quarantine = Quarantine(settings)
         self.woken: list[list[Wake]] = []
         intake = Intake(Registry(settings.providers), KEYRING, settings.deadline)
@@ -458,6 +460,44 @@ def test_what_the_ledger_does_not_answer_to_is_read_again(
     one.turn(4)
     assert entry_points.left == 0
     assert kept(ledger) == ()
+
+
+class Impatient(AsyncLedger):
+    """A ledger's client that waits for nothing."""
+
+    async def __call__(self, command: Any, patience: float = 0, *, insist: bool = True) -> Any:
+        """Run one command, once."""
+        return await super().__call__(command, 0, insist=insist)
+
+
+@pytest.mark.parametrize(("names", "idle"), [(["one"], LONG), (["one", "other"], AT_ONCE)])
+def test_a_full_ledger_costs_no_entry_however_long_it_is_full(
+    own_valkey: Callable[..., ValkeyServer],
+    reader: Open,
+    monkeypatch: pytest.MonkeyPatch,
+    names: list[str],
+    idle: float,
+) -> None:
+    """Readers that wait for memory do not count as readers that an entry has killed."""
+    monkeypatch.setattr(Reader, "client", Impatient)
+    server = own_valkey()
+    ledger = SyncLedger(server.connection_url)
+    serve(ledger)
+    readers = [reader(name, idle, url=server.connection_url) for name in names]
+    readers[0].turn()
+    jobs = [skypostal() for _ in range(3)]
+    for job in jobs:
+        add(ledger.redis, job)
+    ledger.redis.config_set("maxmemory", 1)
+    for number in range(MOST_READS):
+        readers[number % len(readers)].turn()
+    assert ledger.redis.xlen(JOBS) == len(jobs)
+    ledger.redis.config_set("maxmemory", 0)
+    readers[0].turn()
+    assert kept(ledger) == ()
+    assert [record(ledger, job).state for job in jobs] == ["queued"] * len(jobs)
+    assert ledger.redis.xlen(JOBS) == 0
+    ledger.close()
 
 
 # ── readers that die ──────────────────────────────────────────────────────────────────────────

@@ -35,7 +35,7 @@ from regworker.domain.request import (
     read_beginning,
 )
 from regworker.ledger import AsyncLedger
-from regworker.ledger.admin import dismiss, handled
+from regworker.ledger.admin import dismiss, handled, survived
 from regworker.ledger.answers import ID
 from regworker.ledger.client import CONNECT_TIMEOUT, SOCKET_TIMEOUT, passing, scripts
 from regworker.ledger.records import Wake
@@ -61,7 +61,8 @@ BLOCK = SOCKET_TIMEOUT / 2
 #: tried: by then every earlier request is processed, or will never be.
 EARLY_PAUSE, EARLY_PATIENCE = 0.1, 60.0
 
-#: How often an entry is read before it is set aside: its readers probably crash on it.
+#: How often an entry is read before it is set aside: its readers probably crash on it. Reads that
+#: the reader survives do not count.
 MOST_READS = 20
 
 #: Seconds between turns while the server is away: short at first, for a restart; then longer.
@@ -172,13 +173,23 @@ class JobStream:
                 log.info("the job stream is read again")
             self._trouble, self._pause = "", FIRST_PAUSE
             started = time.monotonic()
+            ids = {one.id for one in self._early} | {one.entry for one in entries}
             if not await self._handle(entries):
-                # The ledger did not answer: unprocessed entries are read again.
+                # The ledger did not answer, or is full: unprocessed entries are read again.
                 self._own, self._last = True, "-"
+                await self._survived(ids)
                 return LAST_PAUSE
             # An import through the stream leaves half of the time to calls in flight.
             took = min(time.monotonic() - started, LAST_PAUSE)
             return took if len(entries) >= PAGE else 0.0
+
+    async def _survived(self, ids: Iterable[str]) -> None:
+        """Note that these entries do not kill their readers. A full ledger can do this."""
+        try:
+            await self._ledger(survived(ids), patience=0)
+        except (RedisError, LedgerUnavailable) as error:
+            # While this fails, nothing can be read either, and so nothing is counted.
+            log.debug("reads of the job stream stay counted", error=type(error).__name__)
 
     async def aclose(self) -> None:
         """Finish the present turn, read no more, and close the connection."""

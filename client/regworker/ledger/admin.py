@@ -316,6 +316,11 @@ def handled(entry: str) -> Command[None]:
     return Command("handled", (JOBS,), (entry,), lambda _: None)
 
 
+def survived(entries: Iterable[str]) -> Command[int]:
+    """Count the deliveries of these entries from 0 again; returns how many are unprocessed."""
+    return Command("survived", (JOBS,), tuple(entries), int)
+
+
 def dismiss(reader: str, gone: float) -> Command[int]:
     """Remove `reader`, and readers inactive for `gone` seconds, unless they left entries."""
     return Command("dismiss", (JOBS,), (reader, ms(gone)), int)
