@@ -258,10 +258,15 @@ def unasked(outcome: Outcome) -> Outcome:
     return outcome
 
 
+#: Redirects of a request to another place, where it would have to be sent again: it was not carried
+#: out. (303 names the place of the result, and 304 answers a question that we do not ask.)
+_ELSEWHERE = frozenset({301, 302, 307, 308})
+
+
 def read_status(answer: Answer) -> Outcome | None:
     """The outcome by the status alone, for any provider; None: read the body.
 
-    5xx and unknown statuses are `Unknown`: the complete request may have been carried out.
+    5xx, 303 and unknown statuses are `Unknown`: the complete request may have been carried out.
     """
     wait = parse_retry_after(answer.headers.get("retry-after"))
     status = answer.status
@@ -269,7 +274,7 @@ def read_status(answer: Answer) -> Outcome | None:
         return None
     if status == 429:
         return Retryable("asked to wait (HTTP 429)", retry_after=wait)
-    if status in {401, 403, 404, 405} or 300 <= status < 400:
+    if status in {401, 403, 404, 405} or status in _ELSEWHERE:
         return Refused(f"the call was refused (HTTP {status}): check the account's settings")
     return Unknown(f"HTTP {status}", retry_after=wait)
 

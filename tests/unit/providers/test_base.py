@@ -74,6 +74,12 @@ def test_a_refused_call_is_the_accounts_fault(status: int) -> None:
     assert isinstance(read_status(answer(status)), Refused)
 
 
+@pytest.mark.parametrize("status", [300, 303, 304, 305, 306, 399])
+def test_no_other_3xx_proves_anything(status: int) -> None:
+    """After 303, for example, the customer exists, and is described elsewhere."""
+    assert read_status(answer(status)) == Unknown(f"HTTP {status}")
+
+
 @given(st.integers(100, 999))
 def test_no_status_but_2xx_passes(status: int) -> None:
     """Every status has a meaning, also one that was never seen."""
