@@ -35,6 +35,9 @@ class _Kept:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     token: str = field(default="", repr=False)
     until: float = 0.0
+    failures: int = 0
+    failure: Outcome | None = None
+    """Of the last fetch that failed."""
 
 
 _kept: dict[ClientCredentials, _Kept] = {}
@@ -43,11 +46,18 @@ _kept: dict[ClientCredentials, _Kept] = {}
 async def bearer(credentials: ClientCredentials, send: Send) -> dict[str, str] | Outcome:
     """The header with a token, or the attempt's outcome if there is none."""
     kept = _kept.setdefault(credentials, _Kept())
+    failures = kept.failures
     async with kept.lock:  # one fetch for all that wait
         now = asyncio.get_running_loop().time()
         if now >= kept.until:
+            if kept.failure is not None and kept.failures > failures:
+                # Otherwise each one that waits would wait for its own failure, after all others'.
+                return kept.failure
             found = await _fetch(credentials, send)
             if not isinstance(found, tuple):
+                if not isinstance(found, Retryable) or found.spends:
+                    # Not that worker's own reason, such as a lost lease.
+                    kept.failures, kept.failure = kept.failures + 1, found
                 return found
             kept.token, lasts = found
             kept.until = now + max(lasts - EARLY, 1.0)

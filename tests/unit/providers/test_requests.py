@@ -213,6 +213,34 @@ def test_without_a_token_nothing_was_sent(answer: Any, kind: type) -> None:
     assert isinstance(asked(lambda: oauth.bearer(credentials(), send)), kind)
 
 
+def test_all_who_wait_for_a_token_share_its_failure() -> None:
+    """A token endpoint that hangs takes the time of one call from each, not that of all before it.
+    Whoever comes later asks again."""
+    ours = credentials()
+    send, given = answering(Lost("timeout"), token(b'{"access_token": "T1"}'))
+
+    async def many() -> Any:
+        waited = await asyncio.gather(*(oauth.bearer(ours, send) for _ in range(5)))
+        return [*waited, await oauth.bearer(ours, send)]
+
+    *waited, later = asked(many)
+    assert waited == [Retryable("no token: timeout")] * 5
+    assert later == {"authorization": "Bearer T1"}
+    assert len(given) == 2
+
+
+def test_a_fetch_that_lost_its_lease_is_nobody_elses_failure() -> None:
+    """The next one that waits asks for the token itself."""
+    ours = credentials()
+    send, given = answering(NotSent("lease lost", ours=True), token(b'{"access_token": "T1"}'))
+
+    async def both() -> Any:
+        return await asyncio.gather(*(oauth.bearer(ours, send) for _ in range(2)))
+
+    assert asked(both)[1] == {"authorization": "Bearer T1"}
+    assert len(given) == 2
+
+
 def test_a_token_that_this_worker_did_not_ask_for_spends_no_attempt() -> None:
     """Its lease was lost: nothing was sent."""
     send, _ = answering(NotSent("lease lost", ours=True))
