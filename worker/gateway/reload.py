@@ -19,6 +19,9 @@ from worker.providers.registry import Accounts, Registry
 
 log = structlog.get_logger(__name__)
 
+#: Settings whose change needs no restart: accounts are not used here.
+LIVE = frozenset({"accounts", "sealing_keys"})
+
 
 async def follow(app: FastAPI, settings: Settings) -> None:
     """Apply changed keys to the application until it is cancelled. All other settings keep the
@@ -34,7 +37,7 @@ async def follow(app: FastAPI, settings: Settings) -> None:
     registry = Registry(())
     start = _without_accounts(settings)
     reload = SettingsReload(
-        start, registry, Accounts(registry, {}, settings.way_out), _no, apply, _load
+        start, registry, Accounts(registry, {}, settings.way_out), _no, apply, _load, LIVE
     )
     while reload.has_files:
         try:

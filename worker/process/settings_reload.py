@@ -27,7 +27,7 @@ PERIOD = 2.0
 #: Seconds until a credential that failed is tested again.
 AGAIN = 30.0
 
-#: Settings that take effect while a worker runs.
+#: Settings that take effect while a worker runs, unless its owner says otherwise.
 LIVE = frozenset({"accounts", "account_ledgers", "endpoints", "sealing_keys"})
 
 #: Settings of an account that its provider does not see.
@@ -50,9 +50,12 @@ class SettingsReload:
         check: Check,
         apply: Apply,
         load: Callable[[], Settings] = Settings.load,
+        live: frozenset[str] = LIVE,
     ) -> None:
         """`accounts`: those in use. `check`: tests one of the given accounts. `apply`: applies all
-        settings; it is repeated if it fails. `load`: reads them."""
+        settings; it is repeated if it fails. `load`: reads them. `live`: the settings that take
+        effect without a restart."""
+        self._live = live
         self._settings = settings
         self._registry = registry
         self._check = check
@@ -97,7 +100,7 @@ class SettingsReload:
         self._seen = None
         await self._apply(new, accounts, keyring)
         self._seen = seen
-        _report(self._settings, new, waits)
+        _report(self._settings, new, waits, self._live)
         self._settings = new
         return PERIOD
 
@@ -135,11 +138,11 @@ def _to_provider(account: Account) -> dict[str, object]:
     return account.model_dump(exclude=_OURS)
 
 
-def _report(old: Settings, new: Settings, waits: list[str]) -> None:
+def _report(old: Settings, new: Settings, waits: list[str], live: frozenset[str]) -> None:
     at_start = [
         variable(name)
         for name in Settings.model_fields
-        if name not in LIVE and getattr(old, name) != getattr(new, name)
+        if name not in live and getattr(old, name) != getattr(new, name)
     ]
     if at_start:
         log.warning("settings that need a restart", settings=at_start)

@@ -33,9 +33,9 @@ from worker.telemetry import configure_logging, take_over
 log = structlog.get_logger(__name__)
 
 #: Seconds for which a request waits in its task for the ledger. Then it goes back to the broker,
-#: which gives it to another worker; RabbitMQ takes a message back by force after 30 minutes, and
-#: drops one that was returned too often (20 times, by its newer versions' default).
-PATIENCE = 600.0
+#: which gives it to another worker; RabbitMQ takes a message back by force after 30 minutes. A
+#: message that was returned 15 times is quarantined: after six hours without a ledger.
+PATIENCE = 1500.0
 
 #: Options that somebody set on the command line or with a variable of Celery's.
 NAMED = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
