@@ -20,6 +20,9 @@ from pathlib import Path
 import aiohttp
 import httpx
 import structlog
+from billiard.einfo import ExceptionInfo
+from celery import Celery
+from celery.app import trace
 from httpx_aiohttp import HttpxAiohttpClient
 
 from benchmarks.contestants import SLOTS
@@ -36,6 +39,7 @@ from regworker.sealing.keyring import Keyring
 from regworker.settings import Settings, WebhookEndpoint
 from worker.cli.local import stack
 from worker.monitoring.metrics import Meter
+from worker.process.tasks import ExceptionSummary, TriesAgain
 from worker.providers.base import JobReference
 from worker.providers.http import HttpTransport
 from worker.providers.registry import Accounts, Registry
@@ -43,8 +47,8 @@ from worker.publishers.base import Arrived
 from worker.publishers.webhook import WebhookPublisher
 from worker.telemetry import about, configure_logging
 
-#: How often a round runs each step without a call.
-TIMES = 2000
+#: How often a round runs each step without a call, and each ending of a task.
+TIMES, ENDINGS = 2000, 200
 
 Step = Callable[[], object]
 Call = Callable[[], Awaitable[object]]
@@ -163,12 +167,35 @@ def _record(payload: str) -> Record:
     )
 
 
-def cpu(step: Step) -> float:
+def cpu(step: Step, times: int = TIMES) -> float:
     """Microseconds of CPU of one step."""
     began = time.process_time()
-    for _ in range(TIMES):
+    for _ in range(times):
         step()
-    return (time.process_time() - began) / TIMES * 1e6
+    return (time.process_time() - began) / times * 1e6
+
+
+def endings() -> dict[str, float]:
+    """What Celery's tracer takes for a task, by how the task ends."""
+    app = Celery("steps", set_as_current=False, broker="memory://")
+
+    @app.task(name="ends")  # type: ignore[untyped-decorator]
+    def ends(again: bool) -> str:
+        if again:
+            raise TriesAgain("queued: busy")
+        return "registered"
+
+    def ended(again: bool, summary: type[ExceptionInfo]) -> float:
+        trace.ExceptionInfo = summary
+        request = {"id": "1", "hostname": "here", "is_eager": False}
+        tracer = trace.build_tracer("ends", ends, app=app)
+        return cpu(lambda: tracer("1", [again], {}, request), ENDINGS)
+
+    return {
+        "Celery's tracer: a task that succeeds": ended(False, ExceptionSummary),
+        "Celery's tracer: a task that is tried again": ended(True, ExceptionSummary),
+        "the same with a copy of its stack, to compare": ended(True, ExceptionInfo),
+    }
 
 
 async def cpu_of_calls(call: Call, count: int) -> float:
@@ -251,7 +278,10 @@ def main() -> None:
         with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
             configure_logging(job.settings)
             found = least(
-                [{name: cpu(step) for name, step in steps.items()} for _ in range(options.rounds)]
+                [
+                    {name: cpu(step) for name, step in steps.items()} | endings()
+                    for _ in range(options.rounds)
+                ]
             )
         found |= asyncio.run(calls(job, provider.url, options.rounds, options.calls))
     for name, cost in found.items():
