@@ -61,7 +61,8 @@ OWN = {
         *("settled", "begin", "rest", "_quiet", "_give_up", "_in_a_message", "_stray", "_doubt"),
     },
     "_Environment": {"__init__"},
-    "_Guard": {"__init__", "socket", "stop", "check_target", "_check"},
+    "LookUps": {"__init__", "addresses", "stop", "_end"},
+    "_Guard": {"__init__", "socket", "check_target", "_check"},
     "LazyGroup": {"table"},
     "_Commands": {"table"},
     "Settings": {

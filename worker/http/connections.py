@@ -28,6 +28,7 @@ from aiohttp.connector import AddrInfoType, Connection
 from aiohttp.tracing import Trace
 
 from regworker.way_out import WayOut
+from worker.http.look_ups import LookUps
 from worker.http.tunnel import ProxyRefused, open_tunnel
 
 #: How long an unused connection is kept, in seconds. Less than the 5 s after which common servers
@@ -214,22 +215,26 @@ class Connector(aiohttp.TCPConnector):
     def __init__(
         self,
         way: WayOut,
+        look_ups: LookUps,
         check_target: Callable[[str], None] = lambda _: None,
         proxy_socket: Callable[[AddrInfoType], socket.socket] = lambda one: socket.socket(*one[:3]),
         **settings: Any,
     ) -> None:
-        """`check_target`: raises for a host that may not be requested from a proxy.
+        """`look_ups`: of hosts and of proxies.
+
+        `check_target`: raises for a host that may not be requested from a proxy.
 
         `proxy_socket`: makes the socket for a connection to a proxy.
         """
         self._way = way
+        self._look_ups = look_ups
         self._check_target = check_target
         self._proxy_socket = proxy_socket
         self.context = settings["ssl"] = way.context
         if not settings.get("force_close"):
             settings["keepalive_timeout"] = KEEP_ALIVE
         # The ledger limits the calls in flight, across all workers.
-        super().__init__(limit=0, **settings)
+        super().__init__(limit=0, resolver=look_ups, **settings)
         self._factory: Any = partial(Watched, self._loop)
 
     async def _create_connection(
@@ -245,7 +250,8 @@ class Connector(aiohttp.TCPConnector):
         self._check_target(host)
         if req.url.scheme != "https":
             raise ProxyRefused("only encrypted connections may use a proxy")
-        made = await open_tunnel(proxy, host, req.url.port or 443, self._proxy_socket)
+        port = req.url.port or 443
+        made = await open_tunnel(proxy, host, port, self._look_ups, self._proxy_socket)
         try:
             # Before this call no byte of TLS is sent; before its end no byte of the request.
             _, protocol = await self._loop.create_connection(

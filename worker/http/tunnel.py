@@ -15,6 +15,7 @@ from aiohappyeyeballs import start_connection
 from aiohttp.connector import AddrInfoType
 
 from regworker.way_out import ProxyServer
+from worker.http.look_ups import LookUps
 
 #: Bytes of a proxy's answer, which has only a head.
 LONGEST_HEAD = 16 * 1024
@@ -29,14 +30,18 @@ class ProxyRefused(aiohttp.ClientConnectionError):
 
 
 async def open_tunnel(
-    proxy: ProxyServer, host: str, port: int, make: Callable[[AddrInfoType], socket.socket]
+    proxy: ProxyServer,
+    host: str,
+    port: int,
+    look_ups: LookUps,
+    make: Callable[[AddrInfoType], socket.socket],
 ) -> socket.socket:
     """A socket that is connected to `host`, by the proxy's answer; `make`: makes a socket.
 
     Raises `ProxyRefused`, and `OSError` if the proxy cannot be reached.
     """
     loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(proxy.host, proxy.port, type=socket.SOCK_STREAM)
+    found = await look_ups.addresses(proxy.host, proxy.port)
     # As aiohttp connects: an address that does not answer delays the next one only by this pause.
     made = await start_connection(found, happy_eyeballs_delay=0.25, socket_factory=make)
     try:

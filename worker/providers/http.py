@@ -40,6 +40,7 @@ from worker.http.connections import (
     certificate_fault,
     open_session,
 )
+from worker.http.look_ups import LookUps
 from worker.http.tunnel import ProxyRefused
 from worker.providers.base import Answer, Lost, NotSent, Request, Send
 from worker.providers.sendable import HEADER_VALUE
@@ -50,6 +51,10 @@ MAX_ANSWER = 1024 * 1024
 #: The share of the time limit for connecting. The rest is for the answer: a request that is sent
 #: too late is a lost answer, but one that is not sent is simply retried.
 CONNECT_SHARE = 0.5
+
+#: Names of hosts that are looked up at a time, for all accounts: one that hangs must not delay the
+#: others.
+LOOK_UPS = 64
 
 #: Sent with every call. Answers have some hundred bytes: compressing them saves nothing.
 HEADERS = {
@@ -108,6 +113,7 @@ class HttpTransport:
 
     def __init__(self, user_timeout: float = 20.0) -> None:
         self._user_timeout = user_timeout
+        self._look_ups = LookUps(LOOK_UPS)
         self._sessions: dict[tuple[bool, WayOut], aiohttp.ClientSession] = {}
 
     def sender(
@@ -160,12 +166,14 @@ class HttpTransport:
     async def aclose(self) -> None:
         """Close all connections."""
         await self.renew()()
+        self._look_ups.stop()
 
     def _session(self, fresh: bool, way: WayOut) -> aiohttp.ClientSession:
         # Not before the first call: a session belongs to the loop in which it is created.
         if (session := self._sessions.get((fresh, way))) is None:
             connector = _Connector(
                 way,
+                self._look_ups,
                 proxy_socket=self._socket,
                 socket_factory=self._socket,
                 force_close=fresh,

@@ -5,16 +5,14 @@ import re
 import socket
 import ssl
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
 from ipaddress import ip_address
 from urllib.parse import quote
 
 import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.abc import ResolveResult
 from aiohttp.connector import AddrInfoType
 from aiohttp.http_exceptions import LineTooLong
 from standardwebhooks import Webhook
@@ -34,6 +32,7 @@ from worker.http.connections import (
     certificate_fault,
     open_session,
 )
+from worker.http.look_ups import LookUps
 from worker.http.tunnel import ProxyRefused
 from worker.publishers.address_check import inside
 from worker.publishers.base import Arrived, Delivered, Gone, Later
@@ -48,8 +47,7 @@ MOST_ANSWER = 64 * 1024
 #: Bytes of an answer that are kept for people.
 KEPT_ANSWER = 512
 
-#: Names resolved at a time for one endpoint. In threads of its own: the system's resolver can hang
-#: for half a minute, and the rest of the process needs the shared threads.
+#: Names resolved at a time for one endpoint: its own, and its proxy's.
 LOOK_UPS = 2
 
 #: Scheme and host of a URL, and the rest.
@@ -144,9 +142,9 @@ class WebhookPublisher:
         if (session := self._sessions.get(fresh)) is None:
             connector = Connector(
                 self._way,
+                self._guard,
                 self._guard.check_target,
                 use_dns_cache=False,
-                resolver=self._guard,
                 socket_factory=self._guard.socket,
                 force_close=fresh,
             )
@@ -198,7 +196,7 @@ class AddressRefused(OSError):  # noqa: N818 -- what became of the connection
     """Raised before connecting to a non-public address; names its kind."""
 
 
-class _Guard(AbstractResolver):
+class _Guard(LookUps):
     """Resolves names, and prevents connections to non-public addresses.
 
     A name is resolved once for each connection, and only the checked addresses are connected to: a
@@ -207,43 +205,23 @@ class _Guard(AbstractResolver):
     """
 
     def __init__(self, allowed: bool) -> None:
+        super().__init__(LOOK_UPS)
         self._allowed = allowed
-        self._threads = ThreadPoolExecutor(LOOK_UPS, thread_name_prefix="look-up")
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
         """All addresses of a name; refused if any of them is non-public."""
-        look_up = partial(
-            socket.getaddrinfo, host, port, family, socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG
-        )
-        found = await asyncio.get_running_loop().run_in_executor(self._threads, look_up)
-        for _, _, _, _, address in found:
-            self._check(str(address[0]))
-        return [
-            ResolveResult(
-                hostname=host,
-                host=str(address[0]),
-                port=port,
-                family=kind,
-                proto=protocol,
-                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
-            )
-            for kind, _, protocol, _, address in found
-        ]
+        found = await super().resolve(host, port, family)
+        for one in found:
+            self._check(one["host"])
+        return found
 
     def socket(self, address: AddrInfoType) -> socket.socket:
         """A socket for an address: the last step before it is connected."""
         family, kind, protocol, _, where = address
         self._check(str(where[0]))
         return socket.socket(family, kind, protocol)
-
-    async def close(self) -> None:
-        """Called by aiohttp with each session."""
-
-    def stop(self) -> None:
-        """End the threads, without waiting for a hanging lookup."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def check_target(self, host: str) -> None:
         """Refuse to request a non-public address from a proxy. Only the proxy resolves names."""
