@@ -5,7 +5,8 @@ For all connections to providers and webhooks, or for one account or endpoint.
 
 import base64
 import ssl
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Self
 from urllib.parse import unquote, urlsplit
@@ -134,6 +135,22 @@ class ProxyServer:
         return cls(parts.hostname or "", parts.port or 0, given)
 
 
+Versions = tuple[tuple[object, ...], ...]
+
+
+def versions(files: Iterable[Path]) -> Versions:
+    """Changes with the files, also if a symbolic link points to another file."""
+    found: list[tuple[object, ...]] = []
+    for file in sorted(files):
+        try:
+            stat = file.stat()
+        except OSError:
+            found.append((file,))
+        else:
+            found.append((file, stat.st_ino, stat.st_mtime_ns, stat.st_size))
+    return tuple(found)
+
+
 @dataclass(frozen=True, slots=True)
 class WayOut:
     """How connections to one server are made."""
@@ -142,6 +159,8 @@ class WayOut:
     ca_file: str | None = None
     client_cert_file: str | None = None
     client_key_file: str | None = None
+    versions: Versions = ()
+    """Of its files, if it was `dated`: the route through changed files is another one."""
 
     def to(self, own: OwnWayOut) -> "WayOut":
         """The route of an account or endpoint, where this is the route of all."""
@@ -161,6 +180,10 @@ class WayOut:
         """The files that it names."""
         every = (self.ca_file, self.client_cert_file, self.client_key_file)
         return tuple(Path(file) for file in every if file)
+
+    def dated(self) -> "WayOut":
+        """The route through its files as they are now."""
+        return replace(self, versions=versions(self.files))
 
     def carries(self, url: str) -> bool:
         """Whether a URL may be called on this route: through a proxy, only if it is encrypted."""

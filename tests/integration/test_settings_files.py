@@ -30,7 +30,7 @@ from tests.integration.installation import (
     installation,
 )
 from tests.integration.jobs import skypostal
-from tests.tls import Authority
+from tests.tls import Authority, Front, fronts
 from worker.cli.local import stack
 from worker.providers import check
 
@@ -253,6 +253,35 @@ def test_a_changed_client_certificate_is_loaded_again(
     mounted.reloaded(**{CONFIG: ""})
     wanted = [x509.load_pem_x509_certificate(one.encode()) for one in certificates]
     assert [int(one, 16) for one in receiver.seen] == [one.serial_number for one in wanted]
+
+
+def test_a_changed_certificate_of_an_account_is_tested_before_it_is_used(
+    mounted: Mounted, tmp_path: Path
+) -> None:
+    """Calls continue with the old one until the new one works, though the file has changed."""
+    here = mounted.here
+    folders = [tmp_path / name for name in ("right", "wrong")]
+    for folder in folders:
+        folder.mkdir()
+    right, wrong = map(Authority, folders)
+    front = Front(right.certificate("good"), int(here.server.url.rpartition(":")[2]))
+    with fronts(front):
+        config = accounts(f"https://localhost:{front.port}", "tls").replace(
+            "REPLACED", str(mounted.folder / "now" / APP_KEY)
+        )
+        config += f'\nca_file = "{mounted.folder / "now" / "ca.pem"}"\n'
+        mounted.reloaded(**{CONFIG: config, "ca.pem": right.file.read_text()})
+        assert registered(here, account="tls")
+        before = len(mounted.lines("new credential not used"))
+        mounted.reloaded(**{"ca.pem": wrong.file.read_text()})
+        [found] = mounted.lines("new credential not used")[before:]
+        assert found["account"] == "skypostal/tls"
+        assert "certificate" in found["reason"]
+        assert registered(here, account="tls")
+        mounted.reloaded(**{"ca.pem": right.file.read_text() + "\n"})
+        assert mounted.lines("account changed")[-1]["account"] == "skypostal/tls"
+        assert registered(here, account="tls")
+        mounted.reloaded(**{CONFIG: ""})
 
 
 @pytest.mark.parametrize(

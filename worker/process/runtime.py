@@ -354,7 +354,7 @@ class Runtime:
         self._keyring.use(keyring)
         self._accounts.use(accounts)
         self._endpoints.use(settings)
-        self._endpoints.close_later(self._transport.renew())
+        self._endpoints.close_later(self._transport.keep(self._accounts.ways))
         self._event_builder.use(settings)
         self._trimmer.use(settings.streams().values())
         self._heartbeat.use(_service(settings, self._accounts, self._keyring))

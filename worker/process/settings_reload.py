@@ -1,8 +1,9 @@
 """Reads settings again when their files change, without a restart.
 
-Accounts, endpoints and sealing keys take effect at once. A changed credential is first tested with
-a harmless call; until it works, the old one stays in use. All other settings keep the values of the
-process's start.
+Accounts, endpoints and sealing keys take effect at once. A changed credential, proxy or certificate
+of an account is first tested with a harmless call; until it works, the old one stays in use. All
+other settings keep the values of the process's start, such as the proxy of all accounts; but their
+files are read again, such as the certificate that is used with all of them.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ import structlog
 from regworker.domain.errors import SettingsError
 from regworker.sealing.keyring import Keyring
 from regworker.settings import Settings, WebhookEndpoint, variable
-from worker.providers.base import Account
+from regworker.way_out import Versions, versions
 from worker.providers.check import Checked
 from worker.providers.registry import Accounts, Registry
 from worker.telemetry import alert
@@ -30,12 +31,11 @@ AGAIN = 30.0
 #: Settings that take effect while a worker runs, unless its owner says otherwise.
 LIVE = frozenset({"accounts", "account_ledgers", "endpoints", "sealing_keys"})
 
-#: Settings of an account that its provider does not see.
-_OURS = {"rate", "rate_period", "max_in_flight"}
+#: Accounts that are tested at a time.
+TESTS = 10
 
 Name = tuple[str, str]
 Check = Callable[[Accounts, Name], Awaitable[Checked]]
-Signature = tuple[tuple[object, ...], ...]
 Apply = Callable[[Settings, Accounts, Keyring], Awaitable[None]]
 
 
@@ -56,14 +56,14 @@ class SettingsReload:
         settings; it is repeated if it fails. `load`: reads them. `live`: the settings that take
         effect without a restart."""
         self._live = live
-        self._settings = settings
+        self._start = settings
         self._registry = registry
         self._check = check
         self._apply = apply
         self._load = load
         self._accounts = accounts
-        self._files = _files(settings, self._accounts)
-        self._seen: Signature | None = _signature(self._files)
+        self._files = _files(settings.files, settings, self._accounts)
+        self._seen: Versions | None = versions(self._files)
         self._retry_at: float | None = None
         self._waits: list[str] = []
 
@@ -74,13 +74,14 @@ class SettingsReload:
 
     async def reload_once(self) -> float:
         """Read the files again if they changed; return the seconds until the next check."""
-        seen = await asyncio.to_thread(_signature, self._files)
+        seen = await asyncio.to_thread(versions, self._files)
         now = asyncio.get_running_loop().time()
         changed = seen != self._seen
         if not changed and (self._retry_at is None or now < self._retry_at):
             return PERIOD
         try:
-            new = await asyncio.to_thread(self._load)
+            read = await asyncio.to_thread(self._load)
+            new = self._start.model_copy(update={name: getattr(read, name) for name in self._live})
             accounts = Accounts(self._registry, new.accounts, new.way_out)
             keyring = Keyring.parse(new.sealing_keys.get_secret_value())
         except SettingsError as error:
@@ -88,8 +89,8 @@ class SettingsReload:
             alert("settings not reloaded", kind="settings", problems=str(error))
             return PERIOD
         # A file that changed after it was read has another signature now, and is read again.
-        if (files := _files(new, accounts)) != self._files:
-            self._files, seen = files, await asyncio.to_thread(_signature, files)
+        if (files := _files(read.files, new, accounts)) != self._files:
+            self._files, seen = files, await asyncio.to_thread(versions, files)
         waits = await self._keep_untried(accounts)
         self._retry_at = now + AGAIN if waits else None
         if not changed and waits == self._waits:
@@ -100,19 +101,27 @@ class SettingsReload:
         self._seen = None
         await self._apply(new, accounts, keyring)
         self._seen = seen
-        _report(self._settings, new, waits, self._live)
-        self._settings = new
+        _report(self._start, read, waits, self._live)
         return PERIOD
 
     async def _keep_untried(self, accounts: Accounts) -> list[str]:
         """Restore the old credentials of accounts whose new ones do not work yet; return these
         accounts."""
+        old = self._accounts
+        changed = [
+            (provider, name)
+            for provider, name, _ in accounts
+            if old.get((provider, name)) and not old.same((provider, name), accounts)
+        ]
+        places = asyncio.Semaphore(TESTS)
+
+        async def test(one: Name) -> Checked:
+            async with places:
+                return await self._check(accounts, one)
+
         waits: list[str] = []
-        for provider, name, new in accounts:
-            old = self._accounts.get((provider, name))
-            if old is None or _to_provider(old) == _to_provider(new):
-                continue
-            checked = await self._check(accounts, (provider, name))
+        tested = await asyncio.gather(*map(test, changed))
+        for (provider, name), checked in zip(changed, tested, strict=True):
             if checked.state in {"works", "unchecked"}:
                 log.info("account changed", account=f"{provider}/{name}", check=checked.words)
                 continue
@@ -127,22 +136,18 @@ class SettingsReload:
         return waits
 
 
-def _files(settings: Settings, accounts: Accounts) -> frozenset[Path]:
-    """All files that matter: those of the settings themselves, and those that routes name."""
+def _files(read: Iterable[Path], settings: Settings, accounts: Accounts) -> frozenset[Path]:
+    """All files that matter: those that were read, and those that routes name."""
     hooks = [one for one in settings.endpoints.values() if isinstance(one, WebhookEndpoint)]
     ways = [settings.way_out.to(one).files for one in hooks]
-    return frozenset({*settings.files, *accounts.files, *(file for way in ways for file in way)})
+    return frozenset({*read, *accounts.files, *(file for way in ways for file in way)})
 
 
-def _to_provider(account: Account) -> dict[str, object]:
-    return account.model_dump(exclude=_OURS)
-
-
-def _report(old: Settings, new: Settings, waits: list[str], live: frozenset[str]) -> None:
+def _report(start: Settings, new: Settings, waits: list[str], live: frozenset[str]) -> None:
     at_start = [
         variable(name)
         for name in Settings.model_fields
-        if name not in live and getattr(old, name) != getattr(new, name)
+        if name not in live and getattr(start, name) != getattr(new, name)
     ]
     if at_start:
         log.warning("settings that need a restart", settings=at_start)
@@ -152,16 +157,3 @@ def _report(old: Settings, new: Settings, waits: list[str], live: frozenset[str]
         endpoints=len(new.endpoints),
         waits=waits,
     )
-
-
-def _signature(files: Iterable[Path]) -> Signature:
-    """Changes with a file, also if a symbolic link points to another file."""
-    found: list[tuple[object, ...]] = []
-    for file in sorted(files):
-        try:
-            stat = file.stat()
-        except OSError:
-            found.append((file,))
-        else:
-            found.append((file, stat.st_ino, stat.st_mtime_ns, stat.st_size))
-    return tuple(found)

@@ -16,7 +16,7 @@ import socket
 import ssl
 import struct
 import zlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Container, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from typing import cast
@@ -150,22 +150,23 @@ class HttpTransport:
 
         return send
 
-    def renew(self) -> Callable[[], Awaitable[None]]:
-        """Make all connections anew, since the files of their routes have changed.
+    def keep(self, ways: Container[WayOut]) -> Callable[[], Awaitable[None]]:
+        """Keep the connections of these routes only.
 
-        Returns a function that closes the old ones, once their calls have ended.
+        Returns a function that closes the others, once their calls have ended.
         """
-        sessions, self._sessions = self._sessions, {}
+        others = {key for key in self._sessions if key[1] not in ways}
+        sessions = [self._sessions.pop(key) for key in others]
 
         async def close() -> None:
-            for session in sessions.values():
+            for session in sessions:
                 await session.close()
 
         return close
 
     async def aclose(self) -> None:
         """Close all connections."""
-        await self.renew()()
+        await self.keep(())()
         self._look_ups.stop()
 
     def _session(self, fresh: bool, way: WayOut) -> aiohttp.ClientSession:

@@ -4,6 +4,7 @@ A producer needs only the providers' forms. Credentials stay with the workers.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from inspect import signature
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +17,9 @@ from regworker.forms.registry import Forms, load
 from regworker.settings import no_setting, variable
 from regworker.way_out import NOT_PLAIN, WayOut
 from worker.providers.base import Account, JobReference, Provider, Send
+
+#: Settings of an account that its provider does not see.
+_OURS = {"rate", "rate_period", "max_in_flight"}
 
 #: For a call that belongs to no job.
 NO_JOB = JobReference("check", "check")
@@ -76,6 +80,8 @@ class Accounts:
         self._registry = registry
         self._way = way
         self._accounts: dict[tuple[str, str], Account] = {}
+        self._ways: dict[tuple[str, str], WayOut] = {}
+        dated = cache(WayOut.dated)  # most accounts share their files
         problems: list[tuple[str, str]] = []
         for provider, accounts in values.items():
             try:
@@ -87,6 +93,7 @@ class Accounts:
             for name, fields in accounts.items():
                 try:
                     made = self._accounts[provider, name] = model(**fields)
+                    self._ways[provider, name] = dated(way.to(made))
                     if not way.to(made).carries(made.base_url):
                         url = variable("accounts", provider, name, "base_url")
                         problems.append((url, NOT_PLAIN))
@@ -118,13 +125,17 @@ class Accounts:
 
     def way(self, name: tuple[str, str]) -> WayOut:
         """How connections to an account's provider are made."""
-        account = self._accounts.get(name)
-        return self._way if account is None else self._way.to(account)
+        return self._ways.get(name, self._way)
 
     @property
-    def files(self) -> tuple[Path, ...]:
+    def ways(self) -> frozenset[WayOut]:
+        """The routes of all accounts."""
+        return frozenset(self._ways.values())
+
+    @property
+    def files(self) -> frozenset[Path]:
         """The files that the routes of all accounts name."""
-        return tuple(file for name in self._accounts for file in self.way(name).files)
+        return frozenset(file for way in self.ways for file in way.files)
 
     def open(self, provider: str, account: str, send: Send, job: JobReference) -> Provider:
         """A provider with one of its accounts; `KeyError` if it is not configured here."""
@@ -132,8 +143,17 @@ class Accounts:
 
     def use(self, others: "Accounts") -> None:
         """From now on, use other accounts. Calls under way keep theirs."""
-        self._accounts, self._way = others._accounts, others._way
+        self._accounts, self._way, self._ways = others._accounts, others._way, others._ways
 
-    def keep(self, name: tuple[str, str], account: Account) -> None:
-        """Restore an account's previous settings."""
-        self._accounts[name] = account
+    def keep(self, name: tuple[str, str], others: "Accounts") -> None:
+        """Restore an account's previous settings, and its route."""
+        self._accounts[name], self._ways[name] = others[name], others.way(name)
+
+    def same(self, name: tuple[str, str], others: "Accounts") -> bool:
+        """Whether an account and its route are the same to its provider."""
+        one, other = self[name], others[name]
+        return self.way(name) == others.way(name) and _to_provider(one) == _to_provider(other)
+
+
+def _to_provider(account: Account) -> dict[str, object]:
+    return account.model_dump(exclude=_OURS)

@@ -1,6 +1,7 @@
 """Changed settings count as read only once they are applied."""
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ import structlog
 from regworker.domain.errors import LedgerUnavailable
 from regworker.sealing.keyring import Keyring
 from regworker.settings import Settings
+from regworker.way_out import WayOut
+from tests.tls import Authority
 from worker.gateway.reload import LIVE as LIVE_KEYS
 from worker.process.settings_reload import LIVE, SettingsReload
+from worker.providers.check import Checked
 from worker.providers.registry import Accounts, Registry
 
 
@@ -88,3 +92,86 @@ def test_what_is_not_used_needs_a_restart(
         asyncio.run(reload.reload_once())
     found = [one["settings"] for one in lines if one["event"] == "settings that need a restart"]
     assert found == [said] * bool(said)
+
+
+class Reloaded:
+    """The reload of settings from files, with an account whose check has a given result."""
+
+    def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str) -> None:
+        self.config = tmp_path / "config.toml"
+        self.config.write_text(config)
+        keys = tmp_path / "keys"
+        keys.write_text(Keyring.new("a"))
+        monkeypatch.setenv("REGWORKER_SEALING_KEYS_FILE", str(keys))
+        monkeypatch.setenv("REGWORKER_CONFIG", str(self.config))
+        self.works = True
+        self.tested: list[WayOut] = []
+        self.settings = Settings.load()
+        registry = Registry(self.settings.providers)
+        self.accounts = Accounts(registry, self.settings.accounts, self.settings.way_out)
+        self.loaded = SettingsReload(
+            self.settings, registry, self.accounts, self._check, self._apply
+        )
+
+    async def _check(self, accounts: Accounts, name: tuple[str, str]) -> Checked:
+        self.tested.append(accounts.way(name))
+        return Checked("works" if self.works else "unreached", "said the test")
+
+    async def _apply(self, settings: Settings, accounts: Accounts, _: Keyring) -> None:
+        self.settings, self.accounts = settings, accounts
+
+    @property
+    def way(self) -> WayOut:
+        """The account's route."""
+        return self.accounts.way(("open2b", "main"))
+
+    def turn(self, *, works: bool = True) -> None:
+        """Read the files once more."""
+        self.works = works
+        asyncio.run(self.loaded.reload_once())
+
+
+def test_the_route_of_all_accounts_needs_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the log says; changed accounts take effect, and use the route of the start."""
+    authority = Authority(tmp_path).file
+    account = "[accounts.open2b.main]\nbase_url = 'https://store.example'\n"
+    here = Reloaded(tmp_path, monkeypatch, account)
+    changed = "proxy = 'http://127.0.0.1:9'\nca_file = '{}'\nretention = 777777.0\n"
+    here.config.write_text(changed.format(authority) + account + "rate = 7\n")
+    with structlog.testing.capture_logs() as logs:
+        here.turn()
+    assert here.way == WayOut()
+    assert here.settings.way_out == WayOut()
+    assert here.settings.retention != 777777
+    assert here.settings.accounts["open2b"]["main"]["rate"] == 7
+    assert not here.tested
+    names = ["REGWORKER_CA_FILE", "REGWORKER_PROXY", "REGWORKER_RETENTION"]
+    [found] = [one["settings"] for one in logs if one["event"] == "settings that need a restart"]
+    assert sorted(found) == names
+
+
+@pytest.mark.parametrize("whose", ["its own", "that of all"])
+def test_a_changed_certificate_is_tested_before_it_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whose: str
+) -> None:
+    """As a changed credential: until it works, the old one stays in use."""
+    file = tmp_path / "ca.pem"
+    file.write_bytes(Authority(tmp_path).file.read_bytes())
+    account = "[accounts.open2b.main]\nbase_url = 'https://store.example'\n"
+    named = f"ca_file = '{file}'\n"
+    config = account + named if whose == "its own" else named + account
+    here = Reloaded(tmp_path, monkeypatch, config)
+    before = here.way
+    here.config.write_text(config + "rate = 7\n")
+    here.turn()
+    assert (here.tested, here.way) == ([], before), "the same certificate"
+    os.utime(file, ns=(1, 1))
+    here.turn(works=False)
+    [new] = here.tested
+    assert new != before
+    assert here.way == before
+    os.utime(file, ns=(2, 2))
+    here.turn()
+    assert here.way == here.tested[-1] not in {before, new}
