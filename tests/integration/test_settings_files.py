@@ -17,10 +17,12 @@ from cryptography import x509
 
 from regworker.domain.errors import InvalidJob, SettingsError
 from regworker.domain.event import EventType
+from regworker.ledger.admin import look_into_quarantine, quarantined
 from regworker.producer import Producer
-from regworker.sealing.keyring import Keyring
+from regworker.sealing.keyring import Keyring, kid_of
 from regworker.settings import Settings
 from sandbox.receiver import Receiver
+from tests.integration.brokers import Message
 from tests.integration.installation import (
     KEYS,
     PATIENCE,
@@ -31,6 +33,7 @@ from tests.integration.installation import (
 )
 from tests.integration.jobs import skypostal
 from tests.tls import Authority, Front, fronts
+from worker.broker.wakeups import QUEUES
 from worker.cli.local import stack
 from worker.providers import check
 
@@ -87,7 +90,7 @@ def accounts(server: str, *names: str) -> str:
 @pytest.fixture(scope="module")
 def mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounted]:
     """The worker, and the files that it reads."""
-    with installation(tmp_path_factory.mktemp("files"), workers=0) as here:
+    with installation(tmp_path_factory.mktemp("files"), workers=0, broker_url="") as here:
         folder = here.folder / "mounted"
         folder.mkdir()
         made = Mounted(here, folder, {})
@@ -187,6 +190,19 @@ def test_a_sealing_key_is_added(mounted: Mounted) -> None:
         mounted.reloaded(REGWORKER_SEALING_KEYS=f"{KEYS},{NEW_KEYS}")
         job_id = producer.enqueue(skypostal()).job_id
         assert here.producer.wait(job_id, PATIENCE)["type"] == EventType.REGISTERED
+
+
+def test_a_message_is_set_aside_under_the_new_sealing_key(mounted: Mounted) -> None:
+    """The keys of the worker's start may be gone when somebody wants to read it."""
+    here = mounted.here
+    mounted.reloaded(REGWORKER_SEALING_KEYS=f"{NEW_KEYS},{KEYS}")
+    here.ledger.redis.lpush(QUEUES["live"], json.dumps(Message(b"malformed").envelope()))
+    stack.until(lambda: here.ledger(quarantined(9))[0] == 1, "the quarantine", PATIENCE)
+    [entry] = here.ledger(quarantined(9))[2]
+    kept = here.ledger(look_into_quarantine(entry.id))
+    assert kept is not None
+    assert kid_of(kept.content) == "next"
+    mounted.reloaded(REGWORKER_SEALING_KEYS=f"{KEYS},{NEW_KEYS}")
 
 
 @dataclasses.dataclass

@@ -139,8 +139,10 @@ class MessageKeeper:
     worker.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, keyring: Keyring) -> None:
+        """`keyring`: that of the process, whose keys may change while it runs."""
         self._settings = settings
+        self._keyring = keyring
         self._entries: queue.SimpleQueue[tuple[QuarantineEntry, Callable[[], None]]] = (
             queue.SimpleQueue()
         )
@@ -165,7 +167,7 @@ class MessageKeeper:
                 self._thread.start()
 
     def _run(self) -> None:
-        store = Quarantine(self._settings)
+        store = Quarantine(self._settings, self._keyring)
         while True:
             quarantined, kept = self._entries.get()
             while True:

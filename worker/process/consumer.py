@@ -27,6 +27,7 @@ from worker.broker.redis_transport import Channel, Transport
 from worker.intake.quarantine import MessageKeeper, QuarantineEntry
 from worker.monitoring import liveness
 from worker.process.message_check import Malformed, Messages, built_in
+from worker.process.runtime import runtime
 from worker.telemetry.sampling import Sampled
 
 #: Seconds between checks of the queues, on RabbitMQ.
@@ -107,8 +108,8 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         )
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._keeper = MessageKeeper(Settings.load())
         app = kwargs["app"]
+        self._keeper = MessageKeeper(Settings.load(), runtime(app).keyring)
         self._queues = tuple(app.amqp.queues.consume_from)
         """The queues of this worker, whatever becomes of its consumer."""
         self._refused: set[str] = set()

@@ -83,7 +83,7 @@ class Runtime:
         self.settings = settings
         self._registry = Registry(settings.providers)
         self._accounts = Accounts(self._registry, settings.accounts, settings.way_out)
-        self._keyring = Keyring.parse(settings.sealing_keys.get_secret_value())
+        self.keyring = Keyring.parse(settings.sealing_keys.get_secret_value())
         self._meter = Meter()
         self._liveness = Liveness(settings.health_patience, settings.call_budget, consumer())
         wanted = _wanted(settings)
@@ -96,7 +96,7 @@ class Runtime:
         self.wake = Wakeups(app, on_published=self._meter.woke)
         self._transport = HttpTransport(settings.call_budget)
         self._leases = Leases(self.ledger, settings.lease)
-        event_builder = self._event_builder = EventBuilder(settings, self._keyring)
+        event_builder = self._event_builder = EventBuilder(settings, self.keyring)
         rules = _rules(settings)
         self.turnstile = Turnstile()
         self._attempts = Attempts(
@@ -105,7 +105,7 @@ class Runtime:
             ProviderAccess(
                 self._registry,
                 self._accounts,
-                self._keyring,
+                self.keyring,
                 AttemptSender(self._transport, self._strays, self._accounts.way),
             ),
             event_builder,
@@ -116,13 +116,13 @@ class Runtime:
         self._eraser = Eraser(self.ledger, settings.rewrite_period, _broker(settings))
         self._async_requests = AsyncRequests(
             self.ledger,
-            Intake(self._registry, self._keyring, settings.deadline),
+            Intake(self._registry, self.keyring, settings.deadline),
             event_builder,
             RequestRules(settings.retention, settings.require_sealed),
             self._announce,
             self._eraser.note,
         )
-        self._quarantine = Quarantine(settings, self._keyring)
+        self._quarantine = Quarantine(settings, self.keyring)
         # A reader without activity for the length of a lease counts as dead, like a lease's holder.
         self._job_stream = JobStream(
             self.ledger,
@@ -136,7 +136,7 @@ class Runtime:
         self._relay = WakeRelay(self.ledger, self.wake, url, lambda: self.wake.envelopes(url))
         self._deliveries = Deliveries(
             self.ledger,
-            self._keyring,
+            self.keyring,
             self._endpoints.publishers,
             DeliveryRules(settings.source, self._endpoints.disable_after),
             meter=self._meter,
@@ -146,7 +146,7 @@ class Runtime:
         self._trimmer = StreamTrimmer(
             self.ledger, settings.streams().values(), settings.audit_retention
         )
-        service = _service(settings, self._accounts, self._keyring)
+        service = _service(settings, self._accounts, self.keyring)
         self._heartbeat = Heartbeat(
             self.ledger, self._leases, settings, self._meter, self._liveness, service
         )
@@ -310,7 +310,7 @@ class Runtime:
     async def _start(self) -> None:
         await self._examine()
         await self._heartbeat.announce(starts=True)
-        await self.ledger(seals(self._keyring.kids[0], note=True))
+        await self.ledger(seals(self.keyring.kids[0], note=True))
         renewal = self.settings.lease_renewal
 
         async def renew() -> float:
@@ -351,13 +351,13 @@ class Runtime:
 
         All of it may be repeated: the announcement fails while the ledger is away.
         """
-        self._keyring.use(keyring)
+        self.keyring.use(keyring)
         self._accounts.use(accounts)
         self._endpoints.use(settings)
         self._endpoints.close_later(self._transport.keep(self._accounts.ways))
         self._event_builder.use(settings)
         self._trimmer.use(settings.streams().values())
-        self._heartbeat.use(_service(settings, self._accounts, self._keyring))
+        self._heartbeat.use(_service(settings, self._accounts, self.keyring))
         await self._heartbeat.announce(starts=True)
 
     async def _stop(self) -> None:
