@@ -146,7 +146,7 @@ def test_a_number_that_json_has_not_is_refused_by_name(
 )
 def test_metadata_that_some_reader_refuses_is_refused(entry_point: EntryPoint, value: Any) -> None:
     """Every reader must be able to read the event."""
-    if value == "\ud800" and entry_point in (ndjson, stream):
+    if value == "\ud800" and entry_point in (ndjson, stream, task):
         return  # these entry points refuse it, because it is not JSON
     problems = refused(entry_point, {**open2b(), "metadata": {"note": value}})
     assert any("note" in f"{one.field} {one.message}" for one in problems), problems

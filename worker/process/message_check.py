@@ -96,10 +96,9 @@ class Messages:
         arguments = task.fit(*_arguments(message, headers["id"]))
         if request:
             [argument] = arguments.values()
+            # As text, which takes little memory: it may wait with a hundred others.
             content = _readable(request, argument, headers["id"])
-            if len(message.body) > MAX_WAKE_BYTES:
-                # It may wait with a hundred others.
-                message._decoded_cache = ([content.decode()], {}, None)
+            message._decoded_cache = ([content.decode()], {}, None)
         kept = {"task": headers["task"], "id": headers["id"]}
         for name in _KEPT:
             if isinstance(value := headers.get(name), str):

@@ -6,8 +6,10 @@ under the key in the request; a request without a readable key goes to the quara
 
 import json
 import re
+from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import date, time
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -149,7 +151,8 @@ class Entry:
 def read(request: Request, given: Any, origin: Origin) -> Entry:
     """Read a request from an object, or a JSON text; a cancel also from a bare job id.
 
-    Raises `Unreadable`.
+    An object is read as the JSON text that it is written as: nothing depends on the form. Raises
+    `Unreadable`.
     """
     if isinstance(given, str | bytes):
         content = given if isinstance(given, bytes) else given.encode("utf-8", "surrogatepass")
@@ -158,11 +161,11 @@ def read(request: Request, given: Any, origin: Origin) -> Entry:
         bare = request == "cancel" and re.fullmatch(rb"[0-9a-f-]{36}", content)
         given = content.decode() if bare else _parsed(content)
     else:
-        # Not all of it need be JSON: Celery's clients can mark dates, for example.
         try:
-            content = json.dumps(given, sort_keys=True, default=repr).encode()
+            content = json.dumps(given, sort_keys=True, default=_as_text).encode()
         except RecursionError:
             raise Unreadable("it is nested too deep") from None
+        given = _parsed(content)
     if request == "cancel" and isinstance(given, str):
         given = {"job_id": given}
     if not isinstance(given, Mapping):
@@ -190,6 +193,22 @@ def read_beginning(request: Request, beginning: bytes, origin: Origin) -> Entry:
     known = {name: given[name] for name in Echo.model_fields if name in given}
     entry = read(request, {"metadata": {}, **known}, origin)
     return Entry(request, origin, entry.echo, {}, beginning)
+
+
+def _as_text(value: Any) -> str:
+    """A value that is not JSON: Celery's clients can mark dates and decimals, for example. As text
+    it is only checked, and never computed with: the decimal `1E+999999999` as an integer would take
+    the worker's memory."""
+    match value:
+        case date() | time():
+            return value.isoformat()
+        case bytes():
+            try:
+                return value.decode()
+            except UnicodeDecodeError:
+                return b64encode(value).decode()
+        case _:
+            return str(value)
 
 
 def _parsed(content: bytes) -> Any:

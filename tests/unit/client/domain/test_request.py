@@ -1,7 +1,10 @@
 """An asynchronous request is parsed as far as possible; the only error is `Unreadable`."""
 
 import json
+from datetime import UTC, date, datetime, time
+from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import pytest
 from hypothesis import given
@@ -64,7 +67,7 @@ def test_each_field_is_said_again_if_it_can_be() -> None:
         "metadata": {},
         "reply_to": (),
     }.items():
-        for wrong in (5, "WITH: signs", ["A b"], {"a": "\ud800"}, {"a": "x" * MAX_JOB_BYTES}):
+        for wrong in (5, "WITH: signs", ["A b"], {"a": 10**400}, {"a": "x" * MAX_JOB_BYTES}):
             if name == "metadata" and wrong == {}:
                 continue
             assert echo(**{**good, name: wrong}) == {**good, name: nothing}
@@ -119,7 +122,6 @@ def test_the_order_of_fields_is_no_difference() -> None:
         ("ключ-1", "ключ-1"),
         ("e\u0301", "é"),
         ("a\nb", "a\ufffdb"),
-        ("\ud800", "\ufffd"),
         ("k" * 300, "k" * 255),
         (17, "17"),
     ],
@@ -128,13 +130,40 @@ def test_a_key_that_can_be_read_is_said_again(key: Any, shown: str) -> None:
     """A key that no job can have is echoed too, so that the sender gets an answer; it has no job
     id."""
     for given_ in ({"idempotency_key": key}, json.dumps({"idempotency_key": key})):
-        if isinstance(given_, str) and key == "\ud800":
-            continue  # not JSON
         found = read("register", given_, ORIGIN).echo
         assert found.idempotency_key == shown
     found = read("register", {"provider": "open2b", "idempotency_key": key}, ORIGIN).echo
     valid = isinstance(key, str) and key in {"order 17", "ключ-1", "e\u0301"}
     assert (found.target is not None) == valid
+
+
+def test_marked_values_are_read_as_text() -> None:
+    """Celery's clients can mark dates and others; each is the text that JSON would have. A number
+    that is as long as a computer's memory is not written out."""
+    marked = {
+        "date": date(1980, 8, 19),
+        "moment": datetime(2026, 3, 1, 12, tzinfo=UTC),
+        "time": time(12, 30),
+        "id": UUID(ID),
+        "text": b"\xc3\xa9",
+        "bytes": b"\xff",
+        "price": Decimal("1.50"),
+        "bomb": Decimal("1E+999999999"),
+    }
+    job = {"idempotency_key": "k", "registration": marked, "metadata": {"bomb": marked["bomb"]}}
+    found = read("register", job, ORIGIN)
+    assert found.given["registration"] == {
+        "date": "1980-08-19",
+        "moment": "2026-03-01T12:00:00+00:00",
+        "time": "12:30:00",
+        "id": ID,
+        "text": "é",
+        "bytes": "/w==",
+        "price": "1.50",
+        "bomb": "1E+999999999",
+    }
+    assert found.echo.metadata == {"bomb": "1E+999999999"}
+    assert read("register", found.content, ORIGIN) == found
 
 
 @pytest.mark.parametrize("key", ["", None, True, 1.5, [], {}, 10**400])
