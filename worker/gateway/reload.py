@@ -19,8 +19,11 @@ from worker.providers.registry import Accounts, Registry
 
 log = structlog.get_logger(__name__)
 
-#: Settings whose change needs no restart: accounts are not used here.
-LIVE = frozenset({"accounts", "sealing_keys"})
+
+class KeysReload(SettingsReload):
+    """Applies changed keys; accounts are not used here."""
+
+    live = frozenset({"accounts", "sealing_keys"})
 
 
 async def follow(app: FastAPI, settings: Settings) -> None:
@@ -36,9 +39,8 @@ async def follow(app: FastAPI, settings: Settings) -> None:
 
     registry = Registry(())
     start = _without_accounts(settings)
-    reload = SettingsReload(
-        start, registry, Accounts(registry, {}, settings.way_out), _no, apply, _load, LIVE
-    )
+    accounts = Accounts(registry, {}, settings.way_out)
+    reload = KeysReload(start, registry, accounts, _no, apply, _load)
     while reload.has_files:
         try:
             pause = await reload.reload_once()

@@ -28,9 +28,6 @@ PERIOD = 2.0
 #: Seconds until a credential that failed is tested again.
 AGAIN = 30.0
 
-#: Settings that take effect while a worker runs, unless its owner says otherwise.
-LIVE = frozenset({"accounts", "account_ledgers", "endpoints", "sealing_keys"})
-
 #: Accounts that are tested at a time.
 TESTS = 10
 
@@ -42,6 +39,9 @@ Apply = Callable[[Settings, Accounts, Keyring], Awaitable[None]]
 class SettingsReload:
     """Checks whether the files of the settings changed, and applies the new settings."""
 
+    live = frozenset({"accounts", "account_ledgers", "endpoints", "sealing_keys"})
+    """The settings that take effect without a restart."""
+
     def __init__(
         self,
         settings: Settings,
@@ -50,12 +50,9 @@ class SettingsReload:
         check: Check,
         apply: Apply,
         load: Callable[[], Settings] = Settings.load,
-        live: frozenset[str] = LIVE,
     ) -> None:
         """`accounts`: those in use. `check`: tests one of the given accounts. `apply`: applies all
-        settings; it is repeated if it fails. `load`: reads them. `live`: the settings that take
-        effect without a restart."""
-        self._live = live
+        settings; it is repeated if it fails. `load`: reads them."""
         self._start = settings
         self._registry = registry
         self._check = check
@@ -81,7 +78,7 @@ class SettingsReload:
             return PERIOD
         try:
             read = await asyncio.to_thread(self._load)
-            new = self._start.model_copy(update={name: getattr(read, name) for name in self._live})
+            new = self._start.model_copy(update={name: getattr(read, name) for name in self.live})
             accounts = Accounts(self._registry, new.accounts, new.way_out)
             keyring = Keyring.parse(new.sealing_keys.get_secret_value())
         except SettingsError as error:
@@ -101,7 +98,7 @@ class SettingsReload:
         self._seen = None
         await self._apply(new, accounts, keyring)
         self._seen = seen
-        _report(self._start, read, waits, self._live)
+        _report(self._start, read, waits, self.live)
         return PERIOD
 
     async def _keep_untried(self, accounts: Accounts) -> list[str]:

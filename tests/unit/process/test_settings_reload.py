@@ -13,8 +13,8 @@ from regworker.sealing.keyring import Keyring
 from regworker.settings import Settings
 from regworker.way_out import WayOut
 from tests.tls import Authority
-from worker.gateway.reload import LIVE as LIVE_KEYS
-from worker.process.settings_reload import LIVE, SettingsReload
+from worker.gateway.reload import KeysReload
+from worker.process.settings_reload import SettingsReload
 from worker.providers.check import Checked
 from worker.providers.registry import Accounts, Registry
 
@@ -64,11 +64,13 @@ def test_a_change_that_could_not_be_applied_is_applied_at_the_next_turn(
     assert rates == [5, 5]
 
 
-@pytest.mark.parametrize(("live", "said"), [(LIVE, []), (LIVE_KEYS, ["REGWORKER_ENDPOINTS"])])
+@pytest.mark.parametrize(
+    ("kind", "said"), [(SettingsReload, []), (KeysReload, ["REGWORKER_ENDPOINTS"])]
+)
 def test_what_is_not_used_needs_a_restart(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    live: frozenset[str],
+    kind: type[SettingsReload],
     said: list[str],
 ) -> None:
     """A worker uses changed endpoints at once, the HTTP gateway only changed keys."""
@@ -86,7 +88,7 @@ def test_what_is_not_used_needs_a_restart(
         raise AssertionError("there is no account")
 
     accounts = Accounts(registry, {}, settings.way_out)
-    reload = SettingsReload(settings, registry, accounts, check, apply, live=live)
+    reload = kind(settings, registry, accounts, check, apply)
     config.write_text("[endpoints.crm]\nkind = 'stream'\nstream = '{reg}:crm'\nsealed = true\n")
     with structlog.testing.capture_logs() as lines:
         asyncio.run(reload.reload_once())
