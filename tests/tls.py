@@ -21,6 +21,20 @@ from tests.loops import end_all
 KINDS = ("good", "other host", "self-signed", "expired")
 
 
+#: From Python 3.13 on, certificates of an authority must say what they are for, and name keys.
+SIGNS = x509.KeyUsage(
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=True,
+    encipher_only=False,
+    decipher_only=False,
+)
+
+
 @dataclass
 class Authority:
     """A certificate authority. Its certificate, and those that it issues, are files in a folder."""
@@ -34,8 +48,13 @@ class Authority:
     def file(self) -> Path:
         """The authority's own certificate."""
         file = self.folder / "authority.pem"
-        made = self._builder("authority", self._key).add_extension(
-            x509.BasicConstraints(ca=True, path_length=0), critical=True
+        made = (
+            self._builder("authority", self._key)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(SIGNS, critical=True)
+            .add_extension(
+                x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False
+            )
         )
         file.write_bytes(_pem(made.sign(self._key, hashes.SHA256())))
         return file
@@ -49,10 +68,13 @@ class Authority:
             names: list[x509.GeneralName] = [x509.DNSName("other.example")]
             if kind != "other host":
                 names = [x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1"))]
-            made = self._builder(issuer, key, expired=kind == "expired").add_extension(
-                x509.SubjectAlternativeName(names), critical=False
-            )
             signer = key if kind == "self-signed" else self._key
+            by = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())
+            made = (
+                self._builder(issuer, key, expired=kind == "expired")
+                .add_extension(x509.SubjectAlternativeName(names), critical=False)
+                .add_extension(by, critical=False)
+            )
             file.write_bytes(_private(key) + _pem(made.sign(signer, hashes.SHA256())))
         return file
 

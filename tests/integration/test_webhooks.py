@@ -21,6 +21,7 @@ from regworker.settings import WebhookEndpoint
 from sandbox.server import ReceiverServer
 from tests.integration.outbox import Cli
 from tests.loops import end_all
+from tests.tls import SIGNS
 from worker.providers.base import NotSent, Request
 from worker.providers.http import HttpTransport
 from worker.publishers import webhook
@@ -40,8 +41,13 @@ class Authority:
     def __init__(self, name: str) -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-        made = self._builder(self._name, self._key, (-9, 9)).add_extension(
-            x509.BasicConstraints(ca=True, path_length=None), critical=True
+        made = (
+            self._builder(self._name, self._key, (-9, 9))
+            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .add_extension(SIGNS, critical=True)
+            .add_extension(
+                x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False
+            )
         )
         self.certificate = made.sign(self._key, hashes.SHA256()).public_bytes(PEM)
 
@@ -52,10 +58,14 @@ class Authority:
         """
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, host)])
-        made = self._builder(name, key, days, name if alone else self._name).add_extension(
-            x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False
+        signer = key if alone else self._key
+        by = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())
+        made = (
+            self._builder(name, key, days, name if alone else self._name)
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
+            .add_extension(by, critical=False)
         )
-        signed = made.sign(key if alone else self._key, hashes.SHA256())
+        signed = made.sign(signer, hashes.SHA256())
         form = serialization.PrivateFormat.PKCS8
         private = key.private_bytes(PEM, form, serialization.NoEncryption())
         return signed.public_bytes(PEM) + private
