@@ -41,8 +41,8 @@ def modules() -> list[ModuleType]:
 #: Names that only our classes have; all others in these classes are overrides.
 OWN = {
     "Channel": {
-        *("expendable", "put_many", "probe", "set_wrong_keys_aside", "put_back_as", "_answer"),
-        *("_take", "_put_back", "expendable_queues", "sentinels", "master_name", "sentinel_kwargs"),
+        *("expendable", "put_many", "probe", "set_wrong_keys_aside", "put_back_as", "lists"),
+        *("take", "_put_back", "expendable_queues", "sentinels", "master_name", "sentinel_kwargs"),
     },
     "QoS": {"_kept_in_mind"},
     "TooFewReplicas": {"__init__"},
@@ -51,9 +51,10 @@ OWN = {
     "App": {"_broker"},
     "Consumer": {
         *("_room", "_free", "set_aside", "_look", "_tick", "_consumes", "_pause", "_mailbox"),
-        *("loop", "_queue_of", "_own", "_select", "_leave_out", "_try_again"),
+        *("loop", "_queue_of", "_own", "_select", "_leave_out", "_try_again", "_wake_reader"),
+        "_room_for_wakeups",
     },
-    "TaskPool": {"_start", "_first", "_done", "_tell_when_idle"},
+    "TaskPool": {"_start", "_first", "_done", "_tell_when_idle", "_look_again"},
     "Box": {"_receive", "_found", "_answer"},
     "OurQueue": {"difference"},
     "Connector": {"__init__"},

@@ -53,10 +53,6 @@ if found == 1 then redis.call(ARGV[3], KEYS[3], ARGV[2]) end
 return found
 """
 
-#: The most messages taken one by one after a batch read found none: if they come one by one, each
-#: empty answer would wake the hub, which costs as much as a message.
-_LONGEST_REST = 8
-
 
 class Message(virtual.Message):  # type: ignore[misc]
     """A message with its body as received: kombu would decompress it while creating the message."""
@@ -78,7 +74,10 @@ class QoS(stock.QoS):  # type: ignore[misc]
 
     def can_consume(self) -> bool:
         """Whether there is room for a message, for the channel's consumer."""
-        found: bool = self.channel.room() > 0 and super().can_consume()
+        # Asked at each turn of the hub: while a read is under way, the answer changes nothing.
+        found: bool = bool(self.channel._in_poll) or (
+            self.channel.room() > 0 and super().can_consume()
+        )
         return found
 
     def append(self, message: Any, delivery_tag: str) -> None:
@@ -152,9 +151,9 @@ class QoS(stock.QoS):  # type: ignore[misc]
 
 
 class Channel(stock.Channel):  # type: ignore[misc]
-    """A channel that takes as many messages at a time as there is room for.
+    """A channel on which everything that is popped becomes a message, even what is none.
 
-    Everything that it pops becomes a message, even what is none.
+    Of its consumed queues, those in `apart` are read elsewhere (`wake_reader.py`).
     """
 
     Message = Message
@@ -177,9 +176,6 @@ class Channel(stock.Channel):  # type: ignore[misc]
     """Queues of expendable messages: the server keeps no copies of these."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._swept: tuple[str, ...] = ()
-        self._sweeping = False
-        self._rest = self._in_vain = 0
         self._active: list[str] = []
         self._publisher: Any = None
         self._tag, self._tags = str(uuid4()), count()
@@ -187,6 +183,10 @@ class Channel(stock.Channel):  # type: ignore[misc]
         """When the server last answered whether there are messages."""
         self.room: Callable[[], int] = lambda: 1
         """How many messages may be taken now; set by the consumer."""
+        self.apart: tuple[str, ...] = ()
+        """Consumed queues that another reader reads, and hands on with `take`."""
+        self.on_cancel: Callable[[], None] = lambda: None
+        """Called before a queue is cancelled: then nothing more may be handed on."""
         super().__init__(*args, **kwargs)
 
     def expendable(self, message: Any) -> bool:
@@ -335,6 +335,7 @@ class Channel(stock.Channel):  # type: ignore[misc]
         kombu does so only when it closes the channel, and a stopping worker closes it after its
         calls.
         """
+        self.on_cancel()
         canceled = super().basic_cancel(consumer_tag)
         if not self._consumers and self._in_poll and not self.connection.cycle._in_protected_read:
             with suppress(Empty):
@@ -343,83 +344,31 @@ class Channel(stock.Channel):  # type: ignore[misc]
 
     @property
     def active_queues(self) -> list[str]:
-        """The consumed queues without fanouts. kombu computes this again at each turn of the
-        hub."""
+        """The queues that kombu reads: those consumed, without fanouts, and not apart. kombu
+        computes this again at each turn of the hub."""
         return self._active
 
     def _update_queue_cycle(self) -> None:
-        self._active = super().active_queues
+        self._active = [one for one in super().active_queues if one not in self.apart]
         super()._update_queue_cycle()
-        self._swept = tuple(one for one in self._active if one in self.expendable_queues)
 
-    def _brpop_start(self, timeout: float | None = None) -> None:
-        """Ask for present messages, for all free places but one, and wait for one more message.
+    def lists(self, queues: Sequence[str]) -> list[str]:
+        """The lists of queues, as the server knows them."""
+        return [
+            self.global_keyprefix + self._q_for_pri(queue, step)
+            for step in self.priority_steps
+            for queue in queues
+        ]
 
-        Only expendable messages are taken several at a time: of the others, at most one may be
-        between the server and its copy.
+    def take(self, key: bytes, items: Sequence[bytes]) -> str:
+        """Hand items of a list to its queue's consumer, the last item first; return the queue's
+        name.
+
+        If the consumer raises, the rest goes back to the list.
         """
-        queues = self._queue_cycle.consume(len(self.active_queues))
-        if not queues:
-            return
-        steps = (self._q_for_pri(queue, step) for step in self.priority_steps for queue in queues)
-        commands = [("BRPOP", *steps, timeout or self.brpop_timeout or 0)]
-        swept = [queue for queue in queues if queue in self._swept]
-        more = self.room() - 1
-        self._sweeping = bool(swept) and more > 0 and self._rest == 0
-        self._rest = max(0, self._rest - 1)
-        if self._sweeping:
-            commands.insert(0, ("LMPOP", len(swept), *swept, "RIGHT", "COUNT", more))
-        if self.global_keyprefix:
-            commands = [self.client._prefix_args(list(command)) for command in commands]
-        connection = self._in_poll = self.client.connection
-        self._brpop_sent_at = time.monotonic()
-        # As one block: between two commands, redis-py might send a PING and read an answer as its
-        # own.
-        connection.send_packed_command(connection.pack_commands(commands))
-
-    def _brpop_read(self, **options: Any) -> bool:
-        connection = self.client.connection
-        if self._sweeping:
-            self._sweeping = False
-            several = self._answer(connection, "LMPOP")
-            self._in_vain = 0 if several else min(_LONGEST_REST, 2 * self._in_vain or 1)
-            self._rest = self._in_vain
-            if several:
-                self._take(*several)
-            stopping = self._closing or not self._consumers
-            if not stopping and not connection.can_read(timeout=0):
-                return True  # the answer to BRPOP has not arrived yet
-        try:
-            one = self._answer(connection, "BRPOP", **options)
-        finally:
-            self._in_poll = None
-            self._flush_brpop_reauth()
-        if not one:
-            raise Empty
-        key, item = one
-        self._take(key, [item])
-        return True
-
-    def _answer(self, connection: Any, command: str, **options: Any) -> Any:
-        try:
-            found = self.client.parse_response(connection, command, **options)
-        except Exception as error:
-            if "unknown command" in str(error):
-                # The broker's server may be older than the ledger's: take one message at a time.
-                self._swept = ()
-                return None
-            # The answer to the other command is not read any more.
-            self._in_poll = None
-            connection.disconnect()
-            raise
-        self.answered = time.monotonic()
-        return found
-
-    def _take(self, key: bytes, items: Sequence[bytes]) -> None:
         name = key.decode().removeprefix(self.global_keyprefix)
         queue = name.rsplit(self.sep, 1)[0]
-        self._queue_cycle.rotate(queue)
-        left = list(reversed(items))
+        left = list(items)
         try:
             while left:
                 message = envelope(left[-1], queue)
@@ -433,6 +382,24 @@ class Channel(stock.Channel):  # type: ignore[misc]
                 left.pop()
             self._put_back(name, left)
             raise
+        return queue
+
+    def _brpop_read(self, **options: Any) -> bool:
+        connection = self.client.connection
+        try:
+            one = self.client.parse_response(connection, "BRPOP", **options)
+        except Exception:
+            connection.disconnect()
+            raise
+        finally:
+            self._in_poll = None
+            self._flush_brpop_reauth()
+        self.answered = time.monotonic()
+        if not one:
+            raise Empty
+        key, item = one
+        self._queue_cycle.rotate(self.take(key, [item]))
+        return True
 
     def _put_back(self, key: str, items: Sequence[bytes]) -> None:
         """Return unchanged items to their list; the last item is the oldest."""

@@ -24,7 +24,7 @@ _SCRIPTS = ("evalsha", "script|load")
 
 #: kombu's commands on a Redis broker: lists, bindings, fan-out, unacknowledged messages.
 _KOMBU = (
-    *("llen", "exists", "lpush", "rpush", "lrem", "brpop", "rpop", "lmpop", "del", "expire"),
+    *("llen", "exists", "lpush", "rpush", "lrem", "brpop", "rpop", "del", "expire"),
     *("sadd", "srem", "smembers", "scard", "sismember", "hset", "hsetnx", "hget", "hdel", "hlen"),
     *("zadd", "zrem", "zrevrangebyscore", "zrangebyscore", "zcard", "set", "get", "pexpire"),
     *("multi", "exec", "watch", "unwatch", "discard", "publish", "pttl", "ttl", "eval"),

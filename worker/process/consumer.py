@@ -20,14 +20,17 @@ from celery.worker.request import Request as CeleryRequest
 from kombu.exceptions import OperationalError
 from redis.exceptions import ResponseError
 
+from regworker import addresses
 from regworker.settings import Settings
 from worker.broker.background_publisher import NotConnected, background
+from worker.broker.broker_url import of_kombu
 from worker.broker.queue_marks import QueueMarks
 from worker.broker.redis_transport import Channel, Transport
 from worker.intake.quarantine import MessageKeeper, QuarantineEntry
 from worker.monitoring import liveness
 from worker.process.message_check import Malformed, Messages, built_in
 from worker.process.runtime import runtime
+from worker.process.wake_reader import WakeReader
 from worker.telemetry.sampling import Sampled
 
 #: Seconds between checks of the queues, on RabbitMQ.
@@ -108,13 +111,14 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         )
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        app = kwargs["app"]
-        self._keeper = MessageKeeper(Settings.load(), runtime(app).keyring)
+        app, settings = kwargs["app"], Settings.load()
+        self._keeper = MessageKeeper(settings, runtime(app).keyring)
         self._queues = tuple(app.amqp.queues.consume_from)
         """The queues of this worker, whatever becomes of its consumer."""
         self._refused: set[str] = set()
         """Its queues that the broker refuses at present."""
         self._marks = QueueMarks(kwargs["hostname"])
+        self._reader = self._wake_reader(app, settings)
         self.box: Any = None
         """The mailbox for commands, if there is one."""
         self._connected_at = 0.0
@@ -136,9 +140,21 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         channel = self.task_consumer.channel
         if isinstance(channel, Channel):
             channel.room = self._room
+            if self._reader is not None:
+                lanes = channel.expendable_queues
+                channel.apart = tuple(one for one in lanes if one in self._queues)
+                channel.on_cancel = self._reader.stop
+                self.pool.on_free = self._reader.look
         else:
             self._marks.put(self.connection, self._own())
             hub.call_repeatedly(LOOK, self._look)
+
+    def on_ready(self) -> None:
+        """Called with each connection, once the queues are consumed."""
+        super().on_ready()
+        channel = self.task_consumer.channel
+        if self._reader is not None and isinstance(channel, Channel):
+            self._reader.start(channel)
 
     def connection_for_write(self, url: Any = None, heartbeat: Any = None) -> NotConnected:
         """Celery's step for events would wait for a connection; ours publishes them in the
@@ -260,6 +276,8 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
             return False
         channel = consumer.channel
         if isinstance(channel, Channel):
+            if self._reader is not None and queue in channel.apart:
+                return self._reader.hears
             asks = time.monotonic() - channel.answered < ANSWERED or not channel.qos.can_consume()
             return queue in channel.active_queues and asks
         # py-amqp forgets the tag of a consumer that the broker has cancelled.
@@ -268,16 +286,35 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
     def on_send_event_buffered(self) -> None:
         """Nothing: events are sent in batches. (Celery would send them at each turn.)"""
 
+    def _wake_reader(self, app: Any, settings: Settings) -> WakeReader | None:
+        """The reader of wake-ups; None if the broker is not one Redis, or not that of our settings
+        (but of `celeryconfig.py`): then kombu reads them, one by one."""
+        url = app.conf.get("broker_read_url") or app.conf["broker_url"]
+        if ";" in url or url != of_kombu(settings.broker)[0]:
+            return None
+        if addresses.read(settings.broker).kind != "redis":
+            return None
+        timeout = app.conf["broker_connection_timeout"]
+        return WakeReader(settings.broker, runtime(app).loop, self._room_for_wakeups, timeout)
+
     def _room(self) -> int:
-        """How many messages to take. None without a free slot, or bulk would start before live."""
+        """How many messages the hub may take. None without a free slot, or bulk would start before
+        live."""
         if self._keeper.full:
             return 0  # the next acknowledgement of its messages wakes the hub
+        was_full, self.pool.full = self.pool.full, True
         room = self._free()
-        if room <= 0:
-            # Check once more: a slot that became free in between would not wake the hub.
-            self.pool.full = True
-            room = self._free()
+        if room > 0:
+            self.pool.full = False
+            if was_full and self._reader is not None:
+                runtime(self.app).loop.call_soon_threadsafe(self._reader.look)
         return room
+
+    def _room_for_wakeups(self) -> int:
+        if self._keeper.full:
+            return 0
+        # A hub that found no slot gets the next one, before it is used for wake-ups.
+        return self._free() - int(self.pool.full)
 
     def _free(self) -> int:
         free: int = self.pool.num_processes - len(state.reserved_requests)

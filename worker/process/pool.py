@@ -8,6 +8,7 @@ compete for the interpreter at each step.
 import asyncio
 import heapq
 import threading
+from collections.abc import Callable
 from itertools import count
 from typing import Any
 
@@ -32,6 +33,9 @@ class TaskPool(BasePool):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.full = False
         """Set by the consumer if no slot was free: the next free slot must wake the hub."""
+        self._woken = False
+        self.on_free: Callable[[], None] = lambda: None
+        """Called in the loop's thread when a slot is free."""
         self._line: list[tuple[int, int, tuple[Any, ...]]] = []
         self._lock = threading.Lock()
         self._asked = False
@@ -43,6 +47,7 @@ class TaskPool(BasePool):  # type: ignore[misc]
     def on_start(self) -> None:
         """Called once the runtime has started."""
         self._loop = runtime(self.app).loop
+        self._in_loop = runtime(self.app).in_loop
         self._turnstile: Turnstile = runtime(self.app).turnstile
         self._turnstile.on_free = self._start
 
@@ -63,8 +68,11 @@ class TaskPool(BasePool):  # type: ignore[misc]
         work = (target, args, kwargs, callback, accept_callback)
         with self._lock:
             heapq.heappush(self._line, (rank(args or ()), next(self._numbers), work))
-            asked, self._asked = self._asked, True
-        if not asked:
+            asked = self._asked
+            self._asked = True
+        if self._in_loop():
+            self._start()
+        elif not asked:
             self._loop.call_soon_threadsafe(self._start)
 
     def on_stop(self) -> None:
@@ -100,10 +108,15 @@ class TaskPool(BasePool):  # type: ignore[misc]
         self._running.discard(task)
         self._start()
         if self.full and self._hub is not None:
-            # On Redis, the hub may take more messages now. The first task to end after the pool was
-            # full wakes it.
-            self.full = False
-            self._hub.call_soon(_look_again)
+            # On Redis, the hub may take a request now. It resets `full` when it has looked.
+            if not self._woken:
+                self._woken = True
+                self._hub.call_soon(self._look_again)
+        else:
+            self.on_free()
+
+    def _look_again(self) -> None:
+        self._woken = False  # to wake the hub is enough
 
     def _tell_when_idle(self) -> None:
         if self._running:
@@ -123,10 +136,6 @@ def _apply(*work: Any) -> None:
         log.exception("a task ended on a fault of its pool")
         *_, callback, _accept = work
         state.task_ready(callback.__self__)
-
-
-def _look_again() -> None:
-    pass  # waking the hub is enough
 
 
 def _hand_back(request: Any) -> None:

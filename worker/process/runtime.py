@@ -208,6 +208,10 @@ class Runtime:
         """Wait; blocks the calling task, not the loop."""
         self._run(asyncio.sleep(seconds))
 
+    def in_loop(self) -> bool:
+        """Whether this is the loop's thread."""
+        return threading.get_ident() == self._thread.ident
+
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         with self._liveness.task():
             if greenlets.carried():

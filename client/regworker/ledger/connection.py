@@ -60,12 +60,13 @@ class LedgerConnection:
         patience: float,
         timed: Callable[[float], None],
         greet: Callable[[Any], Awaitable[None]] | None = None,
+        sift: Callable[[Any], Any] | None = None,
     ) -> None:
         """`pool`: creates connections, without a socket timeout of its own.
 
         `patience`: seconds without an expected answer until the connection counts as broken.
         `timed` gets the seconds of each batch. `greet` gets each new redis-py connection, before
-        any command is sent on it.
+        any command is sent on it. `sift`: makes of hiredis' reader one that limits answers.
         """
         # With RESP 3, which a URL may choose, a server may also send unrequested messages.
         pool.connection_kwargs["protocol"] = 2
@@ -73,6 +74,7 @@ class LedgerConnection:
         self._patience = patience
         self._timed = timed
         self._greet = greet
+        self._sift = sift
         self._unsent: list[Asked] = []
         self._wire: _Wire | None = None
         self._connecting: asyncio.Task[None] | None = None
@@ -131,7 +133,7 @@ class LedgerConnection:
                 await connection.connect()
                 if self._greet is not None:
                     await self._greet(connection)
-            self._wire = _Wire(connection, self._patience, self._timed, self._cut)
+            self._wire = _Wire(connection, self._patience, self._timed, self._cut, self._sift)
         except asyncio.CancelledError:
             self._hang_up(connection)
             raise
@@ -173,6 +175,7 @@ class _Wire(asyncio.BufferedProtocol):
         patience: float,
         timed: Callable[[float], None],
         cut: Callable[[Any], None],
+        sift: Callable[[Any], Any] | None,
     ) -> None:
         """`cut` is called once, when the connection can no longer be used."""
         from hiredis import Reader
@@ -195,6 +198,9 @@ class _Wire(asyncio.BufferedProtocol):
             replyError=connection._parser.parse_error,
             notEnoughData=_INCOMPLETE,
         )
+        self._sifted = sift is not None
+        if sift is not None:
+            self._reader = sift(self._reader)
         self._transport = connection._writer.transport
         if connection._reader.at_eof() or self._transport.is_closing():
             # The loop has already notified redis-py, and will not do so again.
@@ -238,7 +244,10 @@ class _Wire(asyncio.BufferedProtocol):
             while (found := self._reader.gets(False)) is not _INCOMPLETE:
                 self._fed = 0
                 self._answer(found)
-            if self._fed > LONGEST_ANSWER:
+            if self._sifted:
+                # What is dropped may take longer to arrive than an answer.
+                self._heard = time.monotonic()
+            elif self._fed > LONGEST_ANSWER:
                 self._too_long()
         except Exception as error:  # noqa: BLE001 -- no answer, or one that nobody asked for
             self.cut(error)

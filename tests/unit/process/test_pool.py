@@ -42,10 +42,11 @@ def test_a_slot_that_comes_free_wakes_the_hub_that_found_none(
     consumer = Consumer.__new__(Consumer)
     consumer.pool = pool
     consumer._keeper = SimpleNamespace(full=False)
+    consumer._reader = None
 
     async def run() -> None:
         loop = asyncio.get_running_loop()
-        runtime = SimpleNamespace(loop=loop, turnstile=Turnstile())
+        runtime = SimpleNamespace(loop=loop, turnstile=Turnstile(), in_loop=lambda: True)
         monkeypatch.setattr("worker.process.pool.runtime", lambda app: runtime)
         pool.start()
         pool.register_with_event_loop(hub)
@@ -57,6 +58,7 @@ def test_a_slot_that_comes_free_wakes_the_hub_that_found_none(
         await run_one(pool)
         await run_one(pool)
         assert hub.woken == 1
+        assert consumer._room_for_wakeups() < 0, "the slot is kept for the hub"
         monkeypatch.setattr(state, "reserved_requests", set())
         consumer._keeper.full = True
         assert consumer._room() == 0, "what waits for the quarantine is bounded"
@@ -71,7 +73,8 @@ def test_a_live_job_waits_for_no_bulk_jobs_claim(monkeypatch: pytest.MonkeyPatch
     begun: list[str] = []
 
     async def run() -> None:
-        runtime = SimpleNamespace(loop=asyncio.get_running_loop(), turnstile=turnstile)
+        loop = asyncio.get_running_loop()
+        runtime = SimpleNamespace(loop=loop, turnstile=turnstile, in_loop=lambda: True)
         monkeypatch.setattr("worker.process.pool.runtime", lambda app: runtime)
         pool.start()
         claims = {name: asyncio.Event() for name in ("b1", "b2", "b3", "b4", "live")}
