@@ -139,11 +139,16 @@ class Intake:
 
 def admitted(job: Job, answer: Accepted | Conflict | Unconfigured) -> Accepted:
     """The answer of an accepted job; raises the error for a refusal."""
+    return admitted_under(job.idempotency_key, answer)
+
+
+def admitted_under(key: str, answer: Accepted | Conflict | Unconfigured) -> Accepted:
+    """The same for the job with this key, which need not be kept until its answer comes."""
     match answer:
         case Accepted():
             return answer
         case Conflict(job_id, forgotten):
-            raise (JobForgotten if forgotten else IdempotencyConflict)(job_id, job.idempotency_key)
+            raise (JobForgotten if forgotten else IdempotencyConflict)(job_id, key)
         case Unconfigured(names, known):
             raise refusal(names, known)
 

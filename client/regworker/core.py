@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
-from regworker.acceptance import Intake, admitted, facts_of
+from regworker.acceptance import Intake, admitted_under, facts_of
 from regworker.announced import check_key
 from regworker.domain.actor import Actor
 from regworker.domain.errors import IdempotencyConflict, InvalidJob, JobNotCancellable, UnknownJob
@@ -28,6 +28,8 @@ from regworker.tracing import Enqueuing, enqueuing
 
 Given = Job | Mapping[str, Any]
 """A job as a host passes it."""
+
+Accepting = Iterator[Command[Accepted | Conflict | Unconfigured]]
 
 #: Jobs in one pipeline of `enqueue_many`: enough to spread the round trip.
 BATCH = 500
@@ -58,9 +60,11 @@ class ProducerCore:
         were read from JSON.
         """
         results: dict[int, Receipt | Refused] = {}
-        checked: list[tuple[int, Job, Enqueuing]] = []
+        # Their keys, and not the jobs: these hold secrets, and each has a dozen objects that
+        # Python's garbage collector would follow again and again until the answers come.
+        checked: list[tuple[int, str, Enqueuing]] = []
 
-        def commands() -> Iterator[Command[Accepted | Conflict | Unconfigured]]:
+        def commands() -> Accepting:
             # Lazily, so that the server processes the first ones while the last are checked.
             for number, given in batch:
                 try:
@@ -69,13 +73,13 @@ class ProducerCore:
                     results[number] = Refused(number, error)
                     continue
                 step = enqueuing(job.traceparent, traceparent, **facts_of(job))
-                checked.append((number, job, step))
+                checked.append((number, job.idempotency_key, step))
                 yield self._intake.command(job, registration, by=by, trace=step.trace)
 
         answers = yield commands()
-        for (number, job, step), answer in zip(checked, answers, strict=True):
+        for (number, key, step), answer in zip(checked, answers, strict=True):
             try:
-                accepted = admitted(job, answer)
+                accepted = admitted_under(key, answer)
             except (InvalidJob, IdempotencyConflict) as error:
                 step.end(error=type(error).__name__)
                 results[number] = Refused(number, error)
@@ -83,7 +87,7 @@ class ProducerCore:
             step.end(state=str(accepted.state), repeat=accepted.repeat)
             results[number] = Receipt(
                 accepted.job_id,
-                job.idempotency_key,
+                key,
                 accepted.state,
                 moment(accepted.accepted_at),
                 accepted.repeat,

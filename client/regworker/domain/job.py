@@ -240,6 +240,7 @@ def canonical(value: Any) -> bytes:
     return _CANONICAL.encode(value).encode()
 
 
+# What contains itself is refused before: by pydantic, and by `flaw`.
 _CANONICAL = json.JSONEncoder(
-    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, check_circular=False
 )

@@ -8,7 +8,7 @@ import base64
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Generic, TypeVar
 
 from regworker.domain.actor import Actor, packed
@@ -188,15 +188,6 @@ def accept(
     token.
     """
 
-    def read(answer: Any) -> Accepted | Conflict | Unconfigured:
-        verdict = text(answer[0])
-        if verdict == "unconfigured":
-            return Unconfigured(*(tuple(map(text, names)) for names in answer[1:]))
-        state, at = State(text(answer[1])), int(answer[2])
-        if verdict in {"conflict", "forgotten"}:
-            return Conflict(job_id, verdict == "forgotten")
-        return Accepted(job_id, state, at, repeat=verdict == "repeat")
-
     job_id = job.id
     own = job.deadline
     return Command(
@@ -224,9 +215,20 @@ def accept(
             *fingerprints,
             *job.reply_to,
         ),
-        read,
+        # A function of its own would be four more objects for Python's garbage collector.
+        partial(_admitted, job_id),
         durable=True,
     )
+
+
+def _admitted(job_id: str, answer: Any) -> Accepted | Conflict | Unconfigured:
+    verdict = text(answer[0])
+    if verdict == "unconfigured":
+        return Unconfigured(*(tuple(map(text, names)) for names in answer[1:]))
+    state, at = State(text(answer[1])), int(answer[2])
+    if verdict in {"conflict", "forgotten"}:
+        return Conflict(job_id, verdict == "forgotten")
+    return Accepted(job_id, state, at, repeat=verdict == "repeat")
 
 
 @lru_cache(maxsize=256)

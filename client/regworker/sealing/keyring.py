@@ -54,7 +54,9 @@ class Keyring:
         self._sealing = json.dumps(fixed, separators=(",", ":"))[:-1], self._ciphers[first]
         # A separate key for fingerprints: one key, one use.
         self._macs = {
-            kid: hmac.digest(key, b"registration-worker/fingerprint", "sha256")
+            kid: hmac.new(
+                hmac.digest(key, b"registration-worker/fingerprint", "sha256"), digestmod="sha256"
+            )
             for kid, key in keys.items()
         }
         # Computed once: each accepted job carries the first one.
@@ -145,9 +147,14 @@ class Keyring:
 
     def fingerprints(self, content: bytes) -> list[str]:
         """`kid:hmac` of content under each key, the first key's first."""
-        return [
-            f"{kid}:{hmac.digest(key, content, 'sha256').hex()}" for kid, key in self._macs.items()
-        ]
+        return [f"{kid}:{_mac(begun, content)}" for kid, begun in self._macs.items()]
+
+
+def _mac(begun: hmac.HMAC, content: bytes) -> str:
+    # A copy takes two thirds of the time of beginning with the key again.
+    mac = begun.copy()
+    mac.update(content)
+    return mac.hexdigest()
 
 
 class _NoKeys(Keyring):

@@ -62,8 +62,8 @@ def enqueuing(own: str | None = None, carried: str = "", **about: object) -> Enq
     except (AttributeError, TypeError, ValueError):
         # Whatever versions a producer has. Nothing wider: a soft time limit of the host is none of
         # these, and must reach the host.
-        return Enqueuing("", _nothing)
-    return Enqueuing(_text(found), end)
+        return _UNTRACED
+    return Enqueuing(_text(found), end) if found or end is not _nothing else _UNTRACED
 
 
 def here() -> str:
@@ -163,4 +163,5 @@ def _nothing(**_: object) -> None:
 
 
 #: Used if nothing is traced.
+_UNTRACED = Enqueuing("", _nothing)
 _OFF = nullcontext(_nothing)
