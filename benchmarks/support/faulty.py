@@ -16,10 +16,9 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from benchmarks.support.stub import KEEP_ALIVE
+from benchmarks.support.stub import serve
 from sandbox.documented import SKYPOSTAL_REGISTERED
 
 #: The share of registrations with each fault: so few that five in a row, which open the account's
@@ -164,21 +163,11 @@ async def _answer(send: _Send, status: int, body: bytes) -> None:
 
 
 def main() -> None:
-    """Serve on a loopback port until it is stopped."""
+    """Serve until it is stopped."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, required=True, help="the largest number of a job")
     options = parser.parse_args()
-    with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
-        print(f"listening on http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
-        config = uvicorn.Config(
-            Faulty(options.jobs),
-            http=Connection,
-            lifespan="off",
-            access_log=False,
-            log_level="critical",
-            timeout_keep_alive=KEEP_ALIVE,
-        )
-        uvicorn.Server(config).run(sockets=[listener])
+    serve(Faulty(options.jobs), http=Connection, log_level="critical")
 
 
 if __name__ == "__main__":

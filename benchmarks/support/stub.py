@@ -80,20 +80,21 @@ class Stub:
         }
 
 
-def main() -> None:
-    """Serve on a loopback port until it is stopped."""
-    argparse.ArgumentParser(description=__doc__).parse_args()
+def serve(app: Any, **config: Any) -> None:
+    """Serve on a loopback port until it is stopped; `config`: uvicorn's, in addition."""
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
         print(f"listening on http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
         # uvloop and httptools are used if they are installed.
-        config = uvicorn.Config(
-            Stub(),
-            lifespan="off",
-            access_log=False,
-            log_level="warning",
-            timeout_keep_alive=KEEP_ALIVE,
+        chosen = uvicorn.Config(
+            app, lifespan="off", access_log=False, timeout_keep_alive=KEEP_ALIVE, **config
         )
-        uvicorn.Server(config).run(sockets=[listener])
+        uvicorn.Server(chosen).run(sockets=[listener])
+
+
+def main() -> None:
+    """Serve until it is stopped."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    serve(Stub(), log_level="warning")
 
 
 if __name__ == "__main__":
