@@ -57,7 +57,7 @@ class Stub:
 def stub(folder: Path, *arguments: str) -> Iterator[Stub]:
     """Start the provider; `arguments`: another module than `support.stub`, and its options."""
     command = [sys.executable, "-m", *(arguments or ("benchmarks.support.stub",))]
-    with stack.process(command, _environment(), folder, subprocess.PIPE) as child:
+    with stack.process(command, environment(), folder, subprocess.PIPE) as child:
         yield Stub(stack.sandbox_url(child), child.pid)
 
 
@@ -97,7 +97,7 @@ def client(
 ) -> Iterator["Client"]:
     """Start a contestant's client; its log is `client.log`."""
     command = [contestant.python, "-m", "benchmarks.support.driver", contestant.module]
-    with _spoken_to(command, environment_of(contestant, redis_url, provider.url), folder) as child:
+    with spoken_to(command, environment_of(contestant, redis_url, provider.url), folder) as child:
         yield Client(child)
 
 
@@ -107,14 +107,15 @@ def caller(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Start a bare loop: see `contestants/floor.py`."""
     command = [contestant.python, "-c", "from benchmarks.contestants.floor import main; main()"]
-    with _spoken_to(command, environment_of(contestant, "", provider.url), folder) as child:
+    with spoken_to(command, environment_of(contestant, "", provider.url), folder) as child:
         yield child
 
 
 @contextmanager
-def _spoken_to(
+def spoken_to(
     command: list[str], environment: dict[str, str], folder: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a process that answers lines with lines; its log is `client.log`."""
     with (folder / "client.log").open("wb") as log:
         child = subprocess.Popen(
             command,
@@ -132,6 +133,23 @@ def _spoken_to(
             child.communicate()
 
 
+def say(child: subprocess.Popen[bytes], line: dict[str, Any]) -> None:
+    """Ask a client."""
+    assert child.stdin is not None
+    child.stdin.write(json.dumps(line).encode() + b"\n")
+    child.stdin.flush()
+
+
+def heard(child: subprocess.Popen[bytes]) -> dict[str, Any]:
+    """A client's answer."""
+    assert child.stdout is not None
+    line = child.stdout.readline()
+    if not line:
+        raise RuntimeError("a client ended")
+    answer: dict[str, Any] = json.loads(line)
+    return answer
+
+
 class Client:
     """A contestant's client: see `driver.py`."""
 
@@ -147,14 +165,8 @@ class Client:
         used."""
         asked = {"first": self.next, "count": count, "rate": rate}
         self.next += count
-        assert self._child.stdin is not None
-        assert self._child.stdout is not None
-        self._child.stdin.write(json.dumps(asked).encode() + b"\n")
-        self._child.stdin.flush()
-        line = self._child.stdout.readline()
-        if not line:
-            raise RuntimeError("a client ended")
-        answer: dict[str, Any] = json.loads(line)
+        say(self._child, asked)
+        answer = heard(self._child)
         sent = [(key, at) for key, at in answer["sent"]]
         if len(sent) != count:
             raise RuntimeError(f"{len(sent)} of {count} jobs were taken")
@@ -170,7 +182,7 @@ def environment_of(
     free = {"accounts__skypostal__default__max_in_flight": 1000}
     ours = stack.environment(redis_url, provider_url, KEYS, SECRET, **slots, **free)
     return {
-        **_environment(),
+        **environment(),
         **(ours if contestant.kind == "ours" else {}),
         "BENCH_REDIS": redis_url,
         "BENCH_PROVIDER": provider_url,
@@ -199,8 +211,8 @@ def kill(pid: int) -> None:
                 process.send_signal(signal.SIGKILL)
 
 
-def _environment() -> dict[str, str]:
-    # The settings of the calling environment do not apply to the benchmark.
+def environment() -> dict[str, str]:
+    """Of a benchmark's process: without the settings of the calling environment."""
     foreign = {name: "" for name in os.environ if name.startswith(PREFIX)}
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**foreign, "PYTHONPATH": path}

@@ -6,18 +6,22 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import fields
+from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import psutil
 import pytest
 
+from benchmarks import ledgers
 from benchmarks.features import interval, row
 from benchmarks.soak import Found, Sample, chart
+from benchmarks.support import stage
 from benchmarks.support.contest import Round
 from benchmarks.support.plot import svg
 from benchmarks.support.report import last_line, summarize
+from benchmarks.support.throttle import cpu, limited
 from tests.integration.installation import ROOT
 from worker.cli.local import stack
 
@@ -86,6 +90,53 @@ def test_each_step_has_its_cost() -> None:
     found = [re.fullmatch(r" *([\d.]+) us  (.+)", line) for line in done.stdout.splitlines()]
     assert all(one and float(one[1]) > 0 for one in found), done.stdout
     assert {"metrics", "webhook (one job in ten)"} <= {one[2] for one in found if one}
+
+
+def test_three_ledgers_are_compared_with_one() -> None:
+    """The rates of both, their ratio, and what servers and clients used; each server limited."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.ledgers", "--turns", "1", "--seconds", "2"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    rates = re.findall(r"(\d+) jobs/s; each server used [\d.]+% to [\d.]+% of a core", done.stdout)
+    ratio = re.search(r"three ledgers carried ([\d.]+) times the jobs of one", done.stdout)
+    assert ratio is not None, done.stdout
+    one, three = map(int, rates)
+    assert abs(three / one - float(ratio[1])) < 0.1
+
+
+def test_a_server_with_other_jobs_than_its_own_ends_the_comparison(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each server must have run three scripts for each of its jobs, and no other script."""
+    monkeypatch.setattr(ledgers, "MARGIN", 0)
+    said = """input(), print('{"done": {"main": 1}, "cpu": 0.1}')"""
+    with (
+        stack.valkey(tmp_path) as valkey,
+        closing(ledgers.Side({"main": valkey.connection_url})) as side,
+        stage.spoken_to([sys.executable, "-c", said], {}, tmp_path) as client,
+        pytest.raises(RuntimeError, match=r"\[0\] scripts for"),
+    ):
+        side.turn([client], number=0, share=1, seconds=0)
+
+
+def test_a_limited_process_is_stopped_and_goes_on() -> None:
+    """It is stopped when it has used its share, goes on later, and is free after the block."""
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as child:
+        try:
+            process = psutil.Process(child.pid)
+            with limited([child.pid], 0.1):
+                stack.until(lambda: process.status() == "stopped", "no stop", PATIENCE)
+                used = cpu(child.pid)
+                stack.until(lambda: cpu(child.pid) > used, "it did not go on", PATIENCE)
+            assert process.status() != "stopped"
+        finally:
+            child.kill()
 
 
 @contextmanager
