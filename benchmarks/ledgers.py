@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,6 @@ from benchmarks.ceiling import SATURATED, Usage
 from benchmarks.support import stage, throttle
 from benchmarks.support.allocator import jemalloc
 from benchmarks.support.ledger_client import ACCOUNTS
-from benchmarks.support.watch import STREAM
 from regworker.ledger import SyncLedger
 from regworker.ledger.admin import Limits, announce
 from worker.cli.local import stack
@@ -42,7 +41,7 @@ class Turn:
     """What was measured in a turn."""
 
     rate: float
-    """Jobs a second, all ledgers together."""
+    """Jobs a second, all ledgers together: scripts, since jobs move through them in batches."""
     shares: Sequence[float]
     """Of a core, for each server."""
     clients: Sequence[float]
@@ -64,7 +63,7 @@ class Side:
         self, clients: Sequence[Popen[bytes]], number: int, share: float, seconds: float
     ) -> Turn:
         """Let the clients run while each server has this share of a core."""
-        before = self._scripts()
+        before = list(self._scripts())
         asked = {"urls": self.urls, "seconds": MARGIN + seconds + MARGIN}
         with throttle.limited(self.pids, share):
             for which, client in enumerate(clients, number * len(clients)):
@@ -80,20 +79,20 @@ class Side:
             raise RuntimeError(f"{scripts} scripts for {dict(own)}: not {COMMANDS} a job")
         rates, shares = [], []
         for start, end in zip(begun, ended, strict=True):
-            done, took, cpu = (last - first for first, last in zip(start, end, strict=True))
-            rates.append(done / took)
+            run, took, cpu = (last - first for first, last in zip(start, end, strict=True))
+            rates.append(run / COMMANDS / took)
             shares.append(cpu / took)
         return Turn(sum(rates), shares, [answer["cpu"] for answer in answers])
 
     def _look(self) -> list[tuple[int, float, float]]:
-        """Of each server, the finished jobs, the time, and the seconds of CPU so far."""
+        """Of each server, the scripts, the time, and the seconds of CPU so far."""
         return [
-            (int(ledger.redis.xlen(STREAM)), time.monotonic(), throttle.cpu(pid))
-            for ledger, pid in zip(self.ledgers.values(), self.pids, strict=True)
+            (scripts, time.monotonic(), throttle.cpu(pid))
+            for scripts, pid in zip(self._scripts(), self.pids, strict=True)
         ]
 
-    def _scripts(self) -> list[int]:
-        return [Usage.of(ledger.redis).scripts for ledger in self.ledgers.values()]
+    def _scripts(self) -> Iterator[int]:
+        return (Usage.of(ledger.redis).scripts for ledger in self.ledgers.values())
 
     def close(self) -> None:
         """Close all connections."""
@@ -139,8 +138,8 @@ def described(turns: Sequence[Turn], share: float) -> str:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--share", type=float, default=0.12, help="of a core a server (0.12)")
-    parser.add_argument("--seconds", type=float, default=10, help="measured in a turn (10)")
+    parser.add_argument("--share", type=float, default=0.06, help="of a core a server (0.06)")
+    parser.add_argument("--seconds", type=float, default=15, help="measured in a turn (15)")
     parser.add_argument("--turns", type=int, default=7, help="turns (7)")
     options = parser.parse_args()
     with stack.ending_by_signal(), jemalloc() as allocator, ExitStack() as open_:
