@@ -59,9 +59,9 @@ CONNECT_TIMEOUT = 3.0
 #: Seconds between tries while the server is away: short at first, for a restart; then longer.
 FIRST_PAUSE, LAST_PAUSE = 0.05, 1.0
 
-#: Commands that a producer sends at a time: sealing them takes it a few milliseconds, so that it
-#: and the server work concurrently.
-SLICE = 50
+#: Commands that a producer sends at a time: sealing them takes it less than a millisecond. So long
+#: the server waits at the start of a pipeline; then both work concurrently.
+SLICE = 15
 
 #: Concurrent requests of an `AsyncLedger` that are not our commands: each has a connection.
 QUESTIONS = 4
