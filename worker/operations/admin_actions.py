@@ -48,6 +48,7 @@ from regworker.ledger.snapshot import AccountSnapshot, whole
 from regworker.ledger.steps import carry
 from regworker.ledger.transitions import (
     REVIEWS,
+    SCANNED,
     Publication,
     account_key,
     announced,
@@ -96,7 +97,8 @@ class AdminActions:
 
     def reviews(self) -> Iterator[Record]:
         """Jobs in review, the oldest first."""
-        for job_id in map(text, self._ledger.ask(lambda redis: redis.zrange(REVIEWS, 0, -1))):
+        since: Any = self._ledger.ask(lambda redis: dict(redis.zscan_iter(REVIEWS, count=SCANNED)))
+        for job_id in map(text, sorted(since, key=lambda one: (since[one], one))):
             try:
                 record = self._ledger(look(job_id))
             except (ResponseError, LookupError, ValueError):

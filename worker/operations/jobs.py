@@ -30,6 +30,7 @@ from regworker.ledger.listing import (
     ended_accounts,
     ended_indexes,
     find,
+    heads,
     open_indexes,
 )
 from regworker.ledger.records import Record
@@ -41,8 +42,8 @@ PAGE, BUDGET = 50, 10_000
 #: Indexes of which a page each may be read for one page of the list.
 FEW = 40
 
-#: Entries that are read to find the first job of an index, if there are more indexes than that.
-FIRST = 2
+#: Indexes whose first entry one script finds, if there are more indexes than that.
+HEADS = 100
 
 
 class WrongCursor(RegistrationWorkerError):  # noqa: N818
@@ -113,6 +114,10 @@ class _IndexReader:
         self.rows, self.exhausted, self.after = list(found.rows), found.exhausted, found.after
         self.at, self.begun = found.at or self.at, True
         return found.looked_at
+
+    def start(self, at: int) -> None:
+        """Process the time of the first entry; -1: there is none."""
+        self.at, self.begun, self.exhausted = max(at, 0), True, at < 0
 
     @property
     def head(self) -> int:
@@ -185,15 +190,20 @@ class JobList:
                 return
 
     def _begin(self, readers: Sequence[_IndexReader], asked: WantedJobs) -> None:
-        """Find the first job of each index, if there are very many.
+        """Find the time of the first job of each stream, if there are very many.
 
         A page has jobs of few of them: to read a page of each would read most records there are.
         """
-        if len(readers) <= FEW:
+        streams = [one for one in readers if one.index.kind == "stream"]
+        if len(streams) <= FEW:
             return
-        found = self._ledger.many(find(one.index, asked, one.after, 1, FIRST) for one in readers)
-        for one, slice_ in zip(readers, found, strict=True):
-            one.take(slice_)
+        batches = [streams[at : at + HEADS] for at in range(0, len(streams), HEADS)]
+        found = self._ledger.many(
+            heads([(one.index, one.after) for one in batch], asked) for batch in batches
+        )
+        for batch, times in zip(batches, found, strict=True):
+            for one, at in zip(batch, times, strict=True):
+                one.start(at)
 
     def _readers(
         self, wanted: JobFilter, cursor: tuple[int, str, str] | None, asked: WantedJobs

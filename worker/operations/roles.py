@@ -137,7 +137,7 @@ ROLES: tuple[Role, ...] = (
         "serves metrics; top and stats",
         ("info", "llen", "exists", "smembers", "multi", "exec", "sscan", "hscan", "zscan"),
         (f"~{_ALL}", f"%R~{REQUESTS}*", f"%R~{_BINDINGS}"),
-        calls=("snapshot", "accounts", "repair"),
+        calls=("snapshot", "accounts", "streams", "repair"),
     ),
     Role(
         "flower",

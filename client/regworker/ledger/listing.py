@@ -13,8 +13,8 @@ from regworker.ledger.records import Record, text
 from regworker.ledger.snapshot import OPEN, RANKS, place
 from regworker.ledger.transitions import PREFIX, SCANNED, STATS, Command
 
-#: Records that one script reads: about a millisecond of the server's time.
-SLICE = 300
+#: Records that one script reads: one to two milliseconds of the server's time.
+SLICE = 100
 
 
 #: The last time of an index (ms): a state's scores end there.
@@ -193,6 +193,21 @@ def find(
             *metadata,
         ),
         read,
+    )
+
+
+def heads(streams: Sequence[tuple[Index, str]], wanted: WantedJobs) -> Command[list[int]]:
+    """The times (ms) of the first entries of some streams, each with where to start; -1: none."""
+    return Command(
+        "heads",
+        tuple(index.key for index, _ in streams),
+        (
+            "newest" if wanted.newest else "oldest",
+            wanted.since,
+            wanted.until,
+            *(after for _, after in streams),
+        ),
+        lambda answer: list(map(int, answer)),
     )
 
 

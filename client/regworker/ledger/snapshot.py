@@ -2,13 +2,14 @@
 
 It costs the same with one job and with a million: an index that each transition updates (`set()` in
 `_lib.lua`) counts jobs, and all other values are lengths.
-If there are more than `PAGE` accounts and endpoints, each script reads some of them, so that none
-holds up the ledger (`whole`).
+If there are more than `PAGE` accounts, endpoints or streams, each script reads some of them, so
+that none holds up the ledger (`whole`).
 """
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, Literal, Self, TypeVar
 
 from regworker.domain.liveness import silent
@@ -22,6 +23,7 @@ from regworker.ledger.transitions import (
     REVIEWS,
     SCANNED,
     STATS,
+    STREAMS,
     Argument,
     Command,
     announced,
@@ -246,7 +248,8 @@ class Snapshot:
     unreadable: tuple[str, ...]
     """Keys of a wrong type or with invalid content: they count as empty."""
     partial: bool = False
-    """There are too many accounts and endpoints for one script: they and `stats` are empty."""
+    """There are too many accounts, endpoints or streams for one script: they and `stats` are
+    missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +262,8 @@ class Part:
 
 
 def snapshot() -> Command[Snapshot]:
-    """Read everything at once; without accounts and endpoints, if there are more than `PAGE`."""
+    """Read everything at once; without accounts, endpoints and their streams, if there are more
+    than `PAGE`."""
     return Command("snapshot", (OPEN, LATER, ALARMS, REVIEWS), (MOST_WORKERS, PAGE), _read)
 
 
@@ -292,13 +296,27 @@ def whole(ledger: SyncLedger, patience: float = 10.0) -> Snapshot:
     ]
     rest = parts(ledger, [*sorted(served), *were], patience)
     stats: Any = ledger.ask(lambda redis: dict(redis.hscan_iter(STATS, count=SCANNED)), patience)
+    forms: Any = ledger.ask(lambda redis: dict(redis.hscan_iter(STREAMS, count=SCANNED)), patience)
+    more = {text(form).partition(" ")[2] for form in forms.values()}
+    keys = sorted(more - {one.name for one in found.streams})
+    pages = [
+        ledger(read_streams(keys[at : at + PAGE]), patience) for at in range(0, len(keys), PAGE)
+    ]
     return replace(
         found,
+        streams=tuple(sorted((*found.streams, *chain(*pages)), key=lambda one: one.name)),
         accounts=rest.accounts,
         endpoints=rest.endpoints,
         stats={text(name): int(number) for name, number in stats.items()},
         unreadable=(*found.unreadable, *rest.unreadable),
         partial=False,
+    )
+
+
+def read_streams(keys: Sequence[str]) -> Command[list[Stream]]:
+    """Read some of the results streams, by their keys."""
+    return Command(
+        "streams", tuple(keys), (), lambda answer: [_stream(one) for one in json.loads(answer)]
     )
 
 

@@ -458,3 +458,16 @@ local function described(names, at, unreadable)
   end
   return accounts, endpoints
 end
+
+-- Some streams with their groups, for monitoring.
+local function read_streams(names)
+  local streams = {}
+  for i, name in ipairs(names) do
+    local groups = redis.pcall('XINFO', 'GROUPS', name)
+    local length = redis.pcall('XLEN', name)
+    streams[i] = {name = name, length = tonumber(length) or 0, groups = {}}
+    -- Before the first event the stream does not exist.
+    for j, flat in ipairs(groups.err and {} or groups) do streams[i].groups[j] = table_of(flat) end
+  end
+  return streams
+end

@@ -5,7 +5,8 @@
 --       an entry), at most how many to read, and to find, state, provider, account, reason ('':
 --       any), then name, value of the metadata...
 -- Returns {1 if that was all, after which to continue, its time (ms), how many were read, {entry,
--- time, id, field...}, ...}. Reads only.
+-- time, id, field...}, ...}. Reads only. Long records end a slice early.
+local MOST_BYTES = 100000
 local newest, most = ARGV[3] == 'newest', tonumber(ARGV[7])
 local low, high = tonumber(ARGV[4]), tonumber(ARGV[5])
 local seen = {}
@@ -44,6 +45,12 @@ local function stream()
   return #page < most
 end
 
+-- The end of a text is found from behind: a pattern would be tried at each of its characters.
+local function last_line(log)
+  local from = log:reverse():find('\n', 2, true)
+  return log:sub(from and 1 - from or 1):match('^[^\n]*')
+end
+
 local function wanted(job, at)
   if job[1] ~= ARGV[9] then return false end
   -- An earlier end of a job that a person reopened.
@@ -66,15 +73,16 @@ local function wanted(job, at)
 end
 
 local all = ARGV[1] == 'zset' and zset() or ARGV[1] == 'stream' and stream()
-local answer, after, time = {0, ARGV[6], 0, 0}, nil, nil
+local answer, after, time, bytes = {0, ARGV[6], 0, 0}, nil, nil, 0
 for i, one in ipairs(seen) do
-  if #answer - 4 >= tonumber(ARGV[8]) then all = false break end
+  if #answer - 4 >= tonumber(ARGV[8]) or bytes > MOST_BYTES then all = false break end
   after, time, answer[4] = one[3], one[2], i
   local job = peek('HMGET', job_key(one[1]), 'state', 'provider', 'account', 'key', 'lane', 'why',
     'attempts', 'accepted_at', 'due_at', 'finished_at', 'deadline_at', 'metadata', 'log',
     'fence', 'reopened', 'forgotten_at')
+  for j = 1, job and 16 or 0 do bytes = bytes + #(job[j] or '') end
   if job and job[1] and not job[16] then
-    job[13] = (job[13] or ''):match('([^\n]*)\n?$')
+    job[13] = last_line(job[13] or '')
     if wanted(job, one[2]) then
       job[12] = ''
       for j = 1, 15 do job[j] = job[j] or '' end

@@ -2,7 +2,7 @@
 -- KEYS: open, later, alarms, reviews
 -- ARGV: at most how many workers, and names of accounts and endpoints
 -- Returns JSON: an object with `at` and the tables below. Where there are more names, `partial` is true,
--- and accounts, endpoints and stats are empty. Reads only.
+-- accounts, endpoints and stats are empty, and the endpoints' streams are missing. Reads only.
 local at = now()
 
 local function between(key, low, high)
@@ -30,10 +30,10 @@ for state, rank in pairs(RANKS) do
 end
 
 -- Reading more names than this would block all other commands: the caller reads some at a time
--- (`accounts`).
+-- (`accounts`, `streams`).
 local most = tonumber(ARGV[2])
 local partial = redis.call('SCARD', CONFIGURED) > most or redis.call('ZCARD', ANNOUNCED) > most
-  or redis.call('HLEN', PREFIX .. 'stats') > 10 * most
+  or redis.call('HLEN', PREFIX .. 'stats') > 10 * most or redis.call('HLEN', STREAMS) > most
 local names = partial and {} or redis.call('SMEMBERS', CONFIGURED)
 local served = {}
 for _, name in ipairs(names) do served[name] = true end
@@ -46,27 +46,18 @@ local accounts, endpoints = described(names, at, unreadable)
 local NEWEST = 1000
 local dead = {}
 for _, member in ipairs(redis.call('ZREVRANGE', DEAD, 0, NEWEST - 1)) do
-  local endpoint = member:match('([^:]+)$') or '?'
+  local endpoint = member:match('^.*:([^:]+)$') or '?'
   dead[endpoint] = (dead[endpoint] or 0) + 1
 end
 if redis.call('ZCARD', DEAD) > NEWEST then dead[''] = redis.call('ZCARD', DEAD) - NEWEST end
 
-local streams, seen = {}, {}
-local forms = redis.call('HVALS', STREAMS)
-forms[#forms + 1] = 'plain ' .. PREFIX .. 'results'
-forms[#forms + 1] = 'plain ' .. JOBS
-for _, form in ipairs(forms) do
+local streams = {PREFIX .. 'results', JOBS}
+local seen = {[streams[1]] = true, [streams[2]] = true}
+for _, form in ipairs(partial and {} or redis.call('HVALS', STREAMS)) do
   local stream = form:match('^%l+ (.+)$')
   if stream and not seen[stream] then
     seen[stream] = true
-    local groups = redis.pcall('XINFO', 'GROUPS', stream)
-    local length = redis.pcall('XLEN', stream)
-    local found = {name = stream, length = tonumber(length) or 0, groups = {}}
-    -- Before the first event the stream does not exist.
-    for i, flat in ipairs(groups.err and {} or groups) do
-      found.groups[i] = table_of(flat)
-    end
-    streams[#streams + 1] = found
+    streams[#streams + 1] = stream
   end
 end
 
@@ -78,7 +69,7 @@ end
 
 return cjson.encode({
   at = at, jobs = jobs, astray = astray, unreadable = unreadable, accounts = accounts,
-  streams = streams, workers = workers,
+  streams = read_streams(streams), workers = workers,
   alarms = {redis.call('ZCARD', KEYS[3]), between(KEYS[3], 0, at + 1), first_of(KEYS[3]) or 0},
   reviews = {redis.call('ZCARD', KEYS[4]), first_of(KEYS[4]) or 0},
   quarantine = redis.call('ZCARD', PREFIX .. 'quarantine'),

@@ -144,3 +144,11 @@ def test_a_script_gets_all_that_it_needs_in_order_and_nothing_else(data: st.Data
 def called(numbers: set[int]) -> str:
     """An expression that uses these pieces."""
     return " + ".join(["0", *(f"f{number}()" for number in numbers)])
+
+
+@pytest.mark.parametrize("name", sorted(scripts()))
+def test_no_pattern_is_tried_at_each_character_of_a_text(name: str) -> None:
+    """A pattern that is anchored only at its end takes the square of the text's length."""
+    patterns = re.findall(r":g?match\('((?:\\.|[^'\\])*)'", scripts()[name])
+    for one in patterns:
+        assert not one.endswith("$") or one.startswith(("^", r"\n")), one

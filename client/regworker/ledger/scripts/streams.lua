@@ -1,0 +1,4 @@
+-- streams: (no edge) some streams with their groups, for monitoring
+-- KEYS: stream...
+-- Returns JSON: a list, as in `snapshot`. Reads only.
+return cjson.encode(read_streams(KEYS))
