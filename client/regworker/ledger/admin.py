@@ -79,16 +79,21 @@ def announce(
     *,
     starts: bool = True,
     gone: float = 0,
-    accepted: Sequence[str] | None = None,
+    total: int | None = None,
 ) -> Command[None]:
     """Announce which accounts and endpoints this worker can serve, and their limits.
 
     `streams`: those of the endpoints that are streams, and how they are written. `keys`: the marks
     of its keys. `starts`: its limits and streams replace those in the ledger. `gone`: names that no
-    worker has announced for so many seconds are dropped; 0: none is dropped. `accepted`: the names
-    (`announced.py`) that jobs may use from now on; None: those of this command.
+    worker has announced for so many seconds are dropped; 0: none is dropped. `total`: how many
+    names it announces with all commands, in the last of them; 0 in the others; None: this is the
+    only one. If no name is accepted yet, jobs may use these only after the last.
     """
-    names = announced_names(accounts, endpoints, keys)
+    names = [
+        *(f"account:{one.provider}:{one.account}" for one in accounts),
+        *(f"endpoint:{name}" for name in endpoints),
+        *(f"key:{mark}" for mark in keys),
+    ]
     limits = [
         part
         for one in accounts
@@ -98,24 +103,13 @@ def announce(
         name: f"{'sealed' if one.sealed else 'plain'} {one.stream}" for name, one in streams.items()
     }
     ends = [part for name in endpoints for part in (name, forms.get(name, ""))]
-    counted: list[str | int] = [len(names), *names, *(names if accepted is None else accepted)]
+    flags = (int(starts), ms(gone), len({*names}) if total is None else total)
     return Command(
         "announce",
-        (CONFIGURED, ANNOUNCED),
-        (int(starts), ms(gone), len(accounts), *limits, len(endpoints), *ends, *counted),
+        (CONFIGURED, ANNOUNCED, f"{CONFIGURED}:new"),
+        (*flags, len(accounts), *limits, len(endpoints), *ends, *names),
         lambda _: None,
     )
-
-
-def announced_names(
-    accounts: Iterable[Limits], endpoints: Iterable[str], keys: Iterable[str]
-) -> list[str]:
-    """The names of what is announced."""
-    return [
-        *(f"account:{one.provider}:{one.account}" for one in accounts),
-        *(f"endpoint:{name}" for name in endpoints),
-        *(f"key:{mark}" for mark in keys),
-    ]
 
 
 def announce_wakes(envelopes: Mapping[str, tuple[str, str]], keep: float) -> Command[int]:
