@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import select
 import signal
 import struct
@@ -19,12 +20,12 @@ from rich.console import Console
 
 from regworker.domain.job import Job
 from regworker.ledger import SyncLedger
-from regworker.ledger.admin import Limits, announce
+from regworker.ledger.admin import Limits, announce, hold
 from regworker.ledger.snapshot import Beat, beat, snapshot
 from regworker.ledger.transitions import accept
 from tests.integration.installation import PATIENCE
 from worker.cli.commands.stats import numbers
-from worker.cli.screen import Screen
+from worker.cli.screen import ROWS, Screen
 from worker.monitoring.overview import Overview, Server
 
 SERVER = Server("valkey 9.1", 3 << 20, 0, aof_enabled=True, aof_ok=True, primary=True, clients=3)
@@ -209,6 +210,20 @@ def test_a_screen_holds_what_matters_of_a_large_installation(
     assert "stuck: consumer" in text
     assert "! 1 worker stuck or silent" in text
     assert lines[-1].strip() == "q quits"
+
+
+def test_a_whole_screen_has_the_first_of_very_many_rows(busy: SyncLedger) -> None:
+    """Accounts with a problem come first."""
+    busy(announce([Limits("acme", f"b{number:03}", 0, 0, 5) for number in range(60)], []))
+    busy(hold(("acme", "b059"), "pause", "maintenance"))
+    console = Console(width=120, color_system=None)
+    with console.capture() as capture:
+        console.print(Screen().whole(Overview(busy(snapshot()), SERVER, {})))
+    text = capture.get()
+    rows = re.findall(r"acme/\S+", text)
+    assert len(rows) == ROWS
+    assert rows[0] == "acme/b059"
+    assert re.search(r"account \(\d+\)", text)
 
 
 def test_outcomes_are_counted_since_the_screen_began_and_then_over_a_minute(

@@ -1,9 +1,9 @@
 """The tables of `regworker top` and `stats`, in a size that fits the terminal."""
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -20,11 +20,15 @@ if TYPE_CHECKING:
 #: Seconds over which outcomes are counted, once the screen has run for that long.
 WINDOW = 60.0
 
+#: The most rows of a table: an installation may have thousands of accounts.
+ROWS = 50
+
 #: Lines that every screen has: the title, the lanes with their heading, the outcomes,
 #: three headings and the blanks above them.
 FIXED = 11
 
 Row = Sequence[str | Text]
+T = TypeVar("T")
 
 
 class Screen:
@@ -34,7 +38,7 @@ class Screen:
         self._seen: deque[tuple[int, dict[str, int]]] = deque()
 
     def whole(self, found: "Overview", note: str = "") -> Group:
-        """All lines."""
+        """All lines; of a table, the first `ROWS`."""
         return self._drawn(found, None, note)
 
     def fitting(self, found: "Overview", height: int, note: str = "") -> Group:
@@ -45,10 +49,10 @@ class Screen:
         g = found.snapshot
         lately = self._lately(g)
         calls = _attention(found)
-        sections = [
-            _Section(_ACCOUNTS, [_account(one) for one in g.accounts]),
-            _Section(_ENDPOINTS, [_endpoint(one, g) for one in g.endpoints]),
-            _Section(_WORKERS, [_worker(one, g.at) for one in _worst_first(g)]),
+        sections: list[_Section[Any]] = [
+            _Section(_ACCOUNTS, _failing_first(g), _account),
+            _Section(_ENDPOINTS, g.endpoints, lambda one: _endpoint(one, g)),
+            _Section(_WORKERS, _worst_first(g), lambda one: _worker(one, g.at)),
         ]
         if height is not None:
             notes = 1 if note else 0
@@ -73,11 +77,12 @@ class Screen:
         return -(-(g.at - at) // 1000), {name: n - before.get(name, 0) for name, n in now.items()}
 
 
-class _Section:
+class _Section(Generic[T]):
     """A table that may show only its first rows."""
 
-    def __init__(self, headings: Sequence[str], rows: list[Row]) -> None:
-        self.headings, self.rows, self.most = headings, rows, len(rows) or 1
+    def __init__(self, headings: Sequence[str], rows: Sequence[T], row: Callable[[T], Row]) -> None:
+        self.headings, self.rows, self.row = headings, rows, row
+        self.most = min(ROWS, len(rows) or 1)
 
     def table(self) -> Table:
         """The rows that fit; the heading shows the total if there are more."""
@@ -94,7 +99,7 @@ class _Section:
                 min_width=len(heading) if right else None,
             )
         for row in self.rows[: self.most]:
-            table.add_row(*row)
+            table.add_row(*self.row(row))
         if not self.rows:
             table.add_row(Text("none", style="dim"))
         return table
@@ -107,7 +112,7 @@ _ENDPOINTS = ("endpoint", "pending", "dead", "oldest", "state")
 _WORKERS = ("worker", "jobs", "up", "seen", "condition")
 
 
-def _share(lines: int, sections: Sequence[_Section]) -> None:
+def _share(lines: int, sections: Sequence[_Section[Any]]) -> None:
     """Give each section at least one line, and share the other lines in turn."""
     wanted = [section.most for section in sections]
     for section in sections:
@@ -240,7 +245,11 @@ def _endpoint(one: "EndpointSnapshot", g: "Snapshot") -> Row:
     return (one.name, _number(one.pending), dead, oldest, state)
 
 
-def _worst_first(g: "Snapshot") -> Iterable["Beat"]:
+def _failing_first(g: "Snapshot") -> list["AccountSnapshot"]:
+    return sorted(g.accounts, key=lambda one: one.breaker == "closed" and not one.paused)
+
+
+def _worst_first(g: "Snapshot") -> list["Beat"]:
     return sorted(g.workers, key=lambda one: (one.condition(g.at) == "well", one.name))
 
 

@@ -14,6 +14,8 @@ def stats(json: AsJson = False) -> None:
     """Show the numbers of the installation: jobs by state and lane, outcomes, the age of the oldest
     job, accounts, endpoints, workers, streams, queues, the ledger's server.
 
+    A table has up to 50 rows, those with a problem first; --json shows all.
+
     Needs no sealing key. `regworker top` shows the same live; `regworker exporter` serves it to
     Prometheus.
 

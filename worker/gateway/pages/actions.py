@@ -179,14 +179,10 @@ def pause(request: Request, provider: str, account: str, act: ByOperator, here: 
     try:
         actor, until = act.visitor.actor(act.text("why")), _until(act.fields.get("until", ""))
     except Wrong as error:
-        return page(
-            request,
-            "accounts.html",
-            status=422,
-            title="Accounts",
-            accounts=here.history.look().snapshot.accounts,
-            problems={f"{provider}/{account}": error.problems},
-            given=act.fields,
+        name = f"{provider}/{account}"
+        problems = {name: error.problems}
+        return views.show_accounts(
+            request, here, name, status=422, problems=problems, given=act.fields
         )
     with here.acting() as admin:
         admin.pause(provider, account, actor, until)

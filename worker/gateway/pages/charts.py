@@ -66,10 +66,7 @@ def _speeds(points: Sequence[Point], name: str) -> list[tuple[int, float]]:
     found = []
     for before, after in pairwise(points):
         minutes = max(1, after.at - before.at) / 60_000
-        new = sum(after.outcomes.get(name, {}).values()) - sum(
-            before.outcomes.get(name, {}).values()
-        )
-        found.append((after.at, max(0, new) / minutes))
+        found.append((after.at, after.ended.get(name, 0) / minutes))
     return found
 
 

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from regworker.domain.states import FINAL, State
-from regworker.ledger.listing import JobRow
+from regworker.ledger import SyncLedger
+from regworker.ledger.listing import WantedJobs, ended_indexes, find
 from regworker.settings import Settings
 from worker.monitoring.overview import Observer, Overview
-from worker.operations.jobs import JobFilter, JobList
 
 log = logging.getLogger(__name__)
 
@@ -22,16 +22,20 @@ PERIOD, KEPT = 10.0, 360
 #: Seconds for which a snapshot is fresh enough for a page.
 FRESH = 2.0
 
-#: The number of finished jobs from which latency is computed.
-RECENT = 200
+#: Accounts that have charts: the busiest ones.
+CHARTED = 20
+
+#: The number of jobs from which an account's latency is computed, and their age in milliseconds.
+RECENT, RECENTLY = 50, 600_000
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One snapshot. `outcomes`: counters by account and state; `latency`: seconds, by account."""
+    """One snapshot, by account; an account is left out where it has none, since there may be
+    thousands. `ended`: jobs that ended since the snapshot before; `latency`: seconds."""
 
     at: int
-    outcomes: Mapping[str, Mapping[str, int]]
+    ended: Mapping[str, int]
     latency: Mapping[str, float]
     waiting: Mapping[str, int]
 
@@ -42,6 +46,7 @@ class History:
     def __init__(self, settings: Settings, period: float = PERIOD) -> None:
         self._settings, self._period = settings, period
         self._points: deque[Point] = deque(maxlen=KEPT)
+        self._ended_before: Mapping[str, int] = {}
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._last: tuple[float, Overview] | None = None
@@ -90,29 +95,52 @@ class History:
         if self._observer is None:
             self._observer = Observer(self._settings)
         found = self._observer.look()
-        rows = (
-            JobList(self._observer.ledger).page(JobFilter(states=tuple(FINAL)), None, RECENT).rows
-        )
         self._last = time.monotonic(), found
         # Snapshots for pages do not enter the history: they would displace the last hour.
         at = found.snapshot.at
         if not self._points or at - self._points[-1].at >= self._period * 900:
-            self._points.append(_point(found, rows))
+            self._points.append(self._point(found, self._observer.ledger))
         return found
 
+    def _point(self, found: Overview, ledger: SyncLedger) -> Point:
+        g = found.snapshot
+        names = [f"{one.provider}/{one.account}" for one in g.accounts]
+        ended, before = _ended(g.stats), self._ended_before or _ended(g.stats)
+        self._ended_before = ended
+        new = {name: max(0, count - before.get(name, 0)) for name, count in ended.items()}
+        return Point(
+            g.at,
+            {name: count for name, count in new.items() if count},
+            _latency(ledger, busiest(names, new), g.at),
+            {name: one.waiting for name, one in zip(names, g.accounts, strict=True) if one.waiting},
+        )
 
-def _point(found: Overview, rows: Sequence[JobRow]) -> Point:
-    g = found.snapshot
-    outcomes: dict[str, dict[str, int]] = {}
-    for name, count in g.stats.items():
-        state, _, rest = name.partition(":")
-        if rest and state in set(map(str, FINAL)):
-            outcomes.setdefault(rest.replace(":", "/"), {})[state] = count
-    took: dict[str, list[float]] = {}
-    for row in rows:
-        if row.state is State.REGISTERED and row.finished_at > g.at - 600_000:
-            name = f"{row.provider}/{row.account}"
-            took.setdefault(name, []).append((row.finished_at - row.accepted_at) / 1000)
-    latency = {name: sorted(values)[len(values) // 2] for name, values in took.items()}
-    waiting = {f"{one.provider}/{one.account}": one.waiting for one in g.accounts}
-    return Point(g.at, outcomes, latency, waiting)
+
+def busiest(names: Sequence[str], ended: Mapping[str, int]) -> list[str]:
+    """The accounts to chart, in the given order: those of which most jobs ended."""
+    chosen = set(sorted(names, key=lambda name: -ended.get(name, 0))[:CHARTED])
+    return [name for name in names if name in chosen]
+
+
+def _ended(stats: Mapping[str, int]) -> dict[str, int]:
+    """How many jobs of each account have ended, by the counters."""
+    found: dict[str, int] = {}
+    for name, count in stats.items():
+        state, _, account = name.partition(":")
+        if account and state in FINAL:
+            account = account.replace(":", "/")
+            found[account] = found.get(account, 0) + count
+    return found
+
+
+def _latency(ledger: SyncLedger, names: Sequence[str], now: int) -> dict[str, float]:
+    """The median seconds from acceptance to `registered`, of accounts that had any lately."""
+    accounts = (name.partition("/") for name in names)
+    indexes = ended_indexes([(State.REGISTERED, one, other) for one, _, other in accounts])
+    wanted = WantedJobs(since=now - RECENTLY)
+    found = ledger.many(find(one, wanted, "", RECENT, RECENT) for one in indexes)
+    took = {
+        name: sorted((row.finished_at - row.accepted_at) / 1000 for _, _, row in slice_.rows)
+        for name, slice_ in zip(names, found, strict=True)
+    }
+    return {name: values[len(values) // 2] for name, values in took.items() if values}

@@ -1,6 +1,7 @@
 """The pages that show something: they change nothing."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -9,15 +10,19 @@ from urllib.parse import urlencode
 
 from fastapi import APIRouter, Request, Response
 
+from regworker.announced import accounts_of
 from regworker.domain.states import FINAL, State
 from regworker.ledger.endpoints import Waiting
 from regworker.ledger.listing import JobRow
+from regworker.ledger.transitions import announced
 from worker.gateway.pages import alerts, charts
+from worker.gateway.pages.history import busiest
 from worker.gateway.pages.permissions import Here, Looking
 from worker.gateway.pages.render import page, query
 from worker.gateway.problems import HttpProblem, NotTaken
 from worker.monitoring.totals import finished
 from worker.operations import words
+from worker.operations.accounts import find_accounts
 from worker.operations.audit import AuditFilter, AuditLog
 from worker.operations.deliveries import Filter
 from worker.operations.jobs import JobFilter, WrongCursor
@@ -30,6 +35,9 @@ AGES = {"1h": 3600, "1d": 86400, "7d": 7 * 86400, "30d": 30 * 86400}
 #: Rows of a list; and the most entries that are read for a page, when few match.
 MOST, BUDGET = 50, 750
 
+#: The most accounts in a list to choose from; if there are more, people write the name.
+CHOICES = 200
+
 _ENTRY = re.compile(r"\d{1,15}-\d{1,20}")
 
 
@@ -39,6 +47,7 @@ def overview(request: Request, visitor: Looking, here: Here) -> Response:
     found = here.history.look()
     g, points = found.snapshot, here.history.points
     names = [f"{one.provider}/{one.account}" for one in g.accounts]
+    charted = busiest(names, sum((Counter(one.ended) for one in points), Counter()))
     lanes = {
         lane: {one.state: one for one in g.jobs if one.lane == lane} for lane in ("live", "bulk")
     }
@@ -51,7 +60,7 @@ def overview(request: Request, visitor: Looking, here: Here) -> Response:
         lanes=lanes,
         totals={"accepted": g.stats.get("accepted", 0), **finished(g)},
         alerts=alerts.firing(found),
-        charts=charts.by_account(points, names),
+        charts=charts.by_account(points, charted),
         since=points[0].at if points else 0,
     )
 
@@ -177,10 +186,37 @@ def deliveries(request: Request, visitor: Looking, here: Here) -> Response:
 @router.get("/accounts")
 def accounts(request: Request, visitor: Looking, here: Here) -> Response:
     """Accounts: pace, breaker, pause."""
+    given = request.query_params
+    return show_accounts(request, here, given.get("name", "").strip()[:200], given.get("after", ""))
+
+
+def show_accounts(
+    request: Request,
+    here: Here,
+    name: str,
+    after: str = "",
+    *,
+    status: int = 200,
+    problems: Mapping[str, Mapping[str, str]] | None = None,
+    given: Mapping[str, str] | None = None,
+) -> Response:
+    """The accounts whose names contain a text; with the errors of an account's form."""
+    found = find_accounts(here.ledger, contains=name, after=after, limit=MOST)
+    more = f"/accounts?{urlencode({**query({'name': name}), 'after': found.after})}"
     return page(
-        request, "accounts.html", title="Accounts", accounts=here.history.look().snapshot.accounts,
-        problems={}, given={},
-    )  # fmt: skip
+        request,
+        "accounts.html",
+        status=status,
+        title="Accounts",
+        accounts=found.accounts,
+        unreadable=found.unreadable,
+        name=name,
+        searchable=bool(name) or found.matching > MOST,
+        more=more if found.after else "",
+        first=not after,
+        problems=problems or {},
+        given=given or {},
+    )
 
 
 @router.get("/quarantine")
@@ -249,7 +285,9 @@ def filter_of(search: Mapping[str, str]) -> JobFilter:
 
 
 def _accounts(here: Here) -> list[str]:
-    return [f"{one.provider}/{one.account}" for one in here.history.look().snapshot.accounts]
+    """The accounts to choose from; none if there are too many for a list."""
+    names = ["/".join(one) for one in accounts_of(here.ledger.ask(announced))]
+    return names if len(names) <= CHOICES else []
 
 
 def waits(row: JobRow) -> str:
