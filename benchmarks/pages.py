@@ -18,16 +18,19 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
+from uuid import NAMESPACE_URL, uuid5
 
 import httpx
 import psutil
 
 from regworker.domain.event import EventType
 from regworker.domain.outcome import Registered
+from regworker.domain.states import State
 from regworker.event_builder import EventBuilder
 from regworker.ledger import SyncLedger
 from regworker.ledger.admin import Limits, announce
 from regworker.ledger.records import Claim
+from regworker.ledger.snapshot import OPEN, place
 from regworker.ledger.transitions import (
     ClaimRules,
     Decision,
@@ -89,9 +92,7 @@ class Filling:
         found = Registered({"customer_box_id": 811111, "customer_key": "a key of a customer"})
         publication = self._builder.registered(held.record, self._ledger.now(), found)
         self._ledger(settle(held, Decision("registered"), SETTLE, publication))
-        self._copy(
-            COPY_ENDED, [job_key(job_id), "{reg}:ended:registered:skypostal:default"], count, []
-        )
+        self.copy_ended(job_id, "registered:skypostal:default", count)
         self._redis.hincrby("{reg}:stats", "registered:skypostal:default", count)
         self._redis.set("{reg}:indexed", "done")
         return job_id
@@ -112,6 +113,23 @@ class Filling:
         job_id = self._made("queued")
         self._copy(COPY_OPEN, [job_key(job_id)], count, self._places(job_id))
         return job_id
+
+    def like(self, job_id: str, name: str, fields: dict[str, str]) -> str:
+        """A record like that of another job, in no index; returns its id."""
+        new = str(uuid5(NAMESPACE_URL, name))
+        self._redis.copy(job_key(job_id), job_key(new))
+        self._redis.hset(job_key(new), mapping=fields)
+        return new
+
+    def copy_ended(self, job_id: str, index: str, count: int) -> None:
+        """Copies of a finished job, in its index."""
+        self._copy(COPY_ENDED, [job_key(job_id), f"{{reg}}:ended:{index}"], count, [])
+
+    def copy_open(self, job_id: str, count: int) -> None:
+        """Copies of a queued job, in the index of unfinished ones: without an alarm, no worker
+        starts them."""
+        score = place(State.QUEUED, "live", round(self._ledger.now()) - 10**9)
+        self._copy(COPY_OPEN, [job_key(job_id)], count, [OPEN, score])
 
     def _made(self, key: str) -> str:
         registration = {k: v for k, v in SKYPOSTAL_REGISTRATION.items() if k != "copa_id"}
