@@ -5,7 +5,7 @@
 --       another command announces the rest), n accounts, then provider, account, interval_ms,
 --       burst_ms, max_in_flight for each, n endpoints, then name, stream ('plain <key>', 'sealed
 --       <key>'; empty if it is none) for each, then the names of all these and of keys
--- While no name is accepted, producers are told to try again; as soon as one is, a job that needs
+-- While no name is accepted, producers try again later; as soon as one is, a job that needs
 -- another is refused for good. So the first names are collected in a set of their own, and become
 -- valid together. If some are missing there (the ledger was emptied between two commands), the next
 -- heartbeat adds them.
