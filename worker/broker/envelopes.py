@@ -27,6 +27,9 @@ MAX_BODY_BYTES = 8 * MAX_JOB_BYTES
 #: becomes `\u00e9`), in one more envelope while it is unacknowledged.
 MAX_VALUE_BYTES = 4 * MAX_BODY_BYTES
 
+#: Bytes of a wake-up in its envelope, at most. It contains an id, in some 500 bytes.
+LONGEST_WAKE_UP = 16 * 1024
+
 MALFORMED = "x-malformed"
 """A header of envelopes that this worker made; its value is a key of `REASONS`."""
 
@@ -38,6 +41,7 @@ REASONS = {
     "envelope": "JSON, but no envelope of Celery's",
     "body": "an envelope whose body cannot be decoded",
     "large": f"larger than {MAX_VALUE_BYTES} bytes: kept without its content",
+    "wake-up": f"larger than {LONGEST_WAKE_UP} bytes, in a queue of wake-ups",
     "properties": "its properties cannot be read",
 }
 

@@ -27,7 +27,7 @@ from redis.exceptions import ConnectionError, ResponseError  # noqa: A004
 
 from regworker import tls
 from regworker.ledger.servers import Sentinels, looking
-from worker.broker.envelopes import broadcast, envelope, junk, returned
+from worker.broker.envelopes import LONGEST_WAKE_UP, broadcast, envelope, junk, returned, wrapped
 from worker.broker.redis_replies import parser
 
 log = logging.getLogger(__name__)
@@ -360,27 +360,28 @@ class Channel(stock.Channel):  # type: ignore[misc]
             for queue in queues
         ]
 
-    def take(self, key: bytes, items: Sequence[bytes]) -> str:
-        """Hand items of a list to its queue's consumer, the last item first; return the queue's
-        name.
+    def take(self, key: bytes, item: bytes) -> str:
+        """Hand an item of a list to its queue's consumer; return the queue's name.
 
-        If the consumer raises, the rest goes back to the list.
+        If the consumer raises, the message is restored when the channel is closed, unless its
+        queue is read elsewhere: then an alarm replaces it.
         """
         name = key.decode().removeprefix(self.global_keyprefix)
         queue = name.rsplit(self.sep, 1)[0]
-        left = list(items)
+        if queue in self.expendable_queues and len(item) > LONGEST_WAKE_UP:
+            # Not parsed: in the I/O loop, that would delay everything else.
+            message = wrapped(item, queue, "wake-up")
+        else:
+            message = envelope(item, queue)
+        # The worker's own tag: of two messages with one tag, one would get lost.
+        tag = message["properties"]["delivery_tag"] = f"{self._tag}.{next(self._tags)}"
         try:
-            while left:
-                message = envelope(left[-1], queue)
-                # The worker's own tag: of two messages with one tag, one would get lost.
-                tag = message["properties"]["delivery_tag"] = f"{self._tag}.{next(self._tags)}"
-                self.connection._deliver(message, queue)
-                left.pop()
+            self.connection._deliver(message, queue)
         except Exception:
-            # A message in memory is restored when the channel is closed.
-            if tag in self.qos._delivered:
-                left.pop()
-            self._put_back(name, left)
+            if queue in self.apart:
+                self.qos._delivered.pop(tag, None)
+            elif tag not in self.qos._delivered:
+                self._put_back(name, item)
             raise
         return queue
 
@@ -398,17 +399,15 @@ class Channel(stock.Channel):  # type: ignore[misc]
         if not one:
             raise Empty
         key, item = one
-        self._queue_cycle.rotate(self.take(key, [item]))
+        self._queue_cycle.rotate(self.take(key, item))
         return True
 
-    def _put_back(self, key: str, items: Sequence[bytes]) -> None:
-        """Return unchanged items to their list; the last item is the oldest."""
-        if not items:
-            return
+    def _put_back(self, key: str, item: bytes) -> None:
+        """Return an unchanged item to its list."""
         try:
-            self._create_client().rpush(key, *items)
-        except Exception as error:  # noqa: BLE001 -- their alarms make up for it
-            log.warning("%d messages could not be put back (%s)", len(items), type(error).__name__)
+            self._create_client().rpush(key, item)
+        except Exception as error:  # noqa: BLE001
+            log.warning("%d messages could not be put back (%s)", 1, type(error).__name__)
 
 
 class Transport(stock.Transport):  # type: ignore[misc]

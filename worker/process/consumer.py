@@ -153,7 +153,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         """Called with each connection, once the queues are consumed."""
         super().on_ready()
         channel = self.task_consumer.channel
-        if self._reader is not None and isinstance(channel, Channel):
+        if self._reader is not None and isinstance(channel, Channel) and channel.apart:
             self._reader.start(channel)
 
     def connection_for_write(self, url: Any = None, heartbeat: Any = None) -> NotConnected:
@@ -302,11 +302,14 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         live."""
         if self._keeper.full:
             return 0  # the next acknowledgement of its messages wakes the hub
-        was_full, self.pool.full = self.pool.full, True
         room = self._free()
-        if room > 0:
+        if room <= 0:
+            # Check once more: a slot that became free in between would not wake the hub.
+            self.pool.hub_waits()
+            room = self._free()
+        if room > 0 and self.pool.full:
             self.pool.full = False
-            if was_full and self._reader is not None:
+            if self._reader is not None:
                 runtime(self.app).loop.call_soon_threadsafe(self._reader.look)
         return room
 

@@ -17,7 +17,7 @@ from celery.concurrency.base import BasePool, apply_target
 from celery.worker import state
 
 from worker.process import greenlets
-from worker.process.priorities import BULK, Turnstile, rank
+from worker.process.priorities import BULK, REQUEST, Turnstile, rank
 from worker.process.runtime import runtime
 
 log = structlog.get_logger(__name__)
@@ -32,7 +32,7 @@ class TaskPool(BasePool):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.full = False
-        """Set by the consumer if no slot was free: the next free slot must wake the hub."""
+        """Whether the hub waits for a slot: the next one that is free must wake it."""
         self._woken = False
         self.on_free: Callable[[], None] = lambda: None
         """Called in the loop's thread when a slot is free."""
@@ -54,6 +54,11 @@ class TaskPool(BasePool):  # type: ignore[misc]
     def register_with_event_loop(self, loop: Any) -> None:
         """Called by Celery with each connection: the loop that takes messages."""
         self._hub = loop
+
+    def hub_waits(self) -> None:
+        """Called by the consumer if it found no free slot: the next one must wake the hub."""
+        self._woken = False
+        self.full = True
 
     def on_apply(
         self,
@@ -98,7 +103,10 @@ class TaskPool(BasePool):  # type: ignore[misc]
 
     def _first(self) -> tuple[int, int, tuple[Any, ...]] | None:
         with self._lock:
-            if not self._line or len(self._running) >= self.limit:
+            if not self._line:
+                return None
+            # A request takes milliseconds, and its client waits: one may run beside full slots.
+            if len(self._running) >= self.limit + (self._line[0][0] == REQUEST):
                 return None
             if self._line[0][0] >= BULK and self._turnstile.full:
                 return None
@@ -107,16 +115,11 @@ class TaskPool(BasePool):  # type: ignore[misc]
     def _done(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
         self._start()
-        if self.full and self._hub is not None:
+        if self.full and not self._woken and self._hub is not None:
             # On Redis, the hub may take a request now. It resets `full` when it has looked.
-            if not self._woken:
-                self._woken = True
-                self._hub.call_soon(self._look_again)
-        else:
-            self.on_free()
-
-    def _look_again(self) -> None:
-        self._woken = False  # to wake the hub is enough
+            self._woken = True
+            self._hub.call_soon(_look_again)
+        self.on_free()
 
     def _tell_when_idle(self) -> None:
         if self._running:
@@ -136,6 +139,10 @@ def _apply(*work: Any) -> None:
         log.exception("a task ended on a fault of its pool")
         *_, callback, _accept = work
         state.task_ready(callback.__self__)
+
+
+def _look_again() -> None:
+    pass  # waking the hub is enough
 
 
 def _hand_back(request: Any) -> None:

@@ -21,6 +21,9 @@ from worker.broker.wakeups import QUEUES, REQUESTS
 #: Accepting a job is quick, and its producer waits for the answer. Live jobs and deliveries are
 #: started in order of arrival, so that results are not delayed by live jobs.
 _RANK = {REQUESTS: 0, QUEUES["live"]: 1, QUEUES["delivery"]: 1, QUEUES["bulk"]: 2}
+REQUEST = _RANK[REQUESTS]
+"""The rank of requests."""
+
 BULK = _RANK[QUEUES["bulk"]]
 """The rank from which work must pass the turnstile."""
 

@@ -9,11 +9,12 @@ A wake-up that is lost costs time and nothing else: every unfinished job has an 
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 import structlog
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
 from regworker.ledger.connection import LedgerConnection
 from regworker.ledger.servers import async_pool
@@ -35,6 +36,10 @@ PAUSE = 0.5
 #: Seconds that a worker which stops waits for the last read.
 STOP = 2 * BLOCK
 
+#: Seconds after which the loop may do other work before the next message is handed on. One takes
+#: 0.2 ms, but anybody may have put something else there, which takes some milliseconds.
+TURN = 0.005
+
 
 class WakeReader:
     """Reads a channel's expendable queues, as many messages at a time as there are free slots.
@@ -51,126 +56,142 @@ class WakeReader:
         """
         self._loop = loop
         self._room = room
-        pool = async_pool(url, follow=False, socket_timeout=None, socket_connect_timeout=timeout)
-        self._connection = LedgerConnection(pool, PATIENCE, lambda _: None, sift=Sieve)
-        self._channel: Channel | None = None
+        self._connect = partial(
+            async_pool, url, follow=False, socket_timeout=None, socket_connect_timeout=timeout
+        )
+        self._turn = asyncio.Lock()
+        self._reading: tuple[LedgerConnection, asyncio.Task[None]] | None = None
         self._turns = Turns()
         self._keys: dict[tuple[str, ...], list[str]] = {}
         """The lists to read, by the order of their queues."""
-        self._task: asyncio.Task[None] | None = None
         self._stopping = False
         self._pausing: asyncio.Future[None] | None = None
-        self._single = False
-        """Whether the server knows no BLMPOP: it gives one message at a time."""
-        self._away = False
+        self._in_trouble = self._single = False
         self._answered = time.monotonic()
 
     def start(self, channel: Channel) -> None:
-        """Read for a channel; what is taken from now on goes there. For Celery's thread."""
-
-        def begin() -> None:
-            self._channel, self._stopping = channel, False
-            self._keys.clear()
-            self._turns.update(channel.apart)
-            if self._task is None or self._task.done():
-                self._task = self._loop.create_task(self._run())
-
-        self._loop.call_soon_threadsafe(begin)
+        """Read for a channel, and no longer for another. For Celery's thread."""
+        asyncio.run_coroutine_threadsafe(self._start(channel), self._loop)
 
     def stop(self) -> None:
         """Wait until nothing more is handed on. For Celery's thread."""
         with suppress(TimeoutError):  # the loop hangs, and its watch reports it
             asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(2 * STOP)
 
-    async def _stop(self) -> None:
-        self._stopping = True
-        self.look()
-        if self._task is not None and not self._task.done():
-            await asyncio.wait([self._task], timeout=STOP)
-        # After a read that the broker did not answer, it may still send a message.
-        self._connection.drop()
-
     def look(self) -> None:
         """There may be room now. For the loop's thread."""
-        if self._pausing is not None and not self._pausing.done():
-            self._pausing.set_result(None)
+        if not self._in_trouble:
+            self._resume()
 
     @property
     def hears(self) -> bool:
         """Whether the broker answers this reader."""
         return time.monotonic() - self._answered < PATIENCE or self._room() <= 0
 
-    async def _run(self) -> None:
+    async def _start(self, channel: Channel) -> None:
+        async with self._turn:
+            await self._end()
+            self._stopping = self._in_trouble = self._single = False
+            self._answered = time.monotonic()
+            self._turns.update(channel.apart)
+            self._keys.clear()
+            connection = LedgerConnection(self._connect(), PATIENCE, lambda _: None, sift=Sieve)
+            self._reading = connection, self._loop.create_task(self._run(channel, connection))
+
+    async def _stop(self) -> None:
+        async with self._turn:
+            await self._end()
+
+    async def _end(self) -> None:
+        if self._reading is None:
+            return
+        connection, task = self._reading
+        self._stopping = True
+        self._resume()
+        await asyncio.wait([task], timeout=STOP)
+        # After a read that the broker did not answer, it may still send a message.
+        await connection.aclose()
+        await asyncio.wait([task], timeout=STOP)
+        self._reading = None
+
+    async def _run(self, channel: Channel, connection: LedgerConnection) -> None:
         while not self._stopping:
             room = self._room()
             if room <= 0:
                 await self._pause()
                 continue
             try:
-                found = await self._pop(room)
+                found = await self._pop(channel, connection, room)
+                if self._in_trouble:
+                    log.info("wake-ups are taken again")
+                self._in_trouble = False
+                self._answered = time.monotonic()
+                if found:
+                    await self._hand_on(channel, connection, *found)
             except Exception as error:  # noqa: BLE001 -- whatever it is, it must not end this reader
-                await self._in_trouble(error)
-                continue
-            if self._away:
-                log.info("wake-ups are taken again")
-            self._away = False
-            self._answered = time.monotonic()
-            if found:
-                await self._hand_on(*found)
+                if not (self._in_trouble or self._stopping):
+                    log.warning("no wake-up is taken now", error=type(error).__name__)
+                self._in_trouble = True
+                if "WRONGTYPE" in str(error):
+                    # It blocks.
+                    with suppress(Exception):
+                        await asyncio.to_thread(channel.set_wrong_keys_aside, channel.apart)
+                else:
+                    # A new connection finds the new primary.
+                    connection.drop()
+                await self._pause()
 
-    async def _in_trouble(self, error: Exception) -> None:
-        if not self._away:
-            log.warning("no wake-up is taken now", error=type(error).__name__)
-        self._away = True
-        if "WRONGTYPE" in str(error) and self._channel is not None:
-            # It blocks.
-            with suppress(RedisError, OSError):
-                await asyncio.to_thread(self._channel.set_wrong_keys_aside, self._channel.apart)
-        else:
-            # A new connection finds the new primary.
-            self._connection.drop()
-        await self._pause()
-
-    async def _pop(self, most: int) -> tuple[bytes, Sequence[bytes]] | None:
+    async def _pop(
+        self, channel: Channel, connection: LedgerConnection, most: int
+    ) -> tuple[bytes, list[bytes]] | None:
         """Messages of one list, the oldest first; None if none came in time."""
-        channel = self._channel
-        assert channel is not None  # noqa: S101 -- see `start`
         order = tuple(self._turns.consume(len(channel.apart)))
         if (keys := self._keys.get(order)) is None:
             keys = self._keys[order] = channel.lists(order)
         if not self._single:
             try:
-                found = await self._connection.ask(
+                found = await connection.ask(
                     "BLMPOP", BLOCK, len(keys), *keys, "RIGHT", "COUNT", most
                 )
             except ResponseError as error:
-                if "unknown command" not in str(error):
+                if "blmpop" not in str(error).lower():
                     raise
-                # The broker's server may be older than the ledger's.
+                # The broker's server may be older than the ledger's, or forbid it: then it gives
+                # one message at a time.
                 self._single = True
             else:
                 return found and (found[0], found[1])
-        found = await self._connection.ask("BRPOP", *keys, BLOCK)
+        found = await connection.ask("BRPOP", *keys, BLOCK)
         return found and (found[0], [found[1]])
 
-    async def _hand_on(self, key: bytes, items: Sequence[bytes]) -> None:
-        channel = self._channel
-        assert channel is not None  # noqa: S101 -- see `start`
-        # The last item is handed on first, and the server named the oldest first.
-        left = list(reversed(items))
-        if not self._stopping:
-            try:
-                self._turns.rotate(channel.take(key, left))
-            except Exception as error:  # noqa: BLE001 -- it must not end this reader
-                log.warning("wake-ups not handed on", error=type(error).__name__)
-            return
+    async def _hand_on(
+        self, channel: Channel, connection: LedgerConnection, key: bytes, items: list[bytes]
+    ) -> None:
+        """Hand messages on while there is room, the first one first; the rest goes back."""
+        left = items[::-1]
+        since = self._loop.time()
         try:
-            await self._connection.ask("RPUSH", key, *left)
-        except (RedisError, OSError) as error:  # their alarms replace them
-            log.warning("messages not put back", count=len(left), error=type(error).__name__)
+            while left and not self._stopping and self._room() > 0:
+                self._turns.rotate(channel.take(key, left.pop()))
+                if left and self._loop.time() - since > TURN:
+                    await asyncio.sleep(0)
+                    since = self._loop.time()
+        finally:
+            if left:
+                try:
+                    await connection.ask("RPUSH", key, *left)
+                except Exception as error:  # noqa: BLE001 -- their alarms replace them
+                    name = type(error).__name__
+                    log.warning("messages not put back", count=len(left), error=name)
 
     async def _pause(self) -> None:
+        if self._stopping:
+            return
         self._pausing = self._loop.create_future()
-        timer = self._loop.call_later(PAUSE, self.look)
+        timer = self._loop.call_later(PAUSE, self._resume)
         await self._pausing
         timer.cancel()
+
+    def _resume(self) -> None:
+        if self._pausing is not None and not self._pausing.done():
+            self._pausing.set_result(None)

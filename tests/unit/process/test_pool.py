@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from celery.worker import state
 
-from worker.broker.wakeups import QUEUES
+from worker.broker.wakeups import QUEUES, REQUESTS
 from worker.process import greenlets
 from worker.process.consumer import Consumer
 from worker.process.pool import TaskPool
@@ -59,9 +59,48 @@ def test_a_slot_that_comes_free_wakes_the_hub_that_found_none(
         await run_one(pool)
         assert hub.woken == 1
         assert consumer._room_for_wakeups() < 0, "the slot is kept for the hub"
+        assert consumer._room() == 0
+        await run_one(pool)
+        assert hub.woken == 2, "also if the first call was lost with its connection"
         monkeypatch.setattr(state, "reserved_requests", set())
         consumer._keeper.full = True
         assert consumer._room() == 0, "what waits for the quarantine is bounded"
+
+    asyncio.run(run())
+
+
+def test_a_request_runs_beside_full_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes milliseconds, and may have been taken just before the slots were full."""
+    pool = TaskPool(limit=1)
+    begun: list[str] = []
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        runtime = SimpleNamespace(loop=loop, turnstile=Turnstile(), in_loop=lambda: True)
+        monkeypatch.setattr("worker.process.pool.runtime", lambda app: runtime)
+        pool.start()
+        ends = asyncio.Event()
+
+        async def work(name: str) -> None:
+            begun.append(name)
+            await ends.wait()
+
+        def start(name: str, queue: str) -> None:
+            target = lambda *_: greenlets.wait(work(name))  # noqa: E731
+            request = {"delivery_info": {"routing_key": queue}}
+            pool.apply_async(target, (name, name, request), callback=lambda _: None)
+
+        for name in ("live 1", "live 2"):
+            start(name, QUEUES["live"])
+        for name in ("request 1", "request 2"):
+            start(name, REQUESTS)
+        for _ in range(20):  # turns of the loop in which too many would begin
+            await asyncio.sleep(0)
+        assert begun == ["live 1", "request 1"]
+        ends.set()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert begun == ["live 1", "request 1", "request 2", "live 2"]
 
     asyncio.run(run())
 
