@@ -63,7 +63,7 @@ OWN = {
     },
     "_Environment": {"__init__"},
     "LookUps": {"__init__", "addresses", "stop", "_end"},
-    "_Guard": {"__init__", "socket", "check_target", "_check"},
+    "_Guard": {"__init__", "open_socket", "check_target", "_check"},
     "LazyGroup": {"table"},
     "_Commands": {"table"},
     "Settings": {
@@ -91,7 +91,7 @@ def overrides() -> list[tuple[type, str]]:
         (one, name)
         for one in MIXINS
         for name in vars(one)
-        if inspect.isfunction(vars(one)[name]) and name not in OWN.get(one.__name__, ())
+        if inspect.isfunction(vars(one)[name]) and not _skipped(one, name)
     ]
     for module in modules():
         for one in vars(module).values():
@@ -104,13 +104,14 @@ def overrides() -> list[tuple[type, str]]:
             if LIBRARIES.isdisjoint(base.__module__.partition(".")[0] for base in one.__mro__[1:]):
                 continue
             found += [
-                (one, name)
-                for name in vars(one)
-                if not (name.startswith("__") and name != "__init__")
-                and name != "_abc_impl"
-                and name not in OWN.get(one.__name__, ())
+                (one, name) for name in vars(one) if name != "_abc_impl" and not _skipped(one, name)
             ]
     return found
+
+
+def _skipped(one: type, name: str) -> bool:
+    own = name in OWN.get(one.__name__, ())
+    return own or (name.startswith("__") and name != "__init__")
 
 
 OVERRIDES = overrides()

@@ -136,7 +136,7 @@ class TokenStore:
         self._ledger(token(made.id, made.model_dump_json(), "", actor, "token.new", ("", after)))
         return f"rwt_{made.id}_{secret}", made
 
-    def list(self) -> list[Token]:
+    def all(self) -> list[Token]:
         """All tokens including revoked ones; the oldest first."""
         found = self._ask(lambda redis: redis.hvals(TOKENS))
         tokens = [Token.model_validate_json(one) for one in found]

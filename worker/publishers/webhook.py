@@ -145,7 +145,7 @@ class WebhookPublisher:
                 self._guard,
                 self._guard.check_target,
                 use_dns_cache=False,
-                socket_factory=self._guard.socket,
+                socket_factory=self._guard.open_socket,
                 force_close=fresh,
             )
             session = self._sessions[fresh] = open_session(connector)
@@ -217,7 +217,7 @@ class _Guard(LookUps):
             self._check(one["host"])
         return found
 
-    def socket(self, address: AddrInfoType) -> socket.socket:
+    def open_socket(self, address: AddrInfoType) -> socket.socket:
         """A socket for an address: the last step before it is connected."""
         family, kind, protocol, _, where = address
         self._check(str(where[0]))

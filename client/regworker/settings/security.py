@@ -4,9 +4,17 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field, SecretStr
 
-from regworker import way_out
 from regworker.settings.base import SettingsPart, blank
-from regworker.way_out import Authorities, File, Proxy
+from regworker.way_out import (
+    CLIENT_CERT_FILE,
+    CLIENT_KEY_FILE,
+    PROXY,
+    Authorities,
+    File,
+    Proxy,
+    ProxyServer,
+    WayOut,
+)
 
 
 class SecuritySettings(SettingsPart):
@@ -18,18 +26,18 @@ class SecuritySettings(SettingsPart):
         "connections to the ledger, the broker, providers and webhooks.",
     )
     proxy: Annotated[Proxy | None, BeforeValidator(blank)] = Field(
-        None, description=f"{way_out.PROXY} For all providers and webhooks."
+        None, description=f"{PROXY} For all providers and webhooks."
     )
     client_cert_file: File | None = Field(
-        None, description=f"{way_out.CLIENT_CERT_FILE} For all providers and webhooks."
+        None, description=f"{CLIENT_CERT_FILE} For all providers and webhooks."
     )
-    client_key_file: File | None = Field(None, description=way_out.CLIENT_KEY_FILE)
+    client_key_file: File | None = Field(None, description=CLIENT_KEY_FILE)
     sealing_keys: SecretStr = Field(
         description="`kid:base64url,...`: 32-byte keys; the first encrypts, all decrypt.",
     )
 
     @property
-    def way_out(self) -> way_out.WayOut:
+    def way_out(self) -> WayOut:
         """The route to providers and webhooks, unless they have their own."""
-        proxy = way_out.ProxyServer.of(self.proxy)
-        return way_out.WayOut(proxy, self.ca_file, self.client_cert_file, self.client_key_file)
+        proxy = ProxyServer.of(self.proxy)
+        return WayOut(proxy, self.ca_file, self.client_cert_file, self.client_key_file)

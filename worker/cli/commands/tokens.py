@@ -83,7 +83,7 @@ def list_(json: AsJson = False) -> None:
     from worker.operations.tokens import TokenStore
 
     with open_ledger() as ledger:
-        found = TokenStore(ledger).list()
+        found = TokenStore(ledger).all()
     if json:
         for one in found:
             print_json(one.model_dump(exclude={"hash"}))
