@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, select
+from sqlalchemy import NullPool, create_engine, select
 
 from regworker import ResultConsumer
 from regworker.domain.errors import NotCorrectable, WrongSeal
@@ -222,7 +222,7 @@ def test_readers_go_on(here: Installation, admin: AdminActions, tmp_path: Path) 
         sealing_keys=KEYS,
         broker_url=here.environment.get("REGWORKER_BROKER_URL"),
     )
-    engine = create_engine(f"sqlite:///{tmp_path}/host.db")
+    engine = create_engine(f"sqlite:///{tmp_path}/host.db", poolclass=NullPool)
     metadata.create_all(engine)
     seen: list[Event] = []
     with ResultConsumer("host", settings=settings) as consumer:

@@ -350,10 +350,12 @@ def test_a_child_waits_for_no_lock_of_its_parents_threads(host: Run) -> None:
     """A fork copies locks as they are; the threads that would release them are not copied."""
     found = host(
         """
-        import os, signal, threading
+        import os, signal, threading, warnings
         from contextlib import ExitStack
         from regworker import Job
 
+        # From Python 3.12 on, a fork beside a thread warns of the locks that this test is about.
+        warnings.simplefilter("ignore", DeprecationWarning)
         with made() as producer:
             first = producer.enqueue(job("before-the-fork"))
             pool = producer._shell._ledger.redis.connection_pool
