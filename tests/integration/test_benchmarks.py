@@ -6,9 +6,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import fields
 from pathlib import Path
+from runpy import run_path
 from xml.etree import ElementTree as ET
 
 import psutil
@@ -212,6 +214,16 @@ def test_a_name_that_nobody_has_is_wrong_use() -> None:
     assert done.returncode == 2
     assert "taskiq (tuned)" in done.stderr
     assert "nobody" in done.stderr
+
+
+def test_what_counts_a_workers_objects_disturbs_none_of_its_threads() -> None:
+    """A thread that makes tuples fails if the counts refer to one that is half made."""
+    counts = run_path(str(ROOT / "benchmarks" / "probe" / "sitecustomize.py"))["counts"]
+    with ThreadPoolExecutor(1) as other:
+        made = other.submit(lambda: [len(tuple(one for one in range(1000))) for _ in range(5000)])
+        while not made.done():
+            assert counts()["objects"] > 0
+        assert set(made.result()) == {1000}
 
 
 def test_a_soak_gives_every_job_one_result_and_doubles_nothing() -> None:
