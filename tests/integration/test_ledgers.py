@@ -41,6 +41,9 @@ from tests.integration.test_results import RESULTS, publish, subjects
 from tests.sentinels import Server
 from worker.cli.local import stack
 
+#: Seconds in which a ledger accepts some hundred jobs, on a busy machine too.
+AMPLE = 5.0
+
 #: SkyPostal's accounts are in the main ledger, those of Open2b in `b`, but one of them in `c`.
 RULES = ["open2b/store7=c", "open2b/*=b"]
 ACCOUNTS = {"main": ("skypostal", "default"), "b": ("open2b", "default"), "c": ("open2b", "store7")}
@@ -244,7 +247,7 @@ def test_the_jobs_behind_those_of_a_ledger_that_is_away_are_accepted(ledgers: Le
     """In later pipelines, too; the error is raised in the end, and the caller repeats all."""
     ledgers.kill("b")
     with Producer(ledgers.settings) as producer:
-        results = producer.enqueue_many([skypostal(), *many(700)], timeout=0.5)
+        results = producer.enqueue_many([skypostal(), *many(700)], timeout=AMPLE)
         assert isinstance(next(results), Receipt)
         with pytest.raises(LedgerUnavailable, match=r"^b: "):
             next(results)
@@ -253,7 +256,7 @@ def test_the_jobs_behind_those_of_a_ledger_that_is_away_are_accepted(ledgers: Le
     async def go() -> None:
         async with AsyncProducer(ledgers.settings) as producer:
             jobs = [skypostal(), *many(700), open2b(account="store7")]
-            results = producer.enqueue_many(jobs, timeout=0.5)
+            results = producer.enqueue_many(jobs, timeout=AMPLE)
             assert isinstance(await anext(results), Receipt)
             with pytest.raises(LedgerUnavailable, match=r"^b: "):
                 await anext(results)
