@@ -45,7 +45,8 @@ def page(it: Broken, path: str) -> tuple[int, dict[str, Any]]:
         with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
             return answer.status, json.loads(answer.read())
     except urllib.error.HTTPError as error:
-        return error.code, json.loads(error.read())
+        with error:
+            return error.code, json.loads(error.read())
 
 
 def until(it: Broken, status: int) -> None:

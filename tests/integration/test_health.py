@@ -65,7 +65,8 @@ class Watched:
             with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
                 return answer.status, json.loads(answer.read())
         except urllib.error.HTTPError as error:
-            return error.code, json.loads(error.read())
+            with error:
+                return error.code, json.loads(error.read())
 
     def until(self, code: int, *options: str, condition: str = "") -> dict[str, Any]:
         """Wait until the command exits with this code, and the worker is in this condition; return

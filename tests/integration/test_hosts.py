@@ -213,7 +213,7 @@ def test_nothing_of_the_process_is_changed(host: Run) -> None:
                 "handlers": [str(one) for one in logging.getLogger().handlers],
                 "level": [logging.getLogger().level, logging.root.manager.disable],
                 "record": str(logging.getLogRecordFactory()),
-                "policy": str(asyncio.get_event_loop_policy()),
+                "policy": str(asyncio.events._event_loop_policy),
                 "at exit": atexit._ncallbacks(),
                 "threads": threading.active_count(),
                 "environment": dict(os.environ),

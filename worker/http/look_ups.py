@@ -33,13 +33,14 @@ class LookUps(AbstractResolver):
     ) -> list[AddrInfoType]:
         """All addresses of a name. Whoever asks while it is looked up gets the same answer."""
         asked = (host, port, family, flags)
-        if (running := self._running.get(asked)) is None:
+        running = self._running.get(asked)
+        if running is None or running.done():  # its callback comes in the loop's next turn
             look_up: partial[Any] = partial(
                 socket.getaddrinfo, host, port, family, socket.SOCK_STREAM, flags=flags
             )
             running = asyncio.get_running_loop().run_in_executor(self._threads, look_up)
             self._running[asked] = running
-            running.add_done_callback(lambda _: self._end(asked))
+            running.add_done_callback(partial(self._end, asked))
         return await asyncio.shield(running)
 
     async def resolve(
@@ -66,7 +67,8 @@ class LookUps(AbstractResolver):
         """End the threads, without waiting for a hanging look-up."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _end(self, asked: Any) -> None:
-        running = self._running.pop(asked)
-        if not running.cancelled():
-            running.exception()  # possibly nobody awaits it any more
+    def _end(self, asked: Any, ended: asyncio.Future[list[AddrInfoType]]) -> None:
+        if self._running.get(asked) is ended:
+            del self._running[asked]
+        if not ended.cancelled():
+            ended.exception()  # possibly nobody awaits it any more

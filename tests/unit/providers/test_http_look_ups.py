@@ -11,6 +11,7 @@ import pytest
 
 from regworker.way_out import ProxyServer, WayOut
 from tests.unit.providers.calls import AMPLE, OK, SHORT, answering, serving, transport
+from worker.http.look_ups import LookUps
 from worker.providers.base import Answer, NotSent, Request
 
 #: More than the shared threads of asyncio, on this machine.
@@ -93,3 +94,21 @@ def test_a_name_that_hangs_takes_one_thread_however_often_it_is_needed(names: Na
             assert names.hanging == ["shop.slow"]
 
     asyncio.run(main())
+
+
+def test_a_look_up_that_ended_answers_nobody_who_asks_later() -> None:
+    """Nor in the same turn of the loop: a thread may end before its future is made."""
+
+    async def main() -> list[str]:
+        loop, looker = asyncio.get_running_loop(), LookUps(1)
+        found = iter(("192.0.2.1", "192.0.2.2"))
+
+        def at_once(*_: object) -> asyncio.Future[Any]:
+            ended = loop.create_future()
+            ended.set_result([(socket.AF_INET, socket.SOCK_STREAM, 6, "", (next(found), 80))])
+            return ended
+
+        loop.run_in_executor = at_once  # type: ignore[method-assign]
+        return [one["host"] for _ in range(2) for one in await looker.resolve("crm.example", 80)]
+
+    assert asyncio.run(main()) == ["192.0.2.1", "192.0.2.2"]
