@@ -329,9 +329,8 @@ class Pods:
         """The status of the readiness probe."""
         probe = container(self._deployments[name])["readinessProbe"]["httpGet"]
         try:
-            with urllib.request.urlopen(f"{self.url(name)}{probe['path']}", timeout=10) as answer:
-                return bool(answer.status == 200)
-        except OSError:
+            return httpx.get(f"{self.url(name)}{probe['path']}", timeout=10).status_code == 200
+        except httpx.TransportError:
             return False
 
     def url(self, name: str) -> str:
