@@ -19,7 +19,7 @@ import structlog
 from regworker.domain.errors import LedgerUnavailable, SettingsError
 from regworker.domain.liveness import silent
 from regworker.ledger import AsyncLedger, replication
-from regworker.ledger.admin import Limits, announce, format_
+from regworker.ledger.admin import Limits, announce, announced_names, format_
 from regworker.ledger.endpoints import serve
 from regworker.ledger.snapshot import Beat, beat, resign
 from regworker.ledger.transitions import Command
@@ -77,6 +77,8 @@ class Service:
 
     def commands(self, *, starts: bool, gone: float = 0) -> tuple[Command[Any], ...]:
         """The commands that write it to the ledger; see `announce`."""
+        # In pieces; but jobs may use the names from the last one on, all at once: a job of an
+        # account that is still to be announced would be refused for good.
         *pieces, last = [
             self.accounts[at : at + TOGETHER]
             for at in range(0, max(1, len(self.accounts)), TOGETHER)
@@ -85,7 +87,7 @@ class Service:
             format_(),
             # First: jobs that are accepted once names are announced must follow this.
             replication.announce(self.wanted, self.retention, starts=starts),
-            *(announce(piece, (), starts=starts, total=0) for piece in pieces),
+            *(announce(piece, (), starts=starts, accepted=()) for piece in pieces),
             announce(
                 last,
                 self.endpoints,
@@ -93,9 +95,7 @@ class Service:
                 self.keys,
                 starts=starts,
                 gone=gone,
-                total=len({(one.provider, one.account) for one in self.accounts})
-                + len({*self.endpoints})
-                + len({*self.keys}),
+                accepted=announced_names(self.accounts, self.endpoints, self.keys),
             ),
             serve(self.places, self.dead_retention, starts=starts),
         )

@@ -79,21 +79,16 @@ def announce(
     *,
     starts: bool = True,
     gone: float = 0,
-    total: int | None = None,
+    accepted: Sequence[str] | None = None,
 ) -> Command[None]:
     """Announce which accounts and endpoints this worker can serve, and their limits.
 
     `streams`: those of the endpoints that are streams, and how they are written. `keys`: the marks
     of its keys. `starts`: its limits and streams replace those in the ledger. `gone`: names that no
-    worker has announced for so many seconds are dropped; 0: none is dropped. `total`: how many
-    names it announces with all commands, in the last of them; 0 in the others; None: this is the
-    only one. If no name is accepted yet, jobs may use these only after the last.
+    worker has announced for so many seconds are dropped; 0: none is dropped. `accepted`: the names
+    (`announced.py`) that jobs may use from now on; None: those of this command.
     """
-    names = [
-        *(f"account:{one.provider}:{one.account}" for one in accounts),
-        *(f"endpoint:{name}" for name in endpoints),
-        *(f"key:{mark}" for mark in keys),
-    ]
+    names = announced_names(accounts, endpoints, keys)
     limits = [
         part
         for one in accounts
@@ -103,13 +98,24 @@ def announce(
         name: f"{'sealed' if one.sealed else 'plain'} {one.stream}" for name, one in streams.items()
     }
     ends = [part for name in endpoints for part in (name, forms.get(name, ""))]
-    flags = (int(starts), ms(gone), len({*names}) if total is None else total)
+    counted: list[str | int] = [len(names), *names, *(names if accepted is None else accepted)]
     return Command(
         "announce",
-        (CONFIGURED, ANNOUNCED, f"{CONFIGURED}:new"),
-        (*flags, len(accounts), *limits, len(endpoints), *ends, *names),
+        (CONFIGURED, ANNOUNCED),
+        (int(starts), ms(gone), len(accounts), *limits, len(endpoints), *ends, *counted),
         lambda _: None,
     )
+
+
+def announced_names(
+    accounts: Iterable[Limits], endpoints: Iterable[str], keys: Iterable[str]
+) -> list[str]:
+    """The names of what is announced."""
+    return [
+        *(f"account:{one.provider}:{one.account}" for one in accounts),
+        *(f"endpoint:{name}" for name in endpoints),
+        *(f"key:{mark}" for mark in keys),
+    ]
 
 
 def announce_wakes(envelopes: Mapping[str, tuple[str, str]], keep: float) -> Command[int]:
