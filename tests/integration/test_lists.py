@@ -1,5 +1,6 @@
 """Lists of jobs: by state, account, age, key, reason and metadata; a page at a time."""
 
+import base64
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 
 from regworker.domain.job import Job
-from regworker.domain.states import State
+from regworker.domain.states import FINAL, State
 from regworker.ledger import SyncLedger
 from regworker.ledger.admin import Limits, announce
 from regworker.ledger.records import Claim, Settled
@@ -18,6 +19,7 @@ from regworker.ledger.transitions import (
     accept,
     cancel,
     claim,
+    job_key,
     look,
     settle,
 )
@@ -166,12 +168,69 @@ def fields(wanted: JobFilter) -> dict[str, Any]:
 
 
 def test_a_row_says_what_a_person_asks(shop: SyncLedger) -> None:
-    """State, account, key, why, and the last line of its timeline; and a cursor is checked."""
+    """State, account, key, why, and the last line of its timeline."""
     [row] = JobList(shop).page(JobFilter(key="key-12", provider="acme", account="default")).rows
     assert (row.state, row.idempotency_key, row.last) == (
         "rejected",
         "key-12",
         "rejected: e-mail is taken",
     )
+
+
+@pytest.mark.parametrize(
+    "cursor",
+    [
+        "nonsense",
+        '[Infinity,"x",""]',
+        '[0,"x",""]',
+        '[10000000000000,"x",""]',
+        '[5,"ended:registered:acme:default","garbage"]',
+        '[5,"ended:registered:acme:default","5 an-id"]',
+        '[5,"ended:registered:acme:default","5-99999999999999999999"]',
+        '[5,"open:queued:live","5-1"]',
+        '[5,"open:queued:live","5 \\ud800"]',
+    ],
+)
+@pytest.mark.parametrize("few", [40, 0])
+def test_a_cursor_of_another_list_is_refused(
+    shop: SyncLedger, cursor: str, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that somebody has made up."""
+    monkeypatch.setattr(operations, "FEW", few)
     with pytest.raises(WrongCursor):
-        JobList(shop).page(JobFilter(), "nonsense")
+        JobList(shop).page(JobFilter(), base64.urlsafe_b64encode(cursor.encode()).decode())
+
+
+def test_a_job_that_ends_while_a_page_is_read_is_not_in_it(
+    shop: SyncLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The list, read to its end, has each of the others once and in order."""
+    monkeypatch.setattr(operations, "FEW", 0)
+    wanted = JobFilter(states=tuple(FINAL))
+    expected = [row.id for row in JobList(shop).all(wanted)]
+    *_, first = JobList(shop).all(JobFilter(states=(State.REJECTED,)))
+    late = job_key("late")
+    index = f"{{reg}}:ended:rejected:{first.provider}:{first.account}"
+    jobs = JobList(shop)
+    begin = jobs._begin
+
+    def and_a_job_ends(*args: Any) -> None:
+        begin(*args)
+        if not shop.redis.exists(late):
+            shop.redis.copy(job_key(first.id), late)
+            shop.redis.xadd(index, {"i": "late"})
+
+    monkeypatch.setattr(jobs, "_begin", and_a_job_ends)
+    rows, cursor = [], None
+    try:
+        for _ in expected:
+            page = jobs.page(wanted, cursor, 5)
+            rows += page.rows
+            cursor = page.cursor
+            if cursor is None:
+                break
+    finally:
+        [(entry, _)] = shop.redis.xrevrange(index, count=1)
+        shop.redis.xdel(index, entry)
+        shop.redis.delete(late)
+    assert [row.id for row in rows] == expected

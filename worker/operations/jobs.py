@@ -7,6 +7,7 @@ far each index was read: the time, the index at that time, and the entry in it.
 import base64
 import binascii
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -44,6 +45,10 @@ FEW = 40
 
 #: Indexes whose first entry one script finds, if there are more indexes than that.
 HEADS = 100
+
+
+#: Entries of the indexes: a score and an id, and an id of a stream.
+_OPEN, _ENDED = re.compile(r"[0-9]{1,16} .*"), re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
 
 
 class WrongCursor(RegistrationWorkerError):  # noqa: N818
@@ -115,9 +120,12 @@ class _IndexReader:
         self.at, self.begun = found.at or self.at, True
         return found.looked_at
 
-    def start(self, at: int) -> None:
+    def start(self, at: int, *, newest: bool) -> None:
         """Process the time of the first entry; -1: there is none."""
         self.at, self.begun, self.exhausted = max(at, 0), True, at < 0
+        if newest and not self.after:
+            # A job may end before this index is read: it belongs to no page that starts here.
+            self.after = f"{at + 1}-0"
 
     @property
     def head(self) -> int:
@@ -203,7 +211,7 @@ class JobList:
         )
         for batch, times in zip(batches, found, strict=True):
             for one, at in zip(batch, times, strict=True):
-                one.start(at)
+                one.start(at, newest=asked.newest)
 
     def _readers(
         self, wanted: JobFilter, cursor: tuple[int, str, str] | None, asked: WantedJobs
@@ -310,9 +318,21 @@ def _at(cursor: str | None) -> tuple[int, str, str] | None:
         return None
     try:
         at, name, after = json.loads(base64.urlsafe_b64decode(cursor.encode()))
-        return int(at), str(name), str(after)
-    except (ValueError, TypeError, binascii.Error, UnicodeError):
-        raise WrongCursor("cursor: does not belong to this list; start again without it") from None
+        found = int(at), str(name), str(after)
+        if 0 < found[0] <= LATEST and _is_place(*found[1:]):
+            return found
+    except (ValueError, TypeError, OverflowError, binascii.Error):
+        pass
+    raise WrongCursor("cursor: does not belong to this list; start again without it")
+
+
+def _is_place(name: str, after: str) -> bool:
+    """Whether an index with this name may have an entry like this; '' is the index's start."""
+    after.encode()  # not each text that JSON allows can be sent
+    if not after or name.startswith("open:"):
+        return not after or bool(_OPEN.fullmatch(after))
+    stream = _ENDED.fullmatch(after)
+    return bool(stream) and all(int(part) < 2**64 for part in after.split("-"))
 
 
 def _cursor(last: tuple[int, str, str]) -> str:
