@@ -150,6 +150,27 @@ def test_long_records_end_a_slice_early(full: SyncLedger) -> None:
     assert {row.last for row in rows} == {LINE.partition(" ")[2]}
 
 
+def test_very_many_jobs_of_one_time_are_all_found(full: SyncLedger) -> None:
+    """And to skip those that were listed before is a bounded amount of work."""
+    many, index = 4000, open_indexes([State.UNKNOWN])[0]
+    score = place(State.UNKNOWN, "live", 1)
+    record = {"provider": "acme", "account": "a0", "key": "k", "state": "unknown"}
+    lines = full.redis.pipeline(transaction=False)
+    for number in range(many):
+        lines.hset(job_key(f"u{number:04}"), mapping=record | {"accepted_at": "1"})
+        lines.zadd(OPEN, {f"u{number:04}": score})
+    lines.execute()
+    for newest in (True, False):
+        last = f"u{SLICE if newest else many - SLICE - 1:04}"
+        command = find(index, WantedJobs(newest=newest), f"{score} {last}", SLICE)
+        full(command)
+        full.redis.config_resetstat()
+        assert len(full(command).rows) == SLICE
+        stats: Any = full.redis.info("commandstats")
+        assert sum(one["calls"] for one in stats.values()) <= MOST_COMMANDS
+    full.redis.zrem(OPEN, *(f"u{number:04}" for number in range(many)))
+
+
 def test_very_many_streams_are_read_some_at_a_time(full: SyncLedger) -> None:
     """None is missing."""
     expected = {"{reg}:results", "{reg}:jobs", *(f"{{reg}}:s{number}" for number in range(MANY))}

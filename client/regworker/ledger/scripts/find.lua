@@ -6,7 +6,7 @@
 --       any), then name, value of the metadata...
 -- Returns {1 if that was all, after which to continue, its time (ms), how many were read, {entry,
 -- time, id, field...}, ...}. Reads only. Long records end a slice early.
-local MOST_BYTES = 100000
+local MOST_BYTES, MOST_OF_ONE_TIME = 100000, 6000
 local newest, most = ARGV[3] == 'newest', tonumber(ARGV[7])
 local low, high = tonumber(ARGV[4]), tonumber(ARGV[5])
 local seen = {}
@@ -20,7 +20,7 @@ local function zset()
   if score then first = string.format('%.0f', score) end
   local skip = 0
   -- Entries of one ms are ordered by their ids; those already seen are skipped.
-  for _ = 1, 20 do
+  for _ = 1, math.ceil(MOST_OF_ONE_TIME / most) do
     local page = redis.call(newest and 'ZREVRANGEBYSCORE' or 'ZRANGEBYSCORE', KEYS[1], first, till,
       'WITHSCORES', 'LIMIT', skip, most)
     for i = 1, #page, 2 do
