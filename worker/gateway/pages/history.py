@@ -46,7 +46,7 @@ class History:
     def __init__(self, settings: Settings, period: float = PERIOD) -> None:
         self._settings, self._period = settings, period
         self._points: deque[Point] = deque(maxlen=KEPT)
-        self._ended_before: Mapping[str, int] = {}
+        self._ended_before: Mapping[str, int] | None = None
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._last: tuple[float, Overview] | None = None
@@ -105,7 +105,8 @@ class History:
     def _point(self, found: Overview, ledger: SyncLedger) -> Point:
         g = found.snapshot
         names = [f"{one.provider}/{one.account}" for one in g.accounts]
-        ended, before = _ended(g.stats), self._ended_before or _ended(g.stats)
+        ended = _ended(g.stats)
+        before = ended if self._ended_before is None else self._ended_before
         self._ended_before = ended
         new = {name: max(0, count - before.get(name, 0)) for name, count in ended.items()}
         return Point(

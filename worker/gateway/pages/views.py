@@ -47,7 +47,10 @@ def overview(request: Request, visitor: Looking, here: Here) -> Response:
     found = here.history.look()
     g, points = found.snapshot, here.history.points
     names = [f"{one.provider}/{one.account}" for one in g.accounts]
-    charted = busiest(names, sum((Counter(one.ended) for one in points), Counter()))
+    ended: Counter[str] = Counter()
+    for one in points:
+        ended.update(one.ended)
+    charted = busiest(names, ended)
     lanes = {
         lane: {one.state: one for one in g.jobs if one.lane == lane} for lane in ("live", "bulk")
     }
@@ -214,6 +217,8 @@ def show_accounts(
         searchable=bool(name) or found.matching > MOST,
         more=more if found.after else "",
         first=not after,
+        back=f"/accounts?{urlencode(query({'name': name}))}" if name else "/accounts",
+        passed=bool(found.matching),
         problems=problems or {},
         given=given or {},
     )
@@ -271,7 +276,9 @@ def filter_of(search: Mapping[str, str]) -> JobFilter:
     name, equals, value = search["metadata"].partition("=")
     if search["metadata"] and not (name and equals):
         raise ValueError("metadata: must be a name and a value, for example: shop=7")
-    provider, _, account = search["account"].partition("/")
+    provider, slash, account = search["account"].partition("/")
+    if search["account"] and not slash:
+        raise ValueError("account: must be a provider and an account: provider/account")
     groups = {"unfinished": tuple(set(State) - FINAL), "finished": tuple(FINAL), "": ()}
     return JobFilter(
         states=groups[state] if state in groups else (State(state),),
