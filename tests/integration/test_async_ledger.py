@@ -22,7 +22,7 @@ from regworker.domain.job import Job
 from regworker.domain.states import State
 from regworker.ledger import AsyncLedger, Command, SyncLedger
 from regworker.ledger.admin import Limits, announce
-from regworker.ledger.client import evalsha
+from regworker.ledger.client import SLICE, evalsha
 from regworker.ledger.records import Accepted, Claim, Settled
 from regworker.ledger.replication import Wanted
 from regworker.ledger.transitions import (
@@ -37,6 +37,7 @@ from regworker.ledger.transitions import (
     ring,
     settle,
 )
+from worker.cli.local.stack import free_port
 from worker.execution.leases import Leases
 
 T = TypeVar("T")
@@ -196,6 +197,24 @@ def test_commands_that_are_given_up_leave_no_report(url: str) -> None:
 
     run(url, scenario)
     assert reported == []
+
+
+def test_commands_that_cannot_all_be_made_leave_nothing_behind(caplog: Any) -> None:
+    """The loop would report each of those before as an error that nobody looked at."""
+
+    def commands() -> Iterator[Command[Any]]:
+        for _ in range(2 * SLICE):
+            yield look("nobody")
+        raise KeyError("no more")
+
+    async def scenario(ledger: AsyncLedger) -> None:
+        with pytest.raises(KeyError):
+            await ledger.many(commands())
+        gc.collect()
+
+    run(f"redis://127.0.0.1:{free_port()}", scenario)
+    gc.collect()
+    assert "never retrieved" not in caplog.text
 
 
 def test_of_many_commands_those_that_fail_are_repeated(url: str) -> None:

@@ -1,6 +1,7 @@
 """The reader of wake-ups: a real Valkey, kombu's channel, and an event loop in a thread."""
 
 import asyncio
+import json
 import os
 import signal
 import threading
@@ -21,7 +22,7 @@ from regworker.sealing.keyring import Keyring
 from regworker.settings import Settings
 from tests.integration.installation import PATIENCE
 from tests.loops import end_all
-from worker.broker.envelopes import LONGEST_WAKE_UP, MALFORMED
+from worker.broker.envelopes import LONGEST_WAKE_UP, MALFORMED, MAX_VALUE_BYTES, marked
 from worker.broker.redis_transport import Channel
 from worker.broker.wakeups import QUEUES, Wakeups, envelopes
 from worker.celery import new_app
@@ -63,6 +64,7 @@ class Reading:
         self.under_way: list[Any] = []
         self.ids: list[str] = []
         self.broken_at = ""
+        self.keeps_junk = False
         self.asked = 0
         self.on_each: Callable[[], Any] = lambda: None
         self.on_junk: Callable[[str], None] = lambda _: None
@@ -71,7 +73,8 @@ class Reading:
         """Of kombu's consumer."""
         if MALFORMED in message.headers:
             self.on_junk(message.headers[MALFORMED])
-            message.ack()
+            if not self.keeps_junk:
+                message.ack()
             return
         if message.headers["id"] == self.broken_at:
             raise ConnectionError("broken")
@@ -235,6 +238,64 @@ def test_what_is_larger_than_a_wake_up_is_not_parsed(
         it.on_junk = it.arrived.put
         ledger.redis.lpush(LIVE, b"[" * 50 + b"0" * LONGEST_WAKE_UP + b"]" * 50)
         assert it.next(1) == ["wake-up"]
+
+
+def test_junk_is_the_same_however_often_it_goes_back(
+    app: Celery, ledger: SyncLedger, redis_url: str, loop: asyncio.AbstractEventLoop
+) -> None:
+    """A worker that stops puts it back; an envelope around it would be put into another one."""
+    item = b"x" * 2 * LONGEST_WAKE_UP
+    ledger.redis.lpush(LIVE, item)
+    for _ in range(3):
+        with reading(app, redis_url, loop) as it:
+            it.on_junk = it.arrived.put
+            it.keeps_junk = True
+            assert it.next(1) == ["wake-up"]
+        assert ledger.redis.lrange(LIVE, 0, -1) == [item]
+
+
+def test_of_what_is_too_large_only_its_size_goes_back(
+    app: Celery, ledger: SyncLedger, redis_url: str, loop: asyncio.AbstractEventLoop
+) -> None:
+    """What this process writes in its place means nothing to another one."""
+    with reading(app, redis_url, loop, slots=1) as it:
+        stack.until(lambda: blocked(ledger) == 1, "a read that waits", PATIENCE)
+        it.slots = 2
+        stack.until(lambda: it.asked == 2, "the next read, for two", PATIENCE)
+        it.slots = 1
+        ledger.redis.lpush(LIVE, *envelopes("live", "a", "test"), b"x" * (MAX_VALUE_BYTES + 1))
+        assert it.next(1) == ["a"]
+        stack.until(lambda: ledger.redis.llen(LIVE) == 1, "the other", PATIENCE)
+        kept: Any = ledger.redis.lindex(LIVE, 0)
+        assert json.loads(kept)["headers"] == marked("large", MAX_VALUE_BYTES + 1)
+
+
+def test_a_reader_that_waits_for_a_thread_is_ended(
+    app: Celery,
+    ledger: SyncLedger,
+    redis_url: str,
+    loop: asyncio.AbstractEventLoop,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It would go on beside the next one, and take the place where that waits for room."""
+    called, over = threading.Event(), threading.Event()
+
+    def set_aside(*_: Any) -> None:
+        called.set()
+        over.wait(PATIENCE)
+
+    monkeypatch.setattr(Channel, "set_wrong_keys_aside", set_aside)
+    with reading(app, redis_url, loop) as it:
+        ledger.redis.set(LIVE, "no list")
+        assert called.wait(PATIENCE)
+        it.reader.stop()
+        ledger.redis.delete(LIVE)
+        it.reader.start(it.channel)
+        over.set()
+        Wakeups(app)([Wake("a", "live")])
+        assert it.next(1) == ["a"]
+        readers = [one for one in asyncio.all_tasks(loop) if "_run" in repr(one.get_coro())]
+        assert len(readers) == 1
 
 
 def test_work_that_ends_does_not_cut_a_pause_short(

@@ -40,7 +40,7 @@ REASONS = {
     "json": "not JSON",
     "envelope": "JSON, but no envelope of Celery's",
     "body": "an envelope whose body cannot be decoded",
-    "large": f"larger than {MAX_VALUE_BYTES} bytes: kept without its content",
+    "large": f"larger than {MAX_VALUE_BYTES} bytes, alone or with others: kept without its content",
     "wake-up": f"larger than {LONGEST_WAKE_UP} bytes, in a queue of wake-ups",
     "properties": "its properties cannot be read",
 }
@@ -168,9 +168,8 @@ def left_out(value: bytes) -> int | None:
     """The size of a value whose content was dropped on the way here; otherwise None."""
     if len(value) > MAX_VALUE_BYTES:
         return len(value)
-    if not value.startswith(_LEFT_OUT):
-        return None
-    return int(value[len(_LEFT_OUT) :])
+    size = value[len(_LEFT_OUT) :]
+    return int(size) if value.startswith(_LEFT_OUT) and size.isdigit() else None
 
 
 def stand_in(size: int) -> bytes:

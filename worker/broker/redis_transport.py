@@ -27,7 +27,16 @@ from redis.exceptions import ConnectionError, ResponseError  # noqa: A004
 
 from regworker import tls
 from regworker.ledger.servers import Sentinels, looking
-from worker.broker.envelopes import LONGEST_WAKE_UP, broadcast, envelope, junk, returned, wrapped
+from worker.broker.envelopes import (
+    LONGEST_WAKE_UP,
+    MALFORMED,
+    broadcast,
+    envelope,
+    junk,
+    left_out,
+    returned,
+    wrapped,
+)
 from worker.broker.redis_replies import parser
 
 log = logging.getLogger(__name__)
@@ -280,10 +289,13 @@ class Channel(stock.Channel):  # type: ignore[misc]
         return self._publisher
 
     def _restore(self, message: Any, leftmost: bool = False) -> None:
-        if self.expendable(message):
-            virtual.Channel._restore(self, message)
-        else:
+        if not self.expendable(message):
             self.qos.restore_by_tag(message.delivery_tag, leftmost=leftmost)
+        elif MALFORMED in message.headers and message.body:
+            # Without our envelope, which would be put into another one.
+            self._put_back(message.delivery_info["routing_key"], message.body)
+        else:
+            virtual.Channel._restore(self, message)
 
     def _put(self, queue: str, message: Any, **kwargs: Any) -> None:
         super()._put(queue, message, **kwargs)
@@ -360,14 +372,24 @@ class Channel(stock.Channel):  # type: ignore[misc]
             for queue in queues
         ]
 
+    def as_it_came(self, key: bytes, item: bytes) -> bytes:
+        """An item that was not taken, for its list: what was left out of it is noted there."""
+        if (size := left_out(item)) is None:
+            return item
+        note: str = dumps(wrapped(b"", self._queue_of(key), "large", size))
+        return note.encode()
+
+    def _queue_of(self, key: bytes) -> str:
+        name = key.decode().removeprefix(self.global_keyprefix)
+        return name.rsplit(self.sep, 1)[0]
+
     def take(self, key: bytes, item: bytes) -> str:
         """Hand an item of a list to its queue's consumer; return the queue's name.
 
         If the consumer raises, the message is restored when the channel is closed, unless its
         queue is read elsewhere: then an alarm replaces it.
         """
-        name = key.decode().removeprefix(self.global_keyprefix)
-        queue = name.rsplit(self.sep, 1)[0]
+        queue = self._queue_of(key)
         if queue in self.expendable_queues and len(item) > LONGEST_WAKE_UP:
             # Not parsed: in the I/O loop, that would delay everything else.
             message = wrapped(item, queue, "wake-up")
@@ -381,7 +403,7 @@ class Channel(stock.Channel):  # type: ignore[misc]
             if queue in self.apart:
                 self.qos._delivered.pop(tag, None)
             elif tag not in self.qos._delivered:
-                self._put_back(name, item)
+                self._put_back(key.decode().removeprefix(self.global_keyprefix), item)
             raise
         return queue
 

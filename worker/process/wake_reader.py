@@ -9,9 +9,10 @@ A wake-up that is lost costs time and nothing else: every unfinished job has an 
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 import structlog
 from redis.exceptions import ResponseError
@@ -71,15 +72,19 @@ class WakeReader:
 
     def start(self, channel: Channel) -> None:
         """Read for a channel, and no longer for another. For Celery's thread."""
-        asyncio.run_coroutine_threadsafe(self._start(channel), self._loop)
+        self._wait_for(self._start(channel))
 
     def stop(self) -> None:
         """Wait until nothing more is handed on. For Celery's thread."""
-        with suppress(TimeoutError):  # the loop hangs, and its watch reports it
-            asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(2 * STOP)
+        self._wait_for(self._stop())
+
+    def look_soon(self) -> None:
+        """There may be room now. For any thread."""
+        with suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self.look)
 
     def look(self) -> None:
-        """There may be room now. For the loop's thread."""
+        """The same, for the loop's thread."""
         if not self._in_trouble:
             self._resume()
 
@@ -87,6 +92,13 @@ class WakeReader:
     def hears(self) -> bool:
         """Whether the broker answers this reader."""
         return time.monotonic() - self._answered < PATIENCE or self._room() <= 0
+
+    def _wait_for(self, work: Coroutine[Any, Any, None]) -> None:
+        if self._loop.is_closed():
+            work.close()
+            return
+        with suppress(TimeoutError):  # the loop hangs, and its watch reports it
+            asyncio.run_coroutine_threadsafe(work, self._loop).result(2 * STOP)
 
     async def _start(self, channel: Channel) -> None:
         async with self._turn:
@@ -111,6 +123,8 @@ class WakeReader:
         await asyncio.wait([task], timeout=STOP)
         # After a read that the broker did not answer, it may still send a message.
         await connection.aclose()
+        # It may wait for a thread. If it went on, it would do so beside the next one.
+        task.cancel()
         await asyncio.wait([task], timeout=STOP)
         self._reading = None
 
@@ -178,8 +192,9 @@ class WakeReader:
                     since = self._loop.time()
         finally:
             if left:
+                back = [channel.as_it_came(key, item) for item in left]
                 try:
-                    await connection.ask("RPUSH", key, *left)
+                    await connection.ask("RPUSH", key, *back)
                 except Exception as error:  # noqa: BLE001 -- their alarms replace them
                     name = type(error).__name__
                     log.warning("messages not put back", count=len(left), error=name)

@@ -192,16 +192,16 @@ class AsyncLedger:
         end = time.monotonic() + patience
         made: list[Command[T]] = []
         asked: list[asyncio.Future[Any]] = []
-        for command in commands:
-            made.append(command)
-            wanted = self._known(command)
-            if wanted is None:
-                wanted = await self.patiently(lambda: self._wanted(made[-1]), patience)
-            asked.append(self._ask(command, wanted))
-            if len(made) % SLICE == 0:
-                await asyncio.sleep(0)
         answers: list[Any] = []
         try:
+            for command in commands:
+                made.append(command)
+                wanted = self._known(command)
+                if wanted is None:
+                    wanted = await self.patiently(lambda: self._wanted(made[-1]), patience)
+                asked.append(self._ask(command, wanted))
+                if len(made) % SLICE == 0:
+                    await asyncio.sleep(0)
             # In their order, as they come: `asyncio.gather` adds a callback to each.
             for one in asked:
                 try:
