@@ -60,6 +60,7 @@ class Reading:
         self.reader = reader
         self.channel = channel
         self.slots = slots
+        self.consumer: Any = None
         self.arrived: SimpleQueue[str] = SimpleQueue()
         self.under_way: list[Any] = []
         self.ids: list[str] = []
@@ -107,7 +108,7 @@ def reading(
         channel.apart = tuple(QUEUES.values())
         channel.on_cancel = reader.stop
         queues = [app.amqp.queues[name] for name in QUEUES.values()]
-        with Consumer(channel, queues, on_message=made.received):
+        with Consumer(channel, queues, on_message=made.received) as made.consumer:
             reader.start(channel)
             yield made
 
@@ -152,6 +153,21 @@ def test_a_priority_hides_no_message(
             Wakeups(app)([Wake(f"with {number}", "bulk")])
             ledger.redis.lmove(BULK, key, "RIGHT", "LEFT")
             assert it.next(1) == [f"with {number}"]
+
+
+def test_a_queue_that_is_cancelled_is_not_read(
+    app: Celery, ledger: SyncLedger, redis_url: str, loop: asyncio.AbstractEventLoop
+) -> None:
+    """The others are, and it is read again once it is consumed again."""
+    with reading(app, redis_url, loop) as it:
+        stack.until(lambda: blocked(ledger) == 1, "a read that waits for all", PATIENCE)
+        it.consumer.cancel_by_queue(LIVE)
+        Wakeups(app)([Wake("a", "live"), Wake("b", "bulk")])
+        assert it.next(1) == ["b"]
+        assert ledger.redis.llen(LIVE) == 1
+        it.consumer.add_queue(app.amqp.queues[LIVE])
+        it.consumer.consume()
+        assert it.next(1) == ["a"]
 
 
 def test_a_stopped_reader_takes_nothing(

@@ -42,7 +42,7 @@ def modules() -> list[ModuleType]:
 OWN = {
     "Channel": {
         *("expendable", "put_many", "probe", "set_wrong_keys_aside", "put_back_as", "lists"),
-        *("as_it_came", "_queue_of"),
+        *("as_it_came", "queue_of"),
         *("take", "_put_back", "expendable_queues", "sentinels", "master_name", "sentinel_kwargs"),
     },
     "QoS": {"_kept_in_mind"},

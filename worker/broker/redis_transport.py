@@ -193,9 +193,11 @@ class Channel(stock.Channel):  # type: ignore[misc]
         self.room: Callable[[], int] = lambda: 1
         """How many messages may be taken now; set by the consumer."""
         self.apart: tuple[str, ...] = ()
-        """Consumed queues that another reader reads, and hands on with `take`."""
+        """Queues that another reader reads while they are consumed, and hands on with `take`."""
+        self.active_apart: tuple[str, ...] = ()
+        """Those of them that are consumed now."""
         self.on_cancel: Callable[[], None] = lambda: None
-        """Called before a queue is cancelled: then nothing more may be handed on."""
+        """Called before the last queue is cancelled: then nothing more may be handed on."""
         super().__init__(*args, **kwargs)
 
     def expendable(self, message: Any) -> bool:
@@ -347,7 +349,8 @@ class Channel(stock.Channel):  # type: ignore[misc]
         kombu does so only when it closes the channel, and a stopping worker closes it after its
         calls.
         """
-        self.on_cancel()
+        if self._consumers == {consumer_tag}:
+            self.on_cancel()
         canceled = super().basic_cancel(consumer_tag)
         if not self._consumers and self._in_poll and not self.connection.cycle._in_protected_read:
             with suppress(Empty):
@@ -361,7 +364,9 @@ class Channel(stock.Channel):  # type: ignore[misc]
         return self._active
 
     def _update_queue_cycle(self) -> None:
-        self._active = [one for one in super().active_queues if one not in self.apart]
+        consumed = super().active_queues
+        self._active = [one for one in consumed if one not in self.apart]
+        self.active_apart = tuple(one for one in self.apart if one in consumed)
         super()._update_queue_cycle()
 
     def lists(self, queues: Sequence[str]) -> list[str]:
@@ -376,10 +381,11 @@ class Channel(stock.Channel):  # type: ignore[misc]
         """An item that was not taken, for its list: what was left out of it is noted there."""
         if (size := left_out(item)) is None:
             return item
-        note: str = dumps(wrapped(b"", self._queue_of(key), "large", size))
+        note: str = dumps(wrapped(b"", self.queue_of(key), "large", size))
         return note.encode()
 
-    def _queue_of(self, key: bytes) -> str:
+    def queue_of(self, key: bytes) -> str:
+        """The queue of a list."""
         name = key.decode().removeprefix(self.global_keyprefix)
         return name.rsplit(self.sep, 1)[0]
 
@@ -389,7 +395,7 @@ class Channel(stock.Channel):  # type: ignore[misc]
         If the consumer raises, the message is restored when the channel is closed, unless its
         queue is read elsewhere: then an alarm replaces it.
         """
-        queue = self._queue_of(key)
+        queue = self.queue_of(key)
         if queue in self.expendable_queues and len(item) > LONGEST_WAKE_UP:
             # Not parsed: in the I/O loop, that would delay everything else.
             message = wrapped(item, queue, "wake-up")

@@ -277,7 +277,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         channel = consumer.channel
         if isinstance(channel, Channel):
             if self._reader is not None and queue in channel.apart:
-                return self._reader.hears
+                return queue in channel.active_apart and self._reader.hears
             asks = time.monotonic() - channel.answered < ANSWERED or not channel.qos.can_consume()
             return queue in channel.active_queues and asks
         # py-amqp forgets the tag of a consumer that the broker has cancelled.

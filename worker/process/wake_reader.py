@@ -62,6 +62,7 @@ class WakeReader:
         )
         self._turn = asyncio.Lock()
         self._reading: tuple[LedgerConnection, asyncio.Task[None]] | None = None
+        self._queues: tuple[str, ...] = ()
         self._turns = Turns()
         self._keys: dict[tuple[str, ...], list[str]] = {}
         """The lists to read, by the order of their queues."""
@@ -105,8 +106,6 @@ class WakeReader:
             await self._end()
             self._stopping = self._in_trouble = self._single = False
             self._answered = time.monotonic()
-            self._turns.update(channel.apart)
-            self._keys.clear()
             connection = LedgerConnection(self._connect(), PATIENCE, lambda _: None, sift=Sieve)
             self._reading = connection, self._loop.create_task(self._run(channel, connection))
 
@@ -159,7 +158,14 @@ class WakeReader:
         self, channel: Channel, connection: LedgerConnection, most: int
     ) -> tuple[bytes, list[bytes]] | None:
         """Messages of one list, the oldest first; None if none came in time."""
-        order = tuple(self._turns.consume(len(channel.apart)))
+        if channel.active_apart != self._queues:
+            self._queues = channel.active_apart
+            self._turns.update(self._queues)
+            self._keys.clear()
+        if not self._queues:
+            await self._pause()
+            return None
+        order = tuple(self._turns.consume(len(self._queues)))
         if (keys := self._keys.get(order)) is None:
             keys = self._keys[order] = channel.lists(order)
         if not self._single:
@@ -185,7 +191,7 @@ class WakeReader:
         left = items[::-1]
         since = self._loop.time()
         try:
-            while left and not self._stopping and self._room() > 0:
+            while left and self._may_hand_on(channel, key):
                 self._turns.rotate(channel.take(key, left.pop()))
                 if left and self._loop.time() - since > TURN:
                     await asyncio.sleep(0)
@@ -198,6 +204,10 @@ class WakeReader:
                 except Exception as error:  # noqa: BLE001 -- their alarms replace them
                     name = type(error).__name__
                     log.warning("messages not put back", count=len(left), error=name)
+
+    def _may_hand_on(self, channel: Channel, key: bytes) -> bool:
+        consumed = channel.queue_of(key) in channel.active_apart
+        return consumed and not self._stopping and self._room() > 0
 
     async def _pause(self) -> None:
         if self._stopping:
