@@ -19,8 +19,9 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks.support import stage
-from benchmarks.support.allocator import CONTESTANT, jemalloc
+from benchmarks.support.allocator import jemalloc
 from benchmarks.support.contest import Bench, set_up
+from benchmarks.support.single import OURS
 from benchmarks.support.watch import STREAM, Stream
 from regworker.ledger import SyncLedger
 from regworker.ledger.records import Claim
@@ -75,7 +76,7 @@ def installation() -> Iterator[Bench]:
         folder = Path(name)
         with (
             stage.stub(folder) as provider,
-            set_up(CONTESTANT, provider, folder) as bench,
+            set_up(OURS, provider, folder) as bench,
         ):
             yield bench
 
@@ -205,7 +206,8 @@ def main() -> None:
     options = parser.parse_args()
     with ExitStack() as running:
         running.enter_context(stack.ending_by_signal())
-        allocator = running.enter_context(jemalloc())
+        with jemalloc() as allocator:
+            pass  # only for its name: `set_up` starts the servers with it
         benches = [running.enter_context(installation()) for _ in range(2)]
         empty, full = benches
         for bench in benches:

@@ -9,14 +9,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ctypes.util import find_library
-from dataclasses import replace
-
-from benchmarks.support.single import OURS
 
 _PRELOAD = "LD_PRELOAD"
-
-#: Our worker with its processes unchanged: only the server gets the allocator.
-CONTESTANT = replace(OURS, environment={**OURS.environment, _PRELOAD: ""})
 
 
 @contextmanager

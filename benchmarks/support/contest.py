@@ -12,6 +12,7 @@ import redis
 
 from benchmarks.contestants import SLOTS, Contestant
 from benchmarks.support import meter, stage
+from benchmarks.support.allocator import jemalloc
 from benchmarks.support.watch import LOOK, Alive, Keys, Stream, Watch
 from regworker.ledger import SyncLedger
 from regworker.ledger.snapshot import snapshot
@@ -97,9 +98,10 @@ def set_up(
     """Start a Valkey with so many replicas, workers and their client; ours with additional
     settings."""
     with ExitStack() as running:
-        valkey = running.enter_context(stack.valkey(folder / "valkey"))
-        for number in range(replicas):
-            running.enter_context(stage.replica(folder / f"replica-{number}", valkey.port))
+        with jemalloc():  # for all contestants, as in production
+            valkey = running.enter_context(stack.valkey(folder / "valkey"))
+            for number in range(replicas):
+                running.enter_context(stage.replica(folder / f"replica-{number}", valkey.port))
         url = valkey.connection_url
         started = []
         for number in range(workers):

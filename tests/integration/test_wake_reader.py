@@ -56,7 +56,9 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 class Reading:
     """A reader and what it handed on."""
 
-    def __init__(self, reader: WakeReader, channel: Channel, slots: int) -> None:
+    def __init__(
+        self, reader: WakeReader, channel: Channel, slots: int, *, keeps_junk: bool
+    ) -> None:
         self.reader = reader
         self.channel = channel
         self.slots = slots
@@ -65,15 +67,14 @@ class Reading:
         self.under_way: list[Any] = []
         self.ids: list[str] = []
         self.broken_at = ""
-        self.keeps_junk = False
+        self.keeps_junk = keeps_junk
         self.asked = 0
         self.on_each: Callable[[], Any] = lambda: None
-        self.on_junk: Callable[[str], None] = lambda _: None
 
     def received(self, message: Any) -> None:
         """Of kombu's consumer."""
         if MALFORMED in message.headers:
-            self.on_junk(message.headers[MALFORMED])
+            self.arrived.put(message.headers[MALFORMED])
             if not self.keeps_junk:
                 message.ack()
             return
@@ -96,14 +97,19 @@ class Reading:
 
 @contextmanager
 def reading(
-    app: Celery, url: str, loop: asyncio.AbstractEventLoop, slots: int = 100
+    app: Celery,
+    url: str,
+    loop: asyncio.AbstractEventLoop,
+    slots: int = 100,
+    *,
+    keeps_junk: bool = False,
 ) -> Iterator[Reading]:
-    """A reader of all wake-ups, started."""
+    """A reader of all wake-ups, started. `keeps_junk`: it is not acknowledged."""
     holder: list[Reading] = []
     reader = WakeReader(url, loop, lambda: holder[0].room(), 4.0)
     with app.connection_for_read() as connection:
         channel = connection.default_channel
-        made = Reading(reader, channel, slots)
+        made = Reading(reader, channel, slots, keeps_junk=keeps_junk)
         holder.append(made)
         channel.apart = tuple(QUEUES.values())
         channel.on_cancel = reader.stop
@@ -251,7 +257,6 @@ def test_what_is_larger_than_a_wake_up_is_not_parsed(
 ) -> None:
     """It would hold the loop: 2 MB of nested lists take half a second."""
     with reading(app, redis_url, loop) as it:
-        it.on_junk = it.arrived.put
         ledger.redis.lpush(LIVE, b"[" * 50 + b"0" * LONGEST_WAKE_UP + b"]" * 50)
         assert it.next(1) == ["wake-up"]
 
@@ -263,9 +268,7 @@ def test_junk_is_the_same_however_often_it_goes_back(
     item = b"x" * 2 * LONGEST_WAKE_UP
     ledger.redis.lpush(LIVE, item)
     for _ in range(3):
-        with reading(app, redis_url, loop) as it:
-            it.on_junk = it.arrived.put
-            it.keeps_junk = True
+        with reading(app, redis_url, loop, keeps_junk=True) as it:
             assert it.next(1) == ["wake-up"]
         assert ledger.redis.lrange(LIVE, 0, -1) == [item]
 
