@@ -137,13 +137,8 @@ class Intake:
         return {**given, "registration": registration}
 
 
-def admitted(job: Job, answer: Accepted | Conflict | Unconfigured) -> Accepted:
+def admitted(key: str, answer: Accepted | Conflict | Unconfigured) -> Accepted:
     """The answer of an accepted job; raises the error for a refusal."""
-    return admitted_under(job.idempotency_key, answer)
-
-
-def admitted_under(key: str, answer: Accepted | Conflict | Unconfigured) -> Accepted:
-    """The same for the job with this key, which need not be kept until its answer comes."""
     match answer:
         case Accepted():
             return answer

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
-from regworker.acceptance import Intake, admitted_under, facts_of
+from regworker.acceptance import Intake, admitted, facts_of
 from regworker.announced import check_key
 from regworker.domain.actor import Actor
 from regworker.domain.errors import IdempotencyConflict, InvalidJob, JobNotCancellable, UnknownJob
@@ -79,7 +79,7 @@ class ProducerCore:
         answers = yield commands()
         for (number, key, step), answer in zip(checked, answers, strict=True):
             try:
-                accepted = admitted_under(key, answer)
+                accepted = admitted(key, answer)
             except (InvalidJob, IdempotencyConflict) as error:
                 step.end(error=type(error).__name__)
                 results[number] = Refused(number, error)

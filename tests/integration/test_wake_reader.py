@@ -193,10 +193,7 @@ def test_what_is_taken_without_room_goes_back_in_its_order(
 ) -> None:
     """Requests may have filled the slots while the read was under way; others take it next."""
     with reading(app, redis_url, loop, slots=1) as it:
-        stack.until(lambda: blocked(ledger) == 1, "a read that waits", PATIENCE)
-        it.slots = 3
-        stack.until(lambda: it.asked == 3, "the next read, for three", PATIENCE)
-        it.slots = 1
+        asks_for_more_than_it_may_take(it, ledger, 3)
         with ledger.redis.pipeline() as pipe:
             pipe.lpush(LIVE, *envelopes("live", "abc", "test"))
             pipe.execute()
@@ -278,10 +275,7 @@ def test_of_what_is_too_large_only_its_size_goes_back(
 ) -> None:
     """What this process writes in its place means nothing to another one."""
     with reading(app, redis_url, loop, slots=1) as it:
-        stack.until(lambda: blocked(ledger) == 1, "a read that waits", PATIENCE)
-        it.slots = 2
-        stack.until(lambda: it.asked == 2, "the next read, for two", PATIENCE)
-        it.slots = 1
+        asks_for_more_than_it_may_take(it, ledger, 2)
         ledger.redis.lpush(LIVE, *envelopes("live", "a", "test"), b"x" * (MAX_VALUE_BYTES + 1))
         assert it.next(1) == ["a"]
         stack.until(lambda: ledger.redis.llen(LIVE) == 1, "the other", PATIENCE)
@@ -348,6 +342,14 @@ def test_a_broker_that_comes_back_is_read_again(
         stack.until(lambda: Wakeups(app)([Wake("b", "live")]) == 1, "the broker", PATIENCE)
         assert it.next(1) == ["b"]
     app.close()
+
+
+def asks_for_more_than_it_may_take(it: Reading, ledger: SyncLedger, asked: int) -> None:
+    """A read for so many is under way, and then one slot is left."""
+    stack.until(lambda: blocked(ledger) == 1, "a read that waits", PATIENCE)
+    it.slots = asked
+    stack.until(lambda: it.asked == asked, "the next read", PATIENCE)
+    it.slots = 1
 
 
 @contextmanager

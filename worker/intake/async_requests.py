@@ -158,7 +158,7 @@ class AsyncRequests:
         match checked:
             case Good(job, command):
                 try:
-                    accepted = admitted(job, await self._accept(command))
+                    accepted = admitted(job.idempotency_key, await self._accept(command))
                 except IdempotencyConflict as error:
                     if entry.origin.answer:
                         forgotten = isinstance(error, JobForgotten)

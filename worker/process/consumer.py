@@ -310,7 +310,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         if room > 0 and self.pool.full:
             self.pool.full = False
             if self._reader is not None:
-                runtime(self.app).loop.call_soon_threadsafe(self._reader.look)
+                self._reader.look_soon()
         return room
 
     def _room_for_wakeups(self) -> int:
@@ -387,6 +387,8 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
 
         def kept() -> None:
             self.call_soon(_acknowledge, message)
+            if self._reader is not None:
+                self._reader.look_soon()  # there is room for junk again
 
         self._keeper.keep(quarantined, kept)
 

@@ -1,8 +1,8 @@
 """The pool: tasks run in the process's I/O loop, as many at a time as there are slots.
 
-Celery's thread takes messages and queues them here, by lane; the loop's thread does everything
-else. So a job changes threads only once, together with other new ones, and the two threads do not
-compete for the interpreter at each step.
+Messages are queued here by lane: wake-ups of a Redis broker by the loop's own thread
+(`wake_reader.py`), all others by Celery's. The loop's thread does everything else. So the two
+threads do not compete for the interpreter at each step of a job.
 """
 
 import asyncio

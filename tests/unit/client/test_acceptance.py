@@ -264,14 +264,14 @@ def test_the_ledgers_yes_is_passed_on() -> None:
     """The producer gets the ledger's answer unchanged."""
     job, _ = INTAKE.check(given())
     answer = Accepted(job.id, State.QUEUED, 1, repeat=False)
-    assert admitted(job, answer) is answer
+    assert admitted(job.idempotency_key, answer) is answer
 
 
 def test_a_conflict_names_the_key() -> None:
     """The error names the key and the job that has it."""
     job, _ = INTAKE.check(given())
     with pytest.raises(IdempotencyConflict, match="crm-1") as caught:
-        admitted(job, Conflict(job.id))
+        admitted(job.idempotency_key, Conflict(job.id))
     assert caught.value.job_id == job.id
 
 
@@ -304,7 +304,7 @@ def test_a_setting_that_fits_no_worker_is_no_fault_of_the_job(
     settings are fixed."""
     job, _ = INTAKE.check(given())
     with pytest.raises(SettingsError) as caught:
-        admitted(job, Unconfigured(names or ("account:plain:default",), known))
+        admitted(job.idempotency_key, Unconfigured(names or ("account:plain:default",), known))
     [(name, what)] = caught.value.problems
     assert name == setting
     assert said in what
@@ -314,7 +314,7 @@ def test_what_no_worker_serves_names_the_setting() -> None:
     """The message names the variable to set, and the place."""
     job, _ = INTAKE.check(given())
     with pytest.raises(InvalidJob) as caught:
-        admitted(job, Unconfigured(("account:plain:other", "endpoint:crm"), KNOWN))
+        admitted(job.idempotency_key, Unconfigured(("account:plain:other", "endpoint:crm"), KNOWN))
     [account, endpoint] = caught.value.problems
     assert "workers have: default" in account.message
     assert "workers have: results" in endpoint.message

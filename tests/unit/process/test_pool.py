@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from celery.worker import state
+from kombu.message import Message
 
 from worker.broker.wakeups import QUEUES, REQUESTS
 from worker.process import greenlets
@@ -67,6 +68,20 @@ def test_a_slot_that_comes_free_wakes_the_hub_that_found_none(
         assert consumer._room() == 0, "what waits for the quarantine is bounded"
 
     asyncio.run(run())
+
+
+def test_what_the_quarantine_has_makes_room_for_wake_ups() -> None:
+    """Otherwise the reader would look for room twice a second, behind a list of junk."""
+    consumer, kept, looked = Consumer.__new__(Consumer), [], []
+    consumer._keeper = SimpleNamespace(keep=lambda _, done: kept.append(done))
+    consumer._reader = SimpleNamespace(look_soon=lambda: looked.append(1))
+    consumer.task_consumer = None
+    consumer.call_soon = lambda *_: None
+    consumer.set_aside(Message(b"junk", headers={}), "junk")
+    assert looked == []
+    [done] = kept
+    done()
+    assert looked == [1]
 
 
 def test_a_request_runs_beside_full_slots(monkeypatch: pytest.MonkeyPatch) -> None:
