@@ -139,15 +139,11 @@ def borrowed_answers() -> None:
 
     from worker.http.connections import Watched
 
-    async def begin(_: Watched) -> bool:
-        return True
-
     def rest(_: Watched, *, answered: bool) -> None:
         pass
 
     Watched.data_received = ResponseHandler.data_received  # type: ignore[method-assign]
     Watched._quiet = ResponseHandler.is_connected  # type: ignore[method-assign,assignment]
-    Watched.begin = begin  # type: ignore[method-assign]
     Watched.rest = rest  # type: ignore[method-assign]
 
 

@@ -15,14 +15,13 @@ import asyncio
 import select
 import socket
 import ssl
+import struct
 from collections.abc import Callable
-from contextvars import ContextVar
-from functools import partial
-from inspect import signature
+from contextlib import suppress
+from functools import lru_cache, partial
 from typing import Any, cast
 
 import aiohttp
-from aiohttp.abc import AbstractStreamWriter
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import AddrInfoType, Connection
 from aiohttp.tracing import Trace
@@ -40,15 +39,12 @@ KEEP_ALIVE = 4.0
 #: memory for each answer, which takes ten times as long as the read.
 READ = 64 * 1024
 
-#: The longest header line. Cookies and security policies of proxies reach 60 KiB.
-MAX_FIELD = 128 * 1024
-
-#: The most headers of one answer. A chain of gateways may add some hundreds.
-MAX_HEADERS = 1000
-
 #: The most bytes of one answer as received: head, body and any interim answers before it. Limits on
 #: parts of an answer still allow very many parts; this one does not.
 MAX_BYTES = 1280 * 1024
+
+#: `SO_LINGER` off: closing sends what is left to send, and ends the connection in order.
+CLOSE_IN_ORDER = struct.pack("ii", 0, 0)
 
 #: Turns of the event loop until it has read the kernel's buffer.
 TURNS = 2
@@ -72,7 +68,7 @@ class TooLarge(aiohttp.ClientPayloadError):
 
 
 class HttpExchange:
-    """One request under way. Set it as `EXCHANGE` before the request is made.
+    """One request under way.
 
     `stray`: called when unrequested bytes arrive on its connection, during the request or after it.
     `doubtful`: the answer may belong to another request.
@@ -82,8 +78,12 @@ class HttpExchange:
         self.stray = stray
         self.doubtful = False
 
+    def hold(self, connection: "Watched") -> None:
+        """Called with the connection before anything is written to it. It may raise: then nothing
+        is."""
 
-EXCHANGE: ContextVar[HttpExchange] = ContextVar("exchange")
+    def give_up(self) -> None:
+        """Called if no answer is expected any more, before the connection is closed."""
 
 
 class Watched(ResponseHandler):
@@ -123,16 +123,21 @@ class Watched(ResponseHandler):
             await asyncio.sleep(0)
         return self._quiet()
 
-    async def begin(self) -> bool:
-        """Expect an answer from now on. False: the connection is unusable, and nothing may be
-        written."""
-        if not await self.settled():
-            self.abort()
-            self.set_exception(UnaskedBytes())
-            return False
+    def write(self, request: bytes) -> None:
+        """Send a request. An answer is expected from now on."""
         self._first, self.used = not self.used, True
         self._waiting, self._came = True, 0
-        return True
+        cast(asyncio.Transport, self.transport).write(request)
+
+    def close(self) -> None:
+        """Close it in order, also if its socket would be reset otherwise."""
+        # After `abort` it is reset, so that bytes in the kernel's buffer are not sent any more.
+        if self.is_connected():
+            # There may be no socket any more (OSError; with TLS, AttributeError).
+            with suppress(OSError, AttributeError):
+                made = cast(asyncio.Transport, self.transport).get_extra_info("socket")
+                made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, CLOSE_IN_ORDER)
+        super().close()
 
     def rest(self, *, answered: bool) -> None:
         """No answer is expected any more. `answered`: because a complete one has arrived."""
@@ -192,25 +197,8 @@ class Watched(ResponseHandler):
             self.exchange.doubtful = True
 
 
-class _WatchedRequest(aiohttp.ClientRequest):
-    """A request that checks its connection once more, at the moment of writing."""
-
-    async def write_bytes(
-        self, writer: AbstractStreamWriter, conn: Connection, *arguments: Any
-    ) -> None:
-        """Write the head and the body, unless bytes arrived before them."""
-        if await cast(Watched, conn.protocol).begin():
-            await super().write_bytes(writer, conn, *arguments)
-
-    async def send(self, conn: Connection) -> aiohttp.ClientResponse:
-        """Write a request without a body, for which aiohttp does not call `write_bytes`."""
-        if not self._body and not await cast(Watched, conn.protocol).begin():
-            raise UnaskedBytes
-        return await super().send(conn)
-
-
 class Connector(aiohttp.TCPConnector):
-    """Returns connections on which nothing has arrived. Needs `EXCHANGE`."""
+    """Lends connections on which nothing has arrived."""
 
     def __init__(
         self,
@@ -262,29 +250,35 @@ class Connector(aiohttp.TCPConnector):
             raise
         return cast(ResponseHandler, protocol)
 
-    async def connect(
-        self,
-        req: aiohttp.ClientRequest,
-        traces: list[Trace],
-        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 -- aiohttp's signature
+    async def lend(
+        self, address: aiohttp.ClientRequest, exchange: HttpExchange, seconds: float | None
     ) -> Connection:
-        """A pooled connection without unread bytes, or a new one."""
+        """A pooled connection without unread bytes, or a new one, made within so many seconds.
+
+        The request must be written to it at once: whatever arrives later counts as its answer.
+        """
         while True:
-            connection = await super().connect(req, traces, timeout)
+            connection = await self.connect(address, [], _connecting(seconds))
             watched = cast(Watched, connection.protocol)
             if not watched.used:
-                watched.exchange = EXCHANGE.get()
+                watched.exchange = exchange
             try:
                 clean = await watched.settled()
             except BaseException:
                 connection.close()
                 raise
             if clean:
-                watched.exchange = EXCHANGE.get()
-                return connection
+                break
             connection.close()
             if not watched.used:
                 raise UnaskedBytes
+        try:
+            exchange.hold(watched)
+        except BaseException:
+            connection.release()
+            raise
+        watched.exchange = exchange
+        return connection
 
     def _release(self, key: Any, protocol: ResponseHandler, *, should_close: bool = False) -> None:
         # Called for a complete answer, and when an answer is given up (`should_close`).
@@ -292,32 +286,10 @@ class Connector(aiohttp.TCPConnector):
         super()._release(key, protocol, should_close=should_close)
 
 
-#: Older versions of aiohttp have no such limit; `MAX_BYTES` still applies.
-_MAX_HEADERS: dict[str, Any] = (
-    {"max_headers": MAX_HEADERS}
-    if "max_headers" in signature(aiohttp.ClientSession).parameters
-    else {}
-)
-
-
-def open_session(connector: Connector, **settings: Any) -> aiohttp.ClientSession:
-    """A session that decodes and repeats nothing, keeps no cookies and reads no environment."""
-    session = aiohttp.ClientSession(
-        connector=connector,
-        request_class=_WatchedRequest,
-        cookie_jar=aiohttp.DummyCookieJar(),
-        timeout=aiohttp.ClientTimeout(total=None),
-        auto_decompress=False,
-        trust_env=False,
-        max_line_size=MAX_FIELD,
-        max_field_size=MAX_FIELD,
-        **_MAX_HEADERS,
-        **settings,
-    )
-    # aiohttp repeats a GET, PUT or DELETE by itself when its connection breaks. The worker must
-    # decide what a lost answer means.
-    session._retry_connection = False
-    return session
+@lru_cache(maxsize=16)
+def _connecting(seconds: float | None) -> aiohttp.ClientTimeout:
+    # For the DNS lookup, TCP and TLS.
+    return aiohttp.ClientTimeout(connect=seconds)
 
 
 def certificate_fault(error: BaseException) -> str | None:

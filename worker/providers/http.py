@@ -11,39 +11,32 @@ very call.
 """
 
 import asyncio
-import re
 import socket
 import ssl
 import struct
 import zlib
 from collections.abc import Awaitable, Callable, Container, Mapping
-from contextlib import suppress
 from functools import lru_cache
-from typing import cast
 
 import aiohttp
-from aiohttp.connector import AddrInfoType, Connection
-from aiohttp.http_exceptions import LineTooLong
-from aiohttp.tracing import Trace
+from aiohttp.connector import AddrInfoType
+from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from yarl import URL
 
 from regworker.domain.errors import causes
 from regworker.way_out import WayOut
+from worker.http.client import MAX_HEADERS, HttpClient, Response, UnsendableError
 from worker.http.connections import (
-    EXCHANGE,
-    MAX_HEADERS,
     Connector,
     HttpExchange,
     TooLarge,
     UnaskedBytes,
     Watched,
     certificate_fault,
-    open_session,
 )
 from worker.http.look_ups import LookUps
 from worker.http.tunnel import ProxyRefused
 from worker.providers.base import Answer, Lost, NotSent, Request, Send
-from worker.providers.sendable import HEADER_VALUE
 
 #: A provider's longest documented answer has a few hundred bytes; an HTML page some 10 KiB.
 MAX_ANSWER = 1024 * 1024
@@ -64,16 +57,8 @@ HEADERS = {
     "user-agent": "registration-worker",
 }
 
-#: A valid header name (RFC 9110, section 5.1).
-HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-
-
 #: Without a proxy, a client certificate, or an own authority.
 DIRECTLY = WayOut()
-
-
-class UnsendableError(ValueError):
-    """A header that HTTP cannot carry; raised before connecting."""
 
 
 #: Texts for errors, the most specific first. Not the exceptions' own texts: they contain URLs and
@@ -89,9 +74,8 @@ WORDS: tuple[tuple[type[BaseException], str], ...] = (
     (ConnectionResetError, "connection reset"),
     (BrokenPipeError, "connection reset"),
     (LineTooLong, "answer too large"),
-    (aiohttp.ClientResponseError, f"answer is not HTTP, or has more than {MAX_HEADERS} headers"),
+    (HttpProcessingError, f"answer is not HTTP, or has more than {MAX_HEADERS} headers"),
     (TimeoutError, "timeout"),
-    (UnsendableError, "a header holds characters that HTTP cannot carry"),
 )
 
 #: Encodings that are decoded, for servers that compress without being asked: one of these, once.
@@ -101,7 +85,6 @@ GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
 
 #: `SO_LINGER` on, with 0 seconds: closing resets the connection and drops what was not sent.
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-CLOSE_IN_ORDER = struct.pack("ii", 0, 0)
 
 
 class HttpTransport:
@@ -114,7 +97,7 @@ class HttpTransport:
     def __init__(self, user_timeout: float = 20.0) -> None:
         self._user_timeout = user_timeout
         self._look_ups = LookUps(LOOK_UPS)
-        self._sessions: dict[tuple[bool, WayOut], aiohttp.ClientSession] = {}
+        self._clients: dict[tuple[bool, WayOut], HttpClient] = {}
 
     def sender(
         self,
@@ -136,17 +119,15 @@ class HttpTransport:
             if not may_send():
                 return NotSent("lease lost", ours=True)
             call = _Call(may_send, stray)
-            token = EXCHANGE.set(call)
             try:
                 async with asyncio.timeout(budget):
-                    return await _carry(request, call, self._session(fresh, way), budget)
+                    return await _carry(request, call, self._client(fresh, way), budget)
             except _LeaseLostError:
                 return NotSent("lease lost", ours=True)
             except Exception as error:  # noqa: BLE001 -- whatever it is, something may have left
                 return classify(error, connected=call.connected)
             finally:
-                call.let_go()
-                EXCHANGE.reset(token)
+                call.give_up()
 
         return send
 
@@ -155,12 +136,12 @@ class HttpTransport:
 
         Returns a function that closes the others, once their calls have ended.
         """
-        others = {key for key in self._sessions if key[1] not in ways}
-        sessions = [self._sessions.pop(key) for key in others]
+        others = {key for key in self._clients if key[1] not in ways}
+        clients = [self._clients.pop(key) for key in others]
 
         async def close() -> None:
-            for session in sessions:
-                await session.close()
+            for client in clients:
+                await client.close()
 
         return close
 
@@ -169,22 +150,24 @@ class HttpTransport:
         await self.keep(())()
         self._look_ups.stop()
 
-    def _session(self, fresh: bool, way: WayOut) -> aiohttp.ClientSession:
-        # Not before the first call: a session belongs to the loop in which it is created.
-        if (session := self._sessions.get((fresh, way))) is None:
-            connector = _Connector(
+    def _client(self, fresh: bool, way: WayOut) -> HttpClient:
+        # Not before the first call: a connector belongs to the loop in which it is created.
+        if (client := self._clients.get((fresh, way))) is None:
+            connector = Connector(
                 way,
                 self._look_ups,
                 proxy_socket=self._socket,
                 socket_factory=self._socket,
                 force_close=fresh,
             )
-            session = self._sessions[fresh, way] = open_session(connector, headers=HEADERS)
-        return session
+            client = self._clients[fresh, way] = HttpClient(connector, HEADERS)
+        return client
 
     def _socket(self, address: AddrInfoType) -> socket.socket:
         family, kind, protocol, _, _ = address
         made = socket.socket(family, kind, protocol)
+        # Also if this process is killed: without an answer, unsent bytes must never be sent.
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
         # Otherwise the kernel would try for minutes to deliver a request from its buffer, long
         # after the worker gave up and looked up whether it had arrived. Linux only; elsewhere the
         # reset on giving up must suffice.
@@ -205,7 +188,7 @@ def classify(error: BaseException, *, connected: bool) -> NotSent | Lost:
 
 def _reason(error: BaseException) -> str:
     for cause in causes(error):
-        if isinstance(cause, ProxyRefused):
+        if isinstance(cause, ProxyRefused | UnsendableError):
             return str(cause)
         if fault := certificate_fault(cause):
             return fault
@@ -216,30 +199,25 @@ def _reason(error: BaseException) -> str:
 
 
 async def _carry(
-    request: Request, call: "_Call", session: aiohttp.ClientSession, budget: float
+    request: Request, call: "_Call", client: HttpClient, budget: float
 ) -> Answer | Lost:
-    headers = _headers(request)
-    _check(headers)
-    response = await session.request(
+    response = await client.request(
+        call,
         request.method,
         url_of(request.url),
-        data=request.encoded() or None,
-        headers=headers or None,
-        allow_redirects=False,
-        timeout=_connecting(budget * CONNECT_SHARE),
+        _headers(request),
+        request.encoded(),
+        budget * CONNECT_SHARE,
     )
     body = None
     try:
         body = await _read(response.content)
     finally:
-        if body is None:
-            # Before the response is closed, since that waits until the request is written.
-            call.let_go()
-        response.release()
-        await response.wait_for_close()
+        call.answered = body is not None
+        call.give_up()
+        response.close()
     if body is None:
         return Lost("answer too large")
-    call.answered = True
     if call.doubtful:
         return Lost("more than one answer arrived")
     return _answer(response, body)
@@ -251,12 +229,6 @@ def url_of(url: str) -> URL:
     return URL(url)
 
 
-@lru_cache(maxsize=16)
-def _connecting(seconds: float) -> aiohttp.ClientTimeout:
-    # For the DNS lookup, TCP and TLS.
-    return aiohttp.ClientTimeout(connect=seconds)
-
-
 async def _read(content: aiohttp.StreamReader) -> bytes | None:
     """The whole raw body; None if it is too large."""
     body = await content.readany()
@@ -265,7 +237,7 @@ async def _read(content: aiohttp.StreamReader) -> bytes | None:
     return body if len(body) <= MAX_ANSWER else None
 
 
-def _answer(response: aiohttp.ClientResponse, body: bytes) -> Answer | Lost:
+def _answer(response: Response, body: bytes) -> Answer | Lost:
     headers: dict[str, str] = {}
     conflicting: set[str] = set()
     for raw_name, raw_value in response.raw_headers:
@@ -313,13 +285,6 @@ def _headers(request: Request) -> Mapping[str, str]:
     return {**request.headers, "content-type": request.content_type}
 
 
-def _check(headers: Mapping[str, str]) -> None:
-    # aiohttp checks them only once connected, which is too late to prove anything.
-    for name, value in headers.items():
-        if not (HEADER_NAME.fullmatch(name) and HEADER_VALUE.fullmatch(value)):
-            raise UnsendableError
-
-
 class _LeaseLostError(Exception):
     """The lease was lost while connecting; nothing was written."""
 
@@ -335,49 +300,18 @@ class _Call(HttpExchange):
         self._connection: Watched | None = None
 
     def hold(self, connection: Watched) -> None:
-        """Take over a connection, and make sure that it does not outlive this call without an
-        answer."""
+        """Take a connection over, if the lease was not lost while connecting."""
+        if not self.may_send():
+            raise _LeaseLostError
         self.connected = True
         self._connection = connection
-        # From now until the answer, also if this process is killed.
-        _set_linger(connection, RESET_ON_CLOSE)
 
-    def let_go(self) -> None:
-        """End the hold: without an answer, unsent bytes must never be sent."""
+    def give_up(self) -> None:
+        """Without an answer, reset the connection: unsent bytes must never be sent."""
         connection, self._connection = self._connection, None
-        # aiohttp returns a connection to the pool when the answer's last byte arrives, before we
-        # read it: another call may already use it.
-        if connection is None or connection.exchange is not self:
+        # It returns to the pool when the answer's last byte arrives, before we read that: another
+        # call may already use it.
+        if connection is None or connection.exchange is not self or self.answered:
             return
-        if self.answered:
-            _set_linger(connection, CLOSE_IN_ORDER)
-        elif connection.transport is not None:
+        if connection.transport is not None:
             connection.transport.abort()
-
-
-class _Connector(Connector):
-    """The only place where a request gets a connection; nothing of it is written before."""
-
-    async def connect(
-        self,
-        req: aiohttp.ClientRequest,
-        traces: list[Trace],
-        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 -- aiohttp's signature
-    ) -> Connection:
-        connection = await super().connect(req, traces, timeout)
-        call = cast(_Call, EXCHANGE.get())
-        if not call.may_send():
-            connection.release()
-            raise _LeaseLostError
-        call.hold(cast(Watched, connection.protocol))
-        return connection
-
-
-def _set_linger(connection: Watched, linger: bytes) -> None:
-    if connection.transport is None:
-        return
-    # Already closed; with TLS, there is no socket then (AttributeError).
-    with suppress(OSError, AttributeError):
-        connection.transport.get_extra_info("socket").setsockopt(
-            socket.SOL_SOCKET, socket.SO_LINGER, linger
-        )

@@ -11,9 +11,7 @@ from pydantic import SecretStr
 
 from regworker.addresses import BAD_ENCODING, well_encoded
 from regworker.domain.errors import FieldError
-
-#: A header value that every HTTP client and server treats alike (RFC 9110, section 5.5).
-HEADER_VALUE = re.compile(r"(?:[!-~]+(?:[ \t]+[!-~]+)*)?")
+from worker.http.headers import HEADER_VALUE
 
 #: A host that every resolver and HTTP client accepts: labels of a DNS name, in ASCII.
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"

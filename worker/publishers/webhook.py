@@ -4,7 +4,7 @@ import asyncio
 import re
 import socket
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -14,7 +14,7 @@ from urllib.parse import quote
 import aiohttp
 from aiohttp.abc import ResolveResult
 from aiohttp.connector import AddrInfoType
-from aiohttp.http_exceptions import LineTooLong
+from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from standardwebhooks import Webhook
 from yarl import URL
 
@@ -22,15 +22,13 @@ from regworker.domain.errors import causes
 from regworker.domain.retry import parse_retry_after
 from regworker.settings import WebhookEndpoint
 from regworker.way_out import WayOut
+from worker.http.client import MAX_HEADERS, HttpClient, Response
 from worker.http.connections import (
-    EXCHANGE,
-    MAX_HEADERS,
     Connector,
     HttpExchange,
     TooLarge,
     UnaskedBytes,
     certificate_fault,
-    open_session,
 )
 from worker.http.look_ups import LookUps
 from worker.http.tunnel import ProxyRefused
@@ -56,7 +54,12 @@ _URL = re.compile(r"([^/]*//[^/?#]*)(.*)", re.DOTALL)
 #: Characters that a request line contains unchanged.
 _PRINTABLE = "".join(map(chr, range(ord("!"), ord("~") + 1)))
 
-CONTENT_TYPE = "application/cloudevents+json"
+#: Sent with every event.
+HEADERS = {
+    "accept-encoding": "identity",
+    "content-type": "application/cloudevents+json",
+    "user-agent": "registration-worker",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +96,7 @@ class WebhookPublisher:
         self._url = as_given(endpoint.url)
         self._signers = [Webhook(secret.get_secret_value()) for secret in endpoint.secrets]
         self._guard = _Guard(endpoint.allow_private)
-        self._sessions: dict[bool, aiohttp.ClientSession] = {}
+        self._clients: dict[bool, HttpClient] = {}
 
     async def publish(
         self, event_id: str, event: bytes, *, fresh: bool = False, traceparent: str = ""
@@ -117,29 +120,26 @@ class WebhookPublisher:
         """POST the event once; return any answer."""
         end = asyncio.get_running_loop().time() + BUDGET
         exchange = HttpExchange(self._stray)
-        token = EXCHANGE.set(exchange)
         try:
-            try:
-                async with asyncio.timeout_at(end):
-                    headers = {**self._sign(event_id, event), **_traced(traceparent)}
-                    response = await self._post(event, headers, self._session(fresh))
-            except (aiohttp.ClientError, OSError, ValueError) as error:
-                return Unanswered(_reason(error))
-            came = await _rest(response, end)
-        finally:
-            EXCHANGE.reset(token)
+            async with asyncio.timeout_at(end):
+                headers = {**self._sign(event_id, event), **_traced(traceparent)}
+                client = self._client(fresh)
+                response = await client.request(exchange, "POST", self._url, headers, event)
+        except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
+            return Unanswered(_reason(error))
+        came = await _rest(response, end)
         return Unanswered("more than one answer arrived") if exchange.doubtful else came
 
     async def aclose(self) -> None:
         """Close the connections."""
-        sessions, self._sessions = self._sessions, {}
-        for session in sessions.values():
-            await session.close()
+        clients, self._clients = self._clients, {}
+        for client in clients.values():
+            await client.close()
         self._guard.stop()
 
-    def _session(self, fresh: bool) -> aiohttp.ClientSession:
-        # Not before the first event: a session belongs to the loop in which it is created.
-        if (session := self._sessions.get(fresh)) is None:
+    def _client(self, fresh: bool) -> HttpClient:
+        # Not before the first event: a connector belongs to the loop in which it is created.
+        if (client := self._clients.get(fresh)) is None:
             connector = Connector(
                 self._way,
                 self._guard,
@@ -148,19 +148,8 @@ class WebhookPublisher:
                 socket_factory=self._guard.open_socket,
                 force_close=fresh,
             )
-            session = self._sessions[fresh] = open_session(connector)
-        return session
-
-    async def _post(
-        self, event: bytes, more: Mapping[str, str], session: aiohttp.ClientSession
-    ) -> aiohttp.ClientResponse:
-        headers = {
-            "content-type": CONTENT_TYPE,
-            "user-agent": "registration-worker",
-            "accept-encoding": "identity",
-            **more,
-        }
-        return await session.post(self._url, data=event, headers=headers, allow_redirects=False)
+            client = self._clients[fresh] = HttpClient(connector, HEADERS)
+        return client
 
     def _sign(self, event_id: str, event: bytes) -> dict[str, str]:
         now = datetime.now(UTC)
@@ -235,7 +224,7 @@ class _Guard(LookUps):
             )
 
 
-async def _rest(response: aiohttp.ClientResponse, end: float) -> WebhookAnswer:
+async def _rest(response: Response, end: float) -> WebhookAnswer:
     """The answer with the first bytes of its body; the status counts, whatever becomes of the
     body."""
     head = b""
@@ -248,7 +237,7 @@ async def _rest(response: aiohttp.ClientResponse, end: float) -> WebhookAnswer:
     return WebhookAnswer(response.status, response.headers.get("retry-after"), head)
 
 
-async def _head(response: aiohttp.ClientResponse) -> bytes:
+async def _head(response: Response) -> bytes:
     """The first bytes of the body; it is read to its end, unless it is too long."""
     head, size = b"", 0
     async for chunk in response.content.iter_any():
@@ -273,7 +262,7 @@ _WORDS: tuple[tuple[type[BaseException], str], ...] = (
     (BrokenPipeError, "connection reset"),
     (LineTooLong, "the answer is too large"),
     (
-        aiohttp.ClientResponseError,
+        HttpProcessingError,
         f"the answer is not HTTP, or has more than {MAX_HEADERS} headers",
     ),
     (TimeoutError, "no answer in time"),

@@ -147,7 +147,7 @@ def test_a_user_and_a_password_in_the_url_are_sent_as_such() -> None:
 
     assert isinstance(asyncio.run(main()), Answer)
     given = base64.b64encode(b"us er:p@ss")
-    assert b"\r\nAuthorization: Basic " + given + b"\r\n" in seen[0]
+    assert b"\r\nauthorization: Basic " + given + b"\r\n" in seen[0]
     assert seen[0].startswith(b"POST / HTTP/1.1\r\n")
 
 

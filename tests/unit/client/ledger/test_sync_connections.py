@@ -15,14 +15,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
+from aiohttp import TCPConnector
 from aiohttp.client_proto import ResponseHandler
 from pydantic import SecretStr
 
 from regworker.settings import WebhookEndpoint
 from tests.loops import end_all
-from worker.http.connections import Connector, _WatchedRequest
+from worker.http.connections import Connector, Watched
 from worker.providers.base import Answer, Lost, NotSent, Request
 from worker.providers.http import HttpTransport
 from worker.publishers.base import Arrived
@@ -234,15 +234,14 @@ def test_a_server_that_speaks_first_gets_no_request(
         greeted.set()
         requests.append(await reader.read(1))
 
-    connect = Connector.connect
+    settled = Watched.settled
 
-    async def late(self: Connector, *arguments: Any) -> Any:
+    async def late(self: Watched) -> bool:
         # The greeting arrives before the client writes anything, in any order of the loop's turns.
-        connection = await connect(self, *arguments)
         await greeted.wait()
-        return connection
+        return await settled(self)
 
-    monkeypatch.setattr(Connector, "connect", late)
+    monkeypatch.setattr(Watched, "settled", late)
 
     async def main() -> None:
         server = Server(KINDS["one byte later"])
@@ -477,19 +476,17 @@ def test_each_overridden_callback_is_aiohttps(name: str) -> None:
 
 def test_what_is_overridden_exists_with_the_same_parameters() -> None:
     """The check depends on these internals of aiohttp."""
-    for ours, theirs in (
-        (Connector.connect, aiohttp.TCPConnector.connect),
-        (Connector._release, aiohttp.TCPConnector._release),
-    ):
-        assert list(inspect.signature(ours).parameters) == list(
-            inspect.signature(theirs).parameters
-        )
-    parameters = list(inspect.signature(aiohttp.ClientRequest.write_bytes).parameters)
-    assert parameters[:3] == ["self", "writer", "conn"]
-    assert _WatchedRequest.write_bytes is not aiohttp.ClientRequest.write_bytes
+    ours, theirs = (
+        list(inspect.signature(one._release).parameters) for one in (Connector, TCPConnector)
+    )
+    assert ours == theirs
+    parameters = list(inspect.signature(TCPConnector.connect).parameters)
+    assert parameters == ["self", "req", "traces", "timeout"]
+    for name in ("read_until_eof", "auto_decompress", "max_line_size", "max_field_size"):
+        assert name in inspect.signature(ResponseHandler.set_response_params).parameters
 
     async def main() -> None:
-        connector = aiohttp.TCPConnector()
+        connector = TCPConnector()
         assert isinstance(connector._factory(), ResponseHandler)
         protocol = connector._factory()
         for name in ("_payload", "_buffer", "_exception", "_parser", "should_close", "abort"):
