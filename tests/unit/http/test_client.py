@@ -107,7 +107,7 @@ def test_a_header_of_the_request_replaces_one_of_the_client() -> None:
 
 
 def test_a_connection_for_one_call_is_not_kept_by_the_server() -> None:
-    """The server is told."""
+    """So it says `connection: close`."""
     assert written("GET", "http://h/", fresh=True)[-1] == "connection: close"
 
 
