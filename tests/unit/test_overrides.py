@@ -58,9 +58,9 @@ OWN = {
     "TaskPool": {"_start", "_first", "_done", "_tell_when_idle", "hub_waits"},
     "Box": {"_receive", "_found", "_answer"},
     "OurQueue": {"difference"},
-    "Connector": {"__init__"},
+    "Connector": {"__init__", "lend"},
     "Watched": {
-        *("settled", "begin", "rest", "_quiet", "_give_up", "_in_a_message", "_stray", "_doubt"),
+        *("settled", "write", "rest", "_quiet", "_give_up", "_in_a_message", "_stray", "_doubt"),
     },
     "_Environment": {"__init__"},
     "LookUps": {"__init__", "addresses", "stop", "_end"},

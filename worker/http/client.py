@@ -7,12 +7,10 @@ decide (redirects, cookies, second tries, what a broken connection means).
 
 from collections.abc import Mapping
 from functools import partial
-from inspect import signature
 from types import MappingProxyType
 from typing import Any, cast
 
 import aiohttp
-from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 from multidict import CIMultiDictProxy
 from yarl import URL
@@ -42,11 +40,8 @@ _PARSING: dict[str, Any] = {
     "auto_decompress": False,
     "max_line_size": MAX_FIELD,
     "max_field_size": MAX_FIELD,
-    # Older versions of aiohttp have no such limit; `MAX_BYTES` still applies.
     "max_headers": MAX_HEADERS,
 }
-_KNOWN = signature(ResponseHandler.set_response_params).parameters
-_PARSING = {name: value for name, value in _PARSING.items() if name in _KNOWN}
 
 
 class UnsendableError(ValueError):
