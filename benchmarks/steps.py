@@ -117,9 +117,7 @@ class Job:
             log.info("called", **facts, seconds=0.057, stale=False)
 
     def count(self) -> None:
-        """Count and time the attempt."""
-        with self.meter.calling(self.record):
-            pass
+        """Count and time an attempt that ended its job."""
         self.meter.attempted(self.claim, self.outcome, Settled(State.REGISTERED, 0, ()), 0.057)
 
     async def register(self) -> None:

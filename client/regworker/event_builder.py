@@ -116,7 +116,7 @@ class EventBuilder:
         if not record.event:
             return None
         kept = self._keyring.open(record.correction or record.event, seals.kept(record.id))
-        return read_event(_text(record, from_json(kept)))
+        return read_event(_event(record, from_json(kept))[1])
 
     def _publication(
         self,
@@ -145,8 +145,7 @@ class EventBuilder:
             beyond["errors"] = [_told(fault) for fault in errors]
         if trace := onward(record.trace):
             beyond["traceparent"] = trace
-        text = _text(record, beyond)
-        id_ = event_id(record.id, record.reopened, kind)
+        id_, text = _event(record, beyond)
         sealed = self._keyring.seal(text, seals.event(id_, *record.reply_to))
         kept = self._keyring.seal(to_json(beyond, inf_nan_mode="null"), seals.kept(record.id))
         plain = self._plain(record.reply_to)
@@ -166,8 +165,8 @@ def _asked(record: Record) -> dict[str, object]:
     return {"asked": seals.payload(record).sub}
 
 
-def _text(record: Record, beyond: Mapping[str, Any]) -> bytes:
-    """An event's bytes, from the fields of its job's record and the kept data.
+def _event(record: Record, beyond: Mapping[str, Any]) -> tuple[str, bytes]:
+    """An event's id and bytes, from the fields of its job's record and the kept data.
 
     Nothing else is kept: the events are most of a million records' size.
     """
@@ -192,7 +191,7 @@ def _text(record: Record, beyond: Mapping[str, Any]) -> bytes:
         data["corrects"] = beyond["corrects"]
     id_ = event_id(record.id, beyond["reopened"], kind)
     trace = beyond.get("traceparent", "")
-    return encode(id_, beyond["source"], kind, record.id, at, data, trace)
+    return id_, encode(id_, beyond["source"], kind, record.id, at, data, trace)
 
 
 def _told(fault: Fault) -> dict[str, object]:

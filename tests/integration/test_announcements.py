@@ -73,10 +73,9 @@ def heartbeat(url: str, what: Service, up: float = 1.0) -> None:
         vitals: Any = SimpleNamespace(
             up=up, ready=True, period=5.0, mark=lambda _: None, parts=lambda: {"loop": (0.0, 30.0)}
         )
-        leases: Any = ()
         settings = Settings.load(redis_url=url, sealing_keys=KEYS)
         try:
-            await Heartbeat(ledger, leases, settings, Meter(), vitals, what).beat_once()
+            await Heartbeat(ledger, {}, settings, Meter(), vitals, what).beat_once()
         finally:
             await ledger.aclose()
 

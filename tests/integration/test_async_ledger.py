@@ -618,7 +618,7 @@ def test_leases_of_a_process_are_renewed_together(url: str) -> None:
             assert second.alive()
             time[0] = 119.0
             assert not second.alive()
-        assert len(leases) == 0
+        assert leases.calls.total() == 0
 
     run(url, scenario)
 

@@ -40,7 +40,7 @@ def markdown() -> Iterator[str]:
     """Name, type, labels, who serves it, and meaning of each metric of ours."""
     yield "| metric | type | labels | served by | meaning |"
     yield "|---|---|---|---|---|"
-    worker = (*Meter(), *readings(Liveness(0, 0, consumer()), ()))
+    worker = (*Meter(), *readings(Liveness(0, 0, consumer()), {}))
     served = {
         "worker": prometheus.families_of_process(worker),
         "exporter": prometheus.families_of_all(_NOTHING),

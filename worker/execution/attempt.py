@@ -156,7 +156,7 @@ class Attempts:
     ) -> AttemptReport:
         _warn_of_the_lost(claimed)
         watch = decision.Watch()
-        with self._leases.hold(claimed, asked_at) as lease, self._meter.calling(claimed.record):
+        with self._leases.hold(claimed, asked_at) as lease:
             outcome = await self._outcome(claimed, lease, watch)
             if claimed.asking:
                 outcome = decision.asked(claimed, outcome)
@@ -249,7 +249,7 @@ class Attempts:
 
     def _open(self, claimed: Claim, lease: Lease, watch: decision.Watch) -> tuple[Provider, Any]:
         plain = self._access.registration(claimed.record)
-        send = watch.over(self._access.send(claimed, lease.alive, self._rules.budget))
+        send = self._access.send(claimed, lease.alive, self._rules.budget, watch.heard)
         return self._access.open(claimed.record, plain, send)
 
     async def _abandon(self, spent: Spent) -> AttemptReport:

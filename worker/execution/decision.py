@@ -20,7 +20,7 @@ from regworker.domain.outcome import (
 from regworker.domain.retry import LONGEST_WAIT, Backoff
 from regworker.ledger.records import Claim
 from regworker.ledger.transitions import Decision
-from worker.providers.base import Answer, Lost, NotSent, Request, Send
+from worker.providers.base import Answer, Lost, NotSent
 
 #: Why a job was abandoned, as text for its event.
 SPENT = {
@@ -46,23 +46,17 @@ class Watch:
     def __init__(self) -> None:
         self.health = ""
 
-    def over(self, send: Send) -> Send:
-        """The same `send`, watched."""
-
-        async def watched(request: Request) -> Answer | NotSent | Lost:
-            answer = await send(request)
-            match answer:
-                case Answer(status=429) | NotSent(ours=True):
-                    pass
-                case Answer(status=status):
-                    self.health = "fault" if status >= 500 else "ok"
-                case Lost() | NotSent():
-                    self.health = "fault"
-                case _:
-                    assert_never(answer)
-            return answer
-
-        return watched
+    def heard(self, answer: Answer | NotSent | Lost) -> None:
+        """Called with the answer to each call."""
+        match answer:
+            case Answer(status=429) | NotSent(ours=True):
+                pass
+            case Answer(status=status):
+                self.health = "fault" if status >= 500 else "ok"
+            case Lost() | NotSent():
+                self.health = "fault"
+            case _:
+                assert_never(answer)
 
 
 def duplicate(outcome: Outcome) -> bool:

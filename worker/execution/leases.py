@@ -1,7 +1,8 @@
 """The leases this process holds, and their renewal in bulk."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable
+from typing import Self
 
 from regworker.clock import steady
 from regworker.ledger import AsyncLedger
@@ -10,21 +11,31 @@ from regworker.ledger.transitions import renew
 
 
 class Lease:
-    """One lease. Check `alive()` before anything is sent to the provider."""
+    """One lease, kept until the end of `with`.
 
-    __slots__ = ("_now", "expires", "fence", "job_id", "settling")
+    Check `alive()` before anything is sent to the provider.
+    """
 
-    def __init__(self, job_id: str, fence: int, expires: float, now: Callable[[], float]) -> None:
-        self.job_id = job_id
-        self.fence = fence
+    __slots__ = ("_leases", "account", "expires", "key", "settling")
+
+    def __init__(self, claim: Claim, expires: float, leases: "Leases") -> None:
+        record = claim.record
+        self.key = (record.id, record.fence)
+        self.account = (record.provider, record.account)
         self.expires = expires
         self.settling = False
         """The settle that ends it is under way: the server may already have removed it."""
-        self._now = now
+        self._leases = leases
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._leases.let_go(self)
 
     def alive(self) -> bool:
         """Whether the server surely still holds the lease."""
-        return self._now() < self.expires
+        return self._leases.now() < self.expires
 
 
 class Leases:
@@ -37,23 +48,27 @@ class Leases:
         self._seconds = seconds
         self._now = now
         self._held: dict[tuple[str, int], Lease] = {}
+        self.calls: Counter[tuple[str, ...]] = Counter()
+        """The number of leases by provider and account; 0 for those that had some."""
 
     def now(self) -> float:
         """The clock of leases: read it before a claim is sent."""
         return self._now()
 
-    @contextmanager
-    def hold(self, claim: Claim, asked_at: float) -> Iterator[Lease]:
+    def hold(self, claim: Claim, asked_at: float) -> Lease:
         """Keep a claim's lease renewed. `asked_at`: `now()` from before the claim was sent.
 
         Counted from then, so that the lease never seems to last longer here than at the server.
         """
-        key = (claim.id, claim.record.fence)
-        lease = self._held[key] = Lease(*key, asked_at + self._seconds, self._now)
-        try:
-            yield lease
-        finally:
-            self._held.pop(key, None)
+        lease = Lease(claim, asked_at + self._seconds, self)
+        self._held[lease.key] = lease
+        self.calls[lease.account] += 1
+        return lease
+
+    def let_go(self, lease: Lease) -> None:
+        """Renew it no longer."""
+        self._held.pop(lease.key, None)
+        self.calls[lease.account] -= 1
 
     async def renew_once(self) -> int:
         """Renew all held leases in one command; return the number of lost ones."""
@@ -61,7 +76,7 @@ class Leases:
         if not leases:
             return 0
         asked_at = self._now()
-        keys = [(lease.job_id, lease.fence) for lease in leases]
+        keys = [lease.key for lease in leases]
         # No longer than a lease: a later answer would say nothing about the present.
         kept = await self._ledger(renew(keys, self._seconds), patience=self._seconds / 2)
         for lease, alive in zip(leases, kept, strict=True):
@@ -69,6 +84,3 @@ class Leases:
         return sum(
             not alive and not lease.settling for lease, alive in zip(leases, kept, strict=True)
         )
-
-    def __len__(self) -> int:
-        return len(self._held)

@@ -10,6 +10,8 @@ from regworker.sealing.keyring import Keyring, kid_of
 from worker.providers.base import Answer, JobReference, Lost, NotSent, Provider, Request, Send
 from worker.providers.registry import Accounts, Registry
 
+Heard = Callable[[Answer | NotSent | Lost], None]
+
 
 class Sender(Protocol):
     """Makes the `Send` of one attempt: within a budget, and only while the lease lives."""
@@ -34,10 +36,13 @@ class ProviderAccess:
         self._keyring = keyring
         self._transport = transport
 
-    def send(self, claim: Claim, may_send: Callable[[], bool], budget: float) -> Send:
-        """The `Send` for the calls of one attempt; each call is a span of its trace."""
+    def send(self, claim: Claim, may_send: Callable[[], bool], budget: float, heard: Heard) -> Send:
+        """The `Send` for the calls of one attempt; each call is a span of its trace.
+
+        `heard` gets what came of each call.
+        """
         account = f"{claim.record.provider}/{claim.record.account}"
-        return _traced(self._transport.sender(claim, may_send, budget), account)
+        return _watched(self._transport.sender(claim, may_send, budget), account, heard)
 
     def registration(self, record: Record) -> bytes:
         """A job's registration as JSON. Raises `SealingError`: `WrongSeal` if it belongs to another
@@ -64,8 +69,8 @@ class ProviderAccess:
         return None if kid in self._keyring.kids else kid
 
 
-def _traced(send: Send, account: str) -> Send:
-    async def traced(request: Request) -> Answer | NotSent | Lost:
+def _watched(send: Send, account: str, heard: Heard) -> Send:
+    async def watched(request: Request) -> Answer | NotSent | Lost:
         # No URL: it may contain a user and a password, or a customer's data.
         with tracing.span("http.client", f"{request.method} {account}") as tell:
             tell(method=request.method)
@@ -77,6 +82,7 @@ def _traced(send: Send, account: str) -> Send:
                     tell(came=type(answer).__name__.lower(), reason=reason)
                 case _:
                     assert_never(answer)
-            return answer
+        heard(answer)
+        return answer
 
-    return traced
+    return watched

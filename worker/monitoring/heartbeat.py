@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 import socket
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -27,7 +27,7 @@ from regworker.settings import Settings, StreamEndpoint, variable
 from worker import __version__
 from worker.monitoring.http_server import JSON, MetricsServer, NoPort, Page, Pages
 from worker.monitoring.liveness import REMEMBERED, SILENT, Liveness, readings
-from worker.monitoring.metrics import Counted, Meter
+from worker.monitoring.metrics import Counted, Labels, Meter
 
 log = structlog.get_logger(__name__)
 
@@ -107,7 +107,7 @@ class Heartbeat:
     def __init__(
         self,
         ledger: AsyncLedger,
-        leases: Sized,
+        calls: Mapping[Labels, int],
         settings: Settings,
         meter: Meter,
         liveness: Liveness,
@@ -116,7 +116,7 @@ class Heartbeat:
         self._service = service
         self._lacked: dict[str, tuple[int, float]] = {}
         self._ledger = ledger
-        self._leases = leases
+        self._calls = calls
         self._settings = settings
         self._meter = meter
         self._liveness = liveness
@@ -125,7 +125,7 @@ class Heartbeat:
     @property
     def counted(self) -> tuple[Counted, ...]:
         """All metrics of this process."""
-        return (*self._meter, *readings(self._liveness, self._leases))
+        return (*self._meter, *readings(self._liveness, self._calls))
 
     def use(self, service: Service) -> None:
         """Announce this service from now on."""
@@ -189,7 +189,7 @@ class Heartbeat:
             pool=settings.pool,
             slots=settings.concurrency,
             up=self._liveness.up,
-            in_flight=len(self._leases),
+            in_flight=sum(self._calls.values()),
             metrics=f"{host}:{self._server.port}" if self._server else "",
             parts=self._liveness.parts(),
             at=0,

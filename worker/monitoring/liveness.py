@@ -6,14 +6,14 @@ loop while it consumes, the alarm clock when alarms could be rung, the renewal o
 task when it begins and ends.
 """
 
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from itertools import count
 
 from regworker.clock import steady
 from regworker.domain.liveness import Parts
-from worker.monitoring.metrics import Reading
+from worker.monitoring.metrics import Labels, Reading
 
 #: Seconds between heartbeats in the ledger; more often if the configured patience is short.
 BEAT = 5.0
@@ -132,14 +132,20 @@ class Liveness:
         return found
 
 
-def readings(liveness: Liveness, leases: Sized) -> tuple[Reading, ...]:
-    """The condition of a process, as metrics."""
+def readings(liveness: Liveness, calls: Mapping[Labels, int]) -> tuple[Reading, ...]:
+    """The condition of a process, as metrics. `calls`: its leases, by provider and account."""
     return (
+        Reading(
+            "regworker_calls_in_flight",
+            "Attempts under way in this process.",
+            ("provider", "account"),
+            lambda: dict(calls),
+        ),
         Reading(
             "regworker_leases_held",
             "Leases that this process holds.",
             (),
-            lambda: {(): len(leases)},
+            lambda: {(): sum(calls.values())},
         ),
         Reading(
             "regworker_tasks_running",

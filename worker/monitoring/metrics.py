@@ -9,7 +9,6 @@ a job, an event or a customer: each is a name from the settings, or a fixed word
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from regworker.domain.outcome import Outcome, Registered, Rejected
@@ -27,10 +26,10 @@ TRIP = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.
 
 
 class Tally:
-    """Counts by labels: events so far, or (`Tally.level`) a present amount."""
+    """Counts events by labels."""
 
-    def __init__(self, name: str, help_: str, labels: Labels = (), *, level: bool = False) -> None:
-        self.name, self.help, self.labels, self.level = name, help_, labels, level
+    def __init__(self, name: str, help_: str, labels: Labels = ()) -> None:
+        self.name, self.help, self.labels = name, help_, labels
         self._counts: dict[Labels, int] = {}
         self._lock = threading.Lock()
 
@@ -120,9 +119,6 @@ class Meter:
             JOB,
             ("provider", "account", "lane"),
         )
-        self.in_flight = Tally(
-            "regworker_calls_in_flight", "Attempts under way in this process.", account, level=True
-        )
         self.stale = Tally(
             "regworker_stale_settles", "Decisions that came after the lease had ended.", account
         )
@@ -159,15 +155,6 @@ class Meter:
 
     def __iter__(self) -> Iterator[Tally | Timing]:
         return iter(vars(self).values())
-
-    @contextmanager
-    def calling(self, record: Record) -> Iterator[None]:
-        """An attempt is under way."""
-        self.in_flight.add(record.provider, record.account)
-        try:
-            yield
-        finally:
-            self.in_flight.add(record.provider, record.account, n=-1)
 
     def attempted(
         self, claimed: Claim, outcome: Outcome, settled: Settled | Stale, seconds: float

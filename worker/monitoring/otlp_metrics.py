@@ -17,9 +17,9 @@ def show(meter: Meter, counted: Iterable[Counted]) -> None:
         match one:
             case Timing():
                 one.also = _recorder(meter, one)
-            case Tally(level=False):
+            case Tally():
                 meter.create_observable_counter(one.name, [_observer(one)], description=one.help)
-            case Tally() | Reading():
+            case Reading():
                 meter.create_observable_gauge(one.name, [_observer(one)], description=one.help)
 
 

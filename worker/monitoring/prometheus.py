@@ -124,7 +124,7 @@ def _counted(one: Counted) -> Metric:
         for values, (counts, total) in one.read().items():
             family.add_metric(values, list(_cumulated(one.bounds, counts)), total)
         return family
-    make = _gauge if isinstance(one, Reading) or one.level else _counter
+    make = _gauge if isinstance(one, Reading) else _counter
     return make(one.name, one.help, one.read().items(), one.labels)
 
 

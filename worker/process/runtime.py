@@ -148,7 +148,7 @@ class Runtime:
         )
         service = _service(settings, self._accounts, self.keyring)
         self._heartbeat = Heartbeat(
-            self.ledger, self._leases, settings, self._meter, self._liveness, service
+            self.ledger, self._leases.calls, settings, self._meter, self._liveness, service
         )
         self._reload = SettingsReload(
             settings, self._registry, self._accounts, self._check, self._apply

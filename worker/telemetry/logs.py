@@ -160,8 +160,8 @@ def _as_json(_logger: Any, _method: str, line: Line) -> str:
     return _ENCODER.encode(line)
 
 
-#: Created once: `json.dumps` creates one for each line.
-_ENCODER = JSONEncoder(default=str)
+#: Created once: `json.dumps` creates one for each line. A redacted line contains no circle.
+_ENCODER = JSONEncoder(default=str, check_circular=False)
 
 
 def _with_readable_traceback(_logger: Any, _method: str, line: Line) -> Line:

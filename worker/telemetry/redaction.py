@@ -75,13 +75,11 @@ _NAMED = re.compile(
 )
 
 
+@lru_cache(maxsize=1024)
 def is_secret(name: object) -> bool:
     """Whether a field of that name may hold a secret, or personal data."""
-    return isinstance(name, str) and _is_secret(name)
-
-
-@lru_cache(maxsize=1024)
-def _is_secret(name: str) -> bool:
+    if not isinstance(name, str):
+        return False
     lower = name.lower()
     if lower in _PUBLIC:
         return False

@@ -30,7 +30,7 @@ class EventType(StrEnum):
     @property
     def word(self) -> str:
         """What it says, in a word: `registered`."""
-        return self.value.rpartition(".")[2]
+        return self.removeprefix("registration.")
 
     @classmethod
     def of(cls, word: str) -> "EventType":
@@ -149,7 +149,7 @@ def encode(
             "specversion": "1.0",
             "id": id_,
             "source": source,
-            "type": kind,
+            "type": str(kind),  # pydantic looks for a long time at an enumeration's member
             "subject": subject,
             "time": moment(at),
             "datacontenttype": "application/json",

@@ -198,7 +198,7 @@ class AsyncLedger:
                 made.append(command)
                 wanted = self._known(command)
                 if wanted is None:
-                    wanted = await self.patiently(lambda: self._wanted(made[-1]), patience)
+                    wanted = await self.patiently(self._wanted, patience)
                 asked.append(self._ask(command, wanted))
                 if len(made) % SLICE == 0:
                     await asyncio.sleep(0)
@@ -225,11 +225,11 @@ class AsyncLedger:
         end = time.monotonic() + patience
         pause = FIRST_PAUSE
         while True:
-            wait = pause * random.uniform(0.5, 1.5)  # noqa: S311
             fault: SettingsError | LedgerUnavailable | None = None
             try:
                 return await carry()
             except RedisError as error:
+                wait = pause * random.uniform(0.5, 1.5)  # noqa: S311
                 given_up = isinstance(error, TooFewReplicas) and not insist
                 if isinstance(error, WrongServer):
                     fault = SettingsError([("REGWORKER_REDIS_URL", str(error))])
@@ -301,7 +301,7 @@ class AsyncLedger:
             await self.redis.aclose()
 
     async def _carry(self, command: Command[Any]) -> Any:
-        wanted = await self._wanted(command)
+        wanted = self._known(command) or await self._wanted()
         try:
             return await self._ask(command, wanted)
         except NoScriptError:
@@ -312,9 +312,7 @@ class AsyncLedger:
     def _known(self, command: Command[Any]) -> Wanted | None:
         return self._followed.known if command.durable else _NONE
 
-    async def _wanted(self, command: Command[Any]) -> Wanted:
-        if (known := self._known(command)) is not None:
-            return known
+    async def _wanted(self) -> Wanted:
         if self._learning is None:
             self._learning = asyncio.ensure_future(self._learn())
             self._learning.add_done_callback(self._learned)
