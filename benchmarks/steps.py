@@ -37,6 +37,7 @@ from regworker.ledger.records import Claim, Record, Settled
 from regworker.sealing import seals
 from regworker.sealing.keyring import Keyring
 from regworker.settings import Settings, WebhookEndpoint
+from regworker.tracing import otel
 from worker.cli.local import stack
 from worker.monitoring.metrics import Meter
 from worker.process.tasks import ExceptionSummary, TriesAgain
@@ -275,6 +276,8 @@ def main() -> None:
         }
         with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
             configure_logging(job.settings)
+            # As in a worker in which it is off: redis-py loads OpenTelemetry where it is installed.
+            otel.use(None)
             found = least(
                 [
                     {name: cpu(step) for name, step in steps.items()} | endings()

@@ -125,12 +125,12 @@ class Attempts:
             claimed, replicated = claiming.read(error.answer), False
         self.on_claimed()
         match claimed:
-            case Claim(record, asking=False) if not replicated:
+            case Claim(record, asking):
                 with _about(record):
-                    return await self._hand_back(claimed)
-            case Claim(record):
-                with _about(record), _transaction(claimed) as tell:
-                    return await self._carry_out(claimed, asked_at, tell)
+                    if not (replicated or asking):
+                        return await self._hand_back(claimed)
+                    with _transaction(claimed) as tell:
+                        return await self._carry_out(claimed, asked_at, tell)
             case Spent(record):
                 with _about(record):
                     return await self._abandon(claimed)

@@ -1,7 +1,6 @@
 """SkyPostal's registration, as its page documents it ("Request Parameters")."""
 
 import re
-from contextlib import suppress
 from datetime import date
 from typing import Annotated, Literal
 
@@ -23,9 +22,11 @@ def _email(value: str) -> str:
 
 
 def _birth_date(value: str) -> str:
-    with suppress(ValueError):
+    try:
         if BIRTH_DATE.fullmatch(value) and date.fromisoformat(value):
             return value
+    except ValueError:
+        pass
     raise FieldError("must be a real date, as YYYY-MM-DD")
 
 
