@@ -263,7 +263,7 @@ def test_metrics_are_those_of_prometheus(watched: tuple[Installation, Otlp, Hook
     from worker.monitoring.metrics import Meter
 
     assert set(otlp.metrics) <= {one.name for one in Meter()} | {
-        *("regworker_leases_held", "regworker_tasks_running"),
+        *("regworker_calls_in_flight", "regworker_leases_held", "regworker_tasks_running"),
         *("regworker_part_age_seconds", "regworker_part_limit_seconds"),
     }
 
