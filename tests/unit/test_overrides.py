@@ -17,7 +17,7 @@ import regworker
 import worker
 from regworker.ledger import bounded, servers, sync_connections
 from worker.broker import amqps, redis_transport
-from worker.process import consumer, remote_control
+from worker.process import consumer, remote_control, wake_requests
 
 LIBRARIES = {
     *("celery", "kombu", "amqp", "redis", "aiohttp"),
@@ -55,6 +55,7 @@ OWN = {
         *("loop", "_queue_of", "_own", "_select", "_leave_out", "_try_again", "_wake_reader"),
         "_room_for_wakeups",
     },
+    "WakeRequest": {"_ignore_result"},
     "TaskPool": {"_start", "_first", "_done", "_tell_when_idle", "hub_waits"},
     "Box": {"_receive", "_found", "_answer"},
     "OurQueue": {"difference"},
@@ -156,6 +157,9 @@ USED = [
     (consumer.CeleryConsumer, "_flush_events ensure_connected call_soon update_strategies"),
     (consumer.CeleryConsumer.Blueprint, "default_steps"),
     (remote_control.Pidbox, "stop shutdown"),
+    (wake_requests.trace, "fast_trace_task TraceInfo ExceptionInfo traceback_clear"),
+    (wake_requests.state, "requests active_requests total_count all_total_count"),
+    (wake_requests.TaskRequest, "_context"),
 ]
 
 

@@ -87,9 +87,11 @@ class Turnstile:
 
 def rank(args: tuple[Any, ...]) -> int:
     """The rank of a request that is given to a pool."""
-    # Arguments of `Request.execute_using_pool`: name, id, headers with the origin, ...
+    # A wake-up's request, or what `Request.execute_using_pool` gives: name, id, headers with the
+    # origin, ...
     try:
-        queue = args[2]["delivery_info"]["routing_key"]
+        info = args[0].message.delivery_info if len(args) == 1 else args[2]["delivery_info"]
+        queue = info["routing_key"]
     except (IndexError, KeyError, TypeError):
         return len(_RANK)
     return _RANK.get(queue, len(_RANK))

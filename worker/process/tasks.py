@@ -40,6 +40,9 @@ PATIENCE = 1500.0
 #: Options that somebody set on the command line or with a variable of Celery's.
 NAMED = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
 
+#: How wake-ups become tasks.
+_STRATEGY = "worker.process.wake_requests:strategy"
+
 #: Seconds before a request goes back that can be neither accepted nor set aside.
 PAUSE = 5.0
 
@@ -71,13 +74,13 @@ class ExceptionSummary(ExceptionInfo):  # type: ignore[misc]
 trace.ExceptionInfo = ExceptionSummary
 
 
-@app.task(name=ATTEMPT)  # type: ignore[untyped-decorator]
+@app.task(name=ATTEMPT, Strategy=_STRATEGY)  # type: ignore[untyped-decorator]
 def attempt(job_id: str) -> str:
     """Attempt a job: `worker.execution.attempt`."""
     return show(runtime(app).attempt(job_id))
 
 
-@app.task(name=DELIVER)  # type: ignore[untyped-decorator]
+@app.task(name=DELIVER, Strategy=_STRATEGY)  # type: ignore[untyped-decorator]
 def deliver(member: str) -> str:
     """Try a delivery: `worker.execution.delivery`."""
     return runtime(app).deliver(member)
