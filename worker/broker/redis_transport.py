@@ -38,6 +38,7 @@ from worker.broker.envelopes import (
     wrapped,
 )
 from worker.broker.redis_replies import parser
+from worker.broker.wakeups import BODY, read
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +73,30 @@ class Message(virtual.Message):  # type: ignore[misc]
         super().__init__(payload, channel, **kwargs)
         if compression:
             self.headers = payload["headers"] = {**headers, "compression": compression}
+
+
+class Wakeup(Message):
+    """A wake-up in our own form: what its parts say needs neither parsing nor checks."""
+
+    def __init__(self, payload: Any, channel: Any = None, **kwargs: Any) -> None:
+        """`payload`: queue, delivery tag, task, member, origin."""
+        queue, self.delivery_tag, task, member, origin = payload
+        self.channel, self.errors, self.accept, self._state = channel, (), None, "RECEIVED"
+        self.content_type, self.content_encoding = "application/json", "utf-8"
+        self.body = (BODY % member).encode()
+        self._decoded_cache = ([member], {}, None)
+        self.delivery_info = {"exchange": "", "routing_key": queue}
+        self.headers = {
+            "lang": "py", "task": task, "id": member, "root_id": member, "origin": origin,
+        }  # fmt: skip
+        self.properties = {
+            "body_encoding": "base64",
+            "correlation_id": member,
+            "delivery_info": self.delivery_info,
+            "delivery_mode": 2,
+            "delivery_tag": self.delivery_tag,
+            "priority": 0,
+        }
 
 
 class QoS(stock.QoS):  # type: ignore[misc]
@@ -198,6 +223,8 @@ class Channel(stock.Channel):  # type: ignore[misc]
         """Those of them that are consumed now."""
         self.on_cancel: Callable[[], None] = lambda: None
         """Called before the last queue is cancelled: then nothing more may be handed on."""
+        self.on_wake_up: Callable[[Wakeup], Any] = lambda message: None
+        """Called with a wake-up that was read elsewhere and is in our own form."""
         super().__init__(*args, **kwargs)
 
     def expendable(self, message: Any) -> bool:
@@ -396,14 +423,20 @@ class Channel(stock.Channel):  # type: ignore[misc]
         queue is read elsewhere: then an alarm replaces it.
         """
         queue = self.queue_of(key)
-        if queue in self.expendable_queues and len(item) > LONGEST_WAKE_UP:
-            # Not parsed: in the I/O loop, that would delay everything else.
-            message = wrapped(item, queue, "wake-up")
-        else:
-            message = envelope(item, queue)
         # The worker's own tag: of two messages with one tag, one would get lost.
-        tag = message["properties"]["delivery_tag"] = f"{self._tag}.{next(self._tags)}"
+        tag = f"{self._tag}.{next(self._tags)}"
         try:
+            if queue in self.active_apart and (parts := read(item, queue)) is not None:
+                wakeup = Wakeup((queue, tag, *parts), self)
+                self.qos.append(wakeup, tag)
+                self.on_wake_up(wakeup)
+                return queue
+            if queue in self.expendable_queues and len(item) > LONGEST_WAKE_UP:
+                # Not parsed: in the I/O loop, that would delay everything else.
+                message = wrapped(item, queue, "wake-up")
+            else:
+                message = envelope(item, queue)
+            message["properties"]["delivery_tag"] = tag
             self.connection._deliver(message, queue)
         except Exception:
             if queue in self.apart:

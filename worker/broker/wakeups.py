@@ -7,6 +7,7 @@ a second one.
 import base64
 import json
 import logging
+import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -36,6 +37,8 @@ QUEUES = {
     "bulk": "registrations.bulk",
 }
 """The queue of each lane, in the order in which they are consumed."""
+
+_LANES = {queue: lane for lane, queue in QUEUES.items()}
 
 #: The routing key of a message that only tests whether the broker accepts messages. No queue has
 #: this name.
@@ -301,6 +304,29 @@ def _form(lane: str, origin: str) -> str:
         },
     }
     return json.dumps(envelope)
+
+
+def read(item: bytes, queue: str) -> tuple[str, str, str] | None:
+    """The task, the member and the origin of a wake-up as `envelopes` and the ledger's scripts make
+    it; None for anything else. Parsing and checking any envelope takes ten times as long."""
+    lane = _LANES[queue]
+    found = _pattern(lane).fullmatch(item)
+    if found is None:
+        return None
+    body, member, origin = found.groups()
+    if base64.b64encode(BODY.encode() % member) != body:
+        return None
+    return task_of(lane), member.decode(), origin.decode()
+
+
+@lru_cache
+def _pattern(lane: str) -> re.Pattern[bytes]:
+    text = r"[ !#-\[\]-~]{1,255}"  # printable, and as it is in JSON
+    blank = {name: f"@{name}@" for name in ("body", "id", "tag")}
+    pattern = re.escape(_form(lane, "@origin@") % blank)
+    pattern = pattern.replace("@body@", "([A-Za-z0-9+/=]{1,400})").replace("@tag@", text)
+    pattern = pattern.replace("@id@", f"(?P<id>{text})", 1).replace("@id@", "(?P=id)")
+    return re.compile(pattern.replace("@origin@", f"({text})").encode())
 
 
 def task_of(lane: str) -> str:

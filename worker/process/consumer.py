@@ -25,7 +25,7 @@ from regworker.settings import Settings
 from worker.broker.background_publisher import NotConnected, background
 from worker.broker.broker_url import of_kombu
 from worker.broker.queue_marks import QueueMarks
-from worker.broker.redis_transport import Channel, Transport
+from worker.broker.redis_transport import Channel, Transport, Wakeup
 from worker.intake.quarantine import MessageKeeper, QuarantineEntry
 from worker.monitoring import liveness
 from worker.process.message_check import Malformed, Messages, built_in
@@ -144,6 +144,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
                 lanes = channel.expendable_queues
                 channel.apart = tuple(one for one in lanes if one in self._queues)
                 channel.on_cancel = self._reader.stop
+                channel.on_wake_up = self.task_consumer.on_message
                 self.pool.on_free = self._reader.look
         else:
             self._marks.put(self.connection, self._own())
@@ -354,7 +355,8 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
 
         def received(message: Any) -> None:
             try:
-                check(message)
+                if not isinstance(message, Wakeup):
+                    check(message)
             except Malformed as error:
                 self.set_aside(message, str(error))
                 return

@@ -190,9 +190,11 @@ class WakeReader:
         """Hand messages on while there is room, the first one first; the rest goes back."""
         left = items[::-1]
         since = self._loop.time()
+        queue = channel.queue_of(key)
+        self._turns.rotate(queue)
         try:
-            while left and self._may_hand_on(channel, key):
-                self._turns.rotate(channel.take(key, left.pop()))
+            while left and self._may_hand_on(channel, queue):
+                channel.take(key, left.pop())
                 if left and self._loop.time() - since > TURN:
                     await asyncio.sleep(0)
                     since = self._loop.time()
@@ -205,9 +207,8 @@ class WakeReader:
                     name = type(error).__name__
                     log.warning("messages not put back", count=len(left), error=name)
 
-    def _may_hand_on(self, channel: Channel, key: bytes) -> bool:
-        consumed = channel.queue_of(key) in channel.active_apart
-        return consumed and not self._stopping and self._room() > 0
+    def _may_hand_on(self, channel: Channel, queue: str) -> bool:
+        return queue in channel.active_apart and not self._stopping and self._room() > 0
 
     async def _pause(self) -> None:
         if self._stopping:
