@@ -38,7 +38,7 @@ LAYERS = tuple(
         ("HTTP: ours", r"worker/(providers|publishers|http/)|standardwebhooks"),
         ("ledger client", r"regworker/ledger|worker/execution/(leases|alarms)"),
         ("Celery: tracing a task", r"celery/app/trace|worker/process/tasks"),
-        ("Celery: consumer, requests", r"celery/|vine/|worker/process/(consumer|message_check)"),
+        ("Celery: consumer, requests", r"celery/|vine/|process/(consumer|message_check|wake_req)"),
         ("pool", r"worker/process/(pool|greenlets|priorities)|concurrent/futures"),
         ("attempt, decision, delivery", r"worker/|regworker/"),
         ("asyncio", r"asyncio/|selectors"),

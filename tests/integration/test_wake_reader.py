@@ -113,6 +113,7 @@ def reading(
         holder.append(made)
         channel.apart = tuple(QUEUES.values())
         channel.on_cancel = reader.stop
+        channel.on_wake_up = made.received
         queues = [app.amqp.queues[name] for name in QUEUES.values()]
         with Consumer(channel, queues, on_message=made.received) as made.consumer:
             reader.start(channel)
@@ -131,6 +132,24 @@ def test_no_more_are_taken_than_there_are_slots(
         loop.call_soon_threadsafe(it.reader.look)
         assert it.next(1) == ["d"]
         assert ledger.redis.llen(LIVE) == 1
+
+
+def test_a_wake_up_in_our_own_form_is_not_parsed(
+    app: Celery,
+    redis_url: str,
+    loop: asyncio.AbstractEventLoop,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Almost all are; the parsing and the checks of any message take a tenth of a job's CPU."""
+    monkeypatch.setattr("worker.broker.redis_transport.envelope", None)
+    Wakeups(app)([Wake("a", "live"), Wake("b", "live")])
+    with reading(app, redis_url, loop) as it:
+        assert it.next(2) == ["a", "b"]
+        monkeypatch.undo()
+        first, second = it.under_way
+        first.ack()
+        second.requeue()
+        assert it.next(1) == ["b"], "it goes back, for any worker"
 
 
 def test_live_ones_are_taken_before_bulk_ones(

@@ -22,7 +22,7 @@ from regworker.sealing.keyring import Keyring
 from regworker.settings import Settings
 from tests.integration.test_wakeups import JOB, envelopes, members
 from worker.broker.wake_relay import BATCH, WakeRelay
-from worker.broker.wakeups import QUEUES, Wakeups
+from worker.broker.wakeups import ATTEMPT, LEDGER, QUEUES, Wakeups, read
 from worker.celery import new_app
 from worker.cli.local import stack
 
@@ -64,7 +64,8 @@ def test_accepting_a_job_puts_on_the_broker_what_a_worker_would_have_put(
         job_id = enqueue(ledger, lane=lane)
         assert members(ledger, QUEUES[lane]) == [job_id]
         [scripts] = envelopes(ledger, QUEUES[lane])
-        ledger.redis.delete(QUEUES[lane])
+        item: Any = ledger.redis.lpop(QUEUES[lane])
+        assert read(item, QUEUES[lane]) == (ATTEMPT, job_id, LEDGER), "it need not be parsed"
         wake([Wake(job_id, lane)])
         [workers] = envelopes(ledger, QUEUES[lane])
     for one in (scripts, workers):

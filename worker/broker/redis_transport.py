@@ -84,7 +84,7 @@ class Wakeup(Message):
         self.channel, self.errors, self.accept, self._state = channel, (), None, "RECEIVED"
         self.content_type, self.content_encoding = "application/json", "utf-8"
         self.body = (BODY % member).encode()
-        self._decoded_cache = ([member], {}, None)
+        self._decoded_cache: Any = ([member], {}, None)
         self.delivery_info = {"exchange": "", "routing_key": queue}
         self.headers = {
             "lang": "py", "task": task, "id": member, "root_id": member, "origin": origin,
@@ -223,8 +223,8 @@ class Channel(stock.Channel):  # type: ignore[misc]
         """Those of them that are consumed now."""
         self.on_cancel: Callable[[], None] = lambda: None
         """Called before the last queue is cancelled: then nothing more may be handed on."""
-        self.on_wake_up: Callable[[Wakeup], Any] = lambda message: None
-        """Called with a wake-up that was read elsewhere and is in our own form."""
+        self.on_wake_up: Callable[[Wakeup], Any] | None = None
+        """If it is set, it gets the wake-ups in our own form that were read elsewhere."""
         super().__init__(*args, **kwargs)
 
     def expendable(self, message: Any) -> bool:
@@ -425,11 +425,12 @@ class Channel(stock.Channel):  # type: ignore[misc]
         queue = self.queue_of(key)
         # The worker's own tag: of two messages with one tag, one would get lost.
         tag = f"{self._tag}.{next(self._tags)}"
+        take = self.on_wake_up if queue in self.active_apart else None
         try:
-            if queue in self.active_apart and (parts := read(item, queue)) is not None:
+            if take is not None and (parts := read(item, queue)) is not None:
                 wakeup = Wakeup((queue, tag, *parts), self)
                 self.qos.append(wakeup, tag)
-                self.on_wake_up(wakeup)
+                take(wakeup)
                 return queue
             if queue in self.expendable_queues and len(item) > LONGEST_WAKE_UP:
                 # Not parsed: in the I/O loop, that would delay everything else.

@@ -46,6 +46,7 @@ class WakeRequest(TaskRequest):
 
     @property
     def delivery_info(self) -> dict[str, Any]:
+        """Where its message came from, in Celery's form."""
         info, properties = self._message.delivery_info, self._message.properties
         return {
             "exchange": info.get("exchange"),
@@ -68,8 +69,6 @@ class WakeRequest(TaskRequest):
             "kwargs": self._kwargs,
             "argsrepr": self._argsrepr,
             "kwargsrepr": self._kwargsrepr,
-            "is_eager": False,
-            "called_directly": False,
         }
 
     @cached_property
@@ -157,10 +156,8 @@ def _ended(task: Any, request: WakeRequest, error: Exception) -> Any:
         found = trace.ExceptionInfo(internal=True)
         trace.TraceInfo(states.IGNORED, error).handle_ignore(task, request._context)
     else:
-        ended = trace.TraceInfo(states.RETRY if isinstance(error, Retry) else states.FAILURE, error)
-        found = ended.handle_error_state(
-            task, request._context, call_errbacks=ended.state == states.FAILURE
-        )
+        kind = states.RETRY if isinstance(error, Retry) else states.FAILURE
+        found = trace.TraceInfo(kind, error).handle_error_state(task, request._context)
     trace.traceback_clear(error)
     return found
 
