@@ -140,7 +140,7 @@ def test_a_wake_up_in_our_own_form_is_not_parsed(
     loop: asyncio.AbstractEventLoop,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Almost all are; the parsing and the checks of any message take a tenth of a job's CPU."""
+    """Almost all are; to parse and check any message takes a twentieth of a job's CPU."""
     monkeypatch.setattr("worker.broker.redis_transport.envelope", None)
     Wakeups(app)([Wake("a", "live"), Wake("b", "live")])
     with reading(app, redis_url, loop) as it:

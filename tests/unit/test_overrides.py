@@ -157,7 +157,10 @@ USED = [
     (consumer.CeleryConsumer, "_flush_events ensure_connected call_soon update_strategies"),
     (consumer.CeleryConsumer.Blueprint, "default_steps"),
     (remote_control.Pidbox, "stop shutdown"),
-    (wake_requests.trace, "fast_trace_task TraceInfo ExceptionInfo traceback_clear"),
+    (
+        wake_requests.trace,
+        "fast_trace_task TraceInfo ExceptionInfo traceback_clear task_has_custom",
+    ),
     (wake_requests.state, "requests active_requests total_count all_total_count"),
     (wake_requests.TaskRequest, "_context"),
 ]

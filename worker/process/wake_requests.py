@@ -26,6 +26,9 @@ _HEARD = (
     *(signals.task_retry, signals.task_failure, signals.task_internal_error),
 )
 
+#: Methods of a task that only Celery's tracer calls; `task_annotations` may set them.
+_HOOKS = ("before_start", "on_success", "after_return")
+
 
 class WakeRequest(TaskRequest):
     """A wake-up's request; what all of a task have in common are attributes of a subclass."""
@@ -100,7 +103,8 @@ def strategy(task: Any, app: Any, consumer: Any) -> Callable[..., None]:
 
     Celery's own, if `celeryconfig.py` asks for what only that can do.
     """
-    if not task.ignore_result or task.acks_late or consumer.task_buckets[task.name]:
+    hooked = any(trace.task_has_custom(task, name) for name in _HOOKS)
+    if hooked or not task.ignore_result or task.acks_late or consumer.task_buckets[task.name]:
         found: Callable[..., None] = default(task, app, consumer)
         return found
     eventer, pool = consumer.event_dispatcher, consumer.pool
@@ -148,7 +152,7 @@ def run(request: WakeRequest) -> tuple[int, Any, float | None]:
         result = task.run(*request.args, **request.kwargs)
     except Exception as error:  # noqa: BLE001 -- reported as Celery does
         return 1, _ended(task, request, error), None
-    return 0, _shown(result), time.monotonic() - begun
+    return 0, _shown(result, task.resultrepr_maxsize), time.monotonic() - begun
 
 
 def _ended(task: Any, request: WakeRequest, error: Exception) -> Any:
@@ -163,7 +167,7 @@ def _ended(task: Any, request: WakeRequest, error: Exception) -> Any:
 
 
 @lru_cache(maxsize=64)
-def _shown(result: str) -> str:
+def _shown(result: str, length: int) -> str:
     # Few results differ, and they are short.
-    found: str = saferepr(result, 1024)
+    found: str = saferepr(result, length)
     return found

@@ -131,12 +131,12 @@ def test_others_see_the_same_as_on_celerys_own_way(
     app: Celery, job_id: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Events with all their fields, counters, acknowledgements, and log lines."""
-    told = []
+    stories = []
     with caplog.at_level(logging.WARNING):
         for way in (strategy, default):
             caplog.clear()
-            told.append((story(way, app, job_id), [one.msg for one in caplog.records]))
-    ours, celerys = told
+            stories.append((story(way, app, job_id), [one.msg for one in caplog.records]))
+    ours, celerys = stories
     assert ours == celerys
 
 
@@ -209,12 +209,15 @@ def test_a_receiver_of_a_received_task_gets_its_request(app: Celery) -> None:
     assert found == [(Consumer, "done", ["done"])]
 
 
-@pytest.mark.parametrize("asked", ["ignore_result", "acks_late", "rate limit"])
+@pytest.mark.parametrize("asked", ["ignore_result", "acks_late", "rate limit", "hook"])
 def test_what_only_celerys_way_can_do_is_done(app: Celery, asked: str) -> None:
-    """An operator's `celeryconfig.py` may ask for stored results, late acknowledgement, a pace."""
+    """An operator's `celeryconfig.py` may ask for stored results, late acknowledgement, a pace, a
+    hook."""
     consumer, task = Consumer(app), app.tasks["wake"]
     if asked == "rate limit":
         consumer.task_buckets["wake"] = True
+    elif asked == "hook":
+        type(task).after_return = lambda *_: None
     else:
         setattr(task, asked, asked != "ignore_result")
     found = strategy(task, app, consumer)
