@@ -110,13 +110,13 @@ def strategy(task: Any, app: Any, consumer: Any) -> Callable[..., None]:
     eventer, pool = consumer.event_dispatcher, consumer.pool
     sends_events = eventer and eventer.enabled and task.send_events
 
-    class Request(WakeRequest):
+    class OfThisTask(WakeRequest):
         _type = name = task.name
         _app, _task, _eventer, _hostname = app, task, eventer, consumer.hostname
         _connection_errors = consumer.connection_errors
 
     def received(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any) -> None:
-        request = Request(message, ack, reject)
+        request = OfThisTask(message, ack, reject)
         signals.task_received.send(sender=consumer, request=request)
         if sends_events:
             eventer.send(
