@@ -5,6 +5,7 @@ node may be the wrong one (`cluster.py`). A server that Sentinels named is used 
 says that it is a primary: not if it was demoted, or does not know yet that it was promoted.
 """
 
+import asyncio
 from collections.abc import Generator, Mapping
 from typing import Any
 
@@ -303,6 +304,16 @@ class _Async(_Looks):
                 self.host, self.port = trying.send(error)
             else:
                 return
+
+    async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        # redis-py uses `asyncio.wait_for`. Before Python 3.12, that ignores a cancellation which
+        # arrives when the command has just been written: the cancelled task would go on.
+        task = asyncio.current_task()
+        before = task.cancelling() if task else 0
+        await super().send_packed_command(command, check_health)  # type: ignore[misc]
+        if task and task.cancelling() > before:
+            await self.disconnect(nowait=True)  # type: ignore[attr-defined]
+            raise asyncio.CancelledError
 
     async def on_connect_check_health(self, check_health: bool = True) -> None:
         fault: ResponseError | None = None
