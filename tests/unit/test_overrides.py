@@ -45,6 +45,7 @@ OWN = {
         *("as_it_came", "queue_of"),
         *("take", "_put_back", "expendable_queues", "sentinels", "master_name", "sentinel_kwargs"),
     },
+    "Connection": {"leaving"},
     "QoS": {"_kept_in_mind"},
     "TooFewReplicas": {"__init__"},
     "_Sync": {"_answer"},

@@ -55,8 +55,20 @@ class Connection(stock.Connection):  # type: ignore[misc]
 
     Channel = Channel
 
+    leaving = False
+    """Whether this side is about to close it: a broker that does not answer is waited for once."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"frame_handler": guarded, **kwargs})
+
+    def blocking_read(self, timeout: float | None = None) -> Any:
+        """Read a frame. `timeout`: seconds; None: those of the connection."""
+        try:
+            return super().blocking_read(timeout)
+        except TimeoutError:
+            if self.leaving and timeout is None:
+                self.collect()  # what follows fails at once
+            raise
 
 
 class _Known:

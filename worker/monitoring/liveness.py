@@ -118,6 +118,11 @@ class Liveness:
         return len(self._tasks)
 
     @property
+    def task_limit(self) -> float:
+        """Seconds after which a task counts as one that does not end."""
+        return self._task_limit
+
+    @property
     def up(self) -> float:
         """Seconds since this process started."""
         return self._now() - self._born

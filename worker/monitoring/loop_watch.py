@@ -8,6 +8,7 @@ import asyncio
 import sys
 import threading
 import traceback
+from collections.abc import Iterable
 from types import FrameType
 
 import structlog
@@ -65,15 +66,17 @@ class LoopWatch:
                     "the loop is blocked",
                     alert="blocked",
                     seconds=round(still * PERIOD, 1),
-                    where=_named(frame),
+                    where=named(frame),
                 )
 
 
-def _named(frame: FrameType | None) -> list[str]:
-    """File, line and function of the running code; no values, since they may be a customer's."""
-    if frame is None:
-        return []
-    found = traceback.StackSummary.extract(
-        traceback.walk_stack(frame), limit=FRAMES, lookup_lines=False
-    )
+def named(frame: FrameType | None, limit: int = FRAMES) -> list[str]:
+    """File, line and function of the running code, the innermost last; no values, since they may be
+    a customer's."""
+    return [] if frame is None else places(traceback.walk_stack(frame), limit)
+
+
+def places(walked: Iterable[tuple[FrameType, int]], limit: int) -> list[str]:
+    """The same for frames that are given, the innermost first."""
+    found = traceback.StackSummary.extract(iter(walked), limit=limit, lookup_lines=False)
     return [f"{one.filename}:{one.lineno} {one.name}" for one in reversed(found)]

@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 from celery.app.task import Task as CeleryTask
+from celery.bootsteps import RUN
 from celery.worker import loops, state
 from celery.worker.consumer import Consumer as CeleryConsumer
 from celery.worker.request import Request as CeleryRequest
@@ -29,7 +30,7 @@ from worker.broker.redis_transport import Channel, Transport, Wakeup
 from worker.intake.quarantine import MessageKeeper, QuarantineEntry
 from worker.monitoring import liveness
 from worker.process.message_check import Malformed, Messages, built_in
-from worker.process.runtime import runtime
+from worker.process.runtime import runtime, watch_stop
 from worker.process.wake_reader import WakeReader
 from worker.telemetry.sampling import Sampled
 
@@ -421,8 +422,10 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
 
     def stop(self) -> None:
         """Stop consuming. RabbitMQ is waited for once, and not at each of Celery's steps."""
+        watch_stop()  # a fault may be the reason, and no signal
         if self.connection is not None and not isinstance(self.connection.transport, Transport):
             try:
+                self.connection.connection.leaving = True
                 with self.connection.channel() as channel:
                     self._marks.remove(channel)
             except Exception:  # noqa: BLE001 -- it does not answer: that leaves nothing to be said
@@ -453,9 +456,9 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         def safely(*given: Any, **named: Any) -> None:
             try:
                 p(*given, **named)
-            except self.connection_errors:
-                raise
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:
+                if self.blueprint.state == RUN and isinstance(error, self.connection_errors):
+                    raise  # the loop reconnects
                 log.warning("a message could not be acknowledged (%s)", type(error).__name__)
 
         return super().call_soon_ack(safely, *args, **kwargs)

@@ -61,8 +61,9 @@ class Endpoints:
         for task in closing:
             task.cancel()
         await asyncio.gather(*closing, return_exceptions=True)
-        for close in (*closing.values(), *(one.aclose for one in self.publishers.values())):
-            await close()
+        # Together: a publisher whose broker hangs takes seconds.
+        closes = (*closing.values(), *(one.aclose for one in self.publishers.values()))
+        await asyncio.gather(*(close() for close in closes), return_exceptions=True)
 
     def close_later(self, close: Close) -> None:
         """Close connections once their requests have ended; at the latest when the process ends."""

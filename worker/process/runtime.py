@@ -54,6 +54,7 @@ from worker.monitoring.liveness import Liveness, consumer
 from worker.monitoring.loop_watch import LoopWatch
 from worker.monitoring.metrics import Meter
 from worker.monitoring.server_info import look_async
+from worker.monitoring.stop_watch import LATE, StopWatch
 from worker.process import greenlets
 from worker.process.endpoints import Endpoints
 from worker.process.priorities import Turnstile
@@ -74,6 +75,12 @@ AFTER_FAULT = 1.0
 #: Seconds for which a starting worker waits for the end of a failover: the old primary is a replica
 #: by then, and the new primary's replicas follow it only after a while.
 FOLLOWED = 10.0
+
+#: Seconds for each step of the end. A queue's publisher takes up to 15 while its broker hangs.
+CLOSED = 20.0
+
+#: Seconds until a task that goes on is cancelled again.
+AGAIN = 0.5
 
 
 class Runtime:
@@ -156,6 +163,8 @@ class Runtime:
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, name="io", daemon=True)
         self._watch = LoopWatch(self.loop, self._thread)
+        late = 2 * settings.call_budget + LATE
+        self._stop_watch = StopWatch(self.loop, self._liveness, late)
         self._beats: list[asyncio.Task[None]] = []
         self._to_wake: list[Wake] = []
         self._end_export: Callable[[], None] = lambda: None
@@ -195,12 +204,18 @@ class Runtime:
         quarantined = QuarantineEntry.of_task(f"registrations.{request}", id_, argument, reason)
         self._run(asyncio.to_thread(self._quarantine.keep, quarantined))
 
+    def watch_stop(self) -> None:
+        """From now on, do not let the process hang. For any thread."""
+        self._stop_watch.begin()
+
     def stop(self) -> None:
         """End the loops and close all connections."""
-        self._run(self._stop())
-        self._watch.stop()
+        self.watch_stop()
+        # Not with `_run`: it is no task.
+        asyncio.run_coroutine_threadsafe(self._stop(), self.loop).result()
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
+        self._watch.stop()
         self.loop.close()
         self._end_export()
 
@@ -365,20 +380,40 @@ class Runtime:
         await self._heartbeat.announce(starts=True)
 
     async def _stop(self) -> None:
-        await self._job_stream.aclose()
+        await _in_time("job stream", self._job_stream.aclose())
         if self._waking is not None:
-            await self._waking
-        for beat in self._beats:
-            beat.cancel()
-        await asyncio.gather(*self._beats, return_exceptions=True)
-        await self._relay.aclose()
-        await self._eraser.aclose()
-        await self._heartbeat.leave()
-        await self._transport.aclose()
-        await self._endpoints.aclose()
+            await _in_time("wake-ups", self._waking)
+        await _in_time("loops", _end(self._beats))
+        await _in_time("relay", self._relay.aclose())
+        await _in_time("eraser", self._eraser.aclose())
+        await _in_time("heartbeat", self._heartbeat.leave())
+        await _in_time("providers", self._transport.aclose())
+        await _in_time("endpoints", self._endpoints.aclose())
         self._quarantine.close()
         self.wake.close()
-        await self.ledger.aclose()
+        await _in_time("ledger", self.ledger.aclose())
+
+
+async def _in_time(what: str, close: Awaitable[object]) -> None:
+    """Take one step of the end. Whatever becomes of it, the others follow."""
+    try:
+        async with asyncio.timeout(CLOSED):
+            await close
+    except Exception as error:  # noqa: BLE001 -- all jobs are done: nothing is lost
+        log.warning("not closed in order", what=what, error=type(error).__name__)
+
+
+async def _end(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel tasks, and wait for them.
+
+    More than once: libraries may lose a cancellation, as `asyncio.wait_for` does before Python 3.12
+    if what it waits for has just ended.
+    """
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=AGAIN)
 
 
 async def _forever(turn: Callable[[], Awaitable[float]]) -> None:
@@ -471,6 +506,12 @@ def runtime(app: Celery) -> Runtime:
             made.start()
             _runtime = made
         return _runtime
+
+
+def watch_stop() -> None:
+    """This process was asked to stop. For any thread."""
+    if (made := _runtime) is not None:
+        made.watch_stop()
 
 
 def shut_down() -> None:

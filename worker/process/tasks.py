@@ -27,7 +27,7 @@ from worker.broker.wakeups import ATTEMPT, CANCEL, DELIVER, REGISTER
 from worker.celery import app
 from worker.execution.attempt import AttemptReport
 from worker.process.pool import TaskPool
-from worker.process.runtime import runtime, shut_down
+from worker.process.runtime import runtime, shut_down, watch_stop
 from worker.telemetry import configure_logging, take_over
 
 log = structlog.get_logger(__name__)
@@ -202,6 +202,11 @@ def _stop(**_: Any) -> None:
 
 
 @signals.worker_shutting_down.connect  # type: ignore[untyped-decorator]
-def _told_to_stop(sig: str, how: str, **_: Any) -> None:
+def _watch_stop(sig: str, how: str, **_: Any) -> None:
     # Called in a signal handler, which may interrupt the writing of a line.
-    Thread(target=log.info, args=("worker stops",), kwargs={"by": sig, "how": how.lower()}).start()
+    Thread(target=_note_stop, args=(sig, how)).start()
+
+
+def _note_stop(sig: str, how: str) -> None:
+    watch_stop()
+    log.info("worker stops", by=sig, how=how.lower())

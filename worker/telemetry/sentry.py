@@ -40,6 +40,7 @@ TITLES: Mapping[str, str] = {
     "request": "a request of task {task} could not be processed",
     "settings": "settings from files are not used",
     "blocked": "code blocks a worker's loop",
+    "hung": "a worker that was asked to stop hung",
 }
 
 #: Fields that name a kind rather than one job: added to a title that is not listed above.
