@@ -28,8 +28,8 @@ MAX_HEADERS = 1000
 #: read two requests (request smuggling).
 FRAMING = frozenset({"content-length", "transfer-encoding"})
 
-#: Methods whose requests have no body, as a rule: without one, they do not say how long it is.
-BODILESS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+#: Methods, and whether a request without a body says so. (The answer to HEAD is read otherwise.)
+METHODS = {"DELETE": True, "GET": False, "PATCH": True, "POST": True, "PUT": True}
 
 #: URLs whose parts are kept. An account has three or four, and some contain a customer's key.
 URLS = 256
@@ -127,6 +127,8 @@ class HttpClient:
         return target
 
     def _head(self, method: str, target: "_Target", headers: Mapping[str, str], size: int) -> bytes:
+        if method not in METHODS:
+            raise UnsendableError(f"a request's method is one of {', '.join(METHODS)}")
         fields = {**target.headers, **self._headers}
         for name, value in headers.items():
             if not (HEADER_NAME.fullmatch(name) and HEADER_VALUE.fullmatch(value)):
@@ -134,7 +136,7 @@ class HttpClient:
             fields[name.lower()] = value
         if not FRAMING.isdisjoint(fields):
             raise UnsendableError("a header says how long the request is, which is not its part")
-        if size or method not in BODILESS:
+        if size or METHODS[method]:
             fields["content-length"] = str(size)
         if self._connector.force_close:
             fields["connection"] = "close"
@@ -158,15 +160,17 @@ class _Target:
             if name in self.address.headers
         }
         values = (*self.headers.values(), self.path)
-        if " " in self.path or not all(map(HEADER_VALUE.fullmatch, values)):
+        if not {" ", "\t"}.isdisjoint(self.path) or not all(map(HEADER_VALUE.fullmatch, values)):
             raise aiohttp.InvalidURL("")
 
 
 def _arrived(connection: Connection) -> None:
     """The answer's last byte is here: another request may use the connection."""
-    transport = connection.transport
-    if transport is not None and transport.get_write_buffer_size():
-        # The server did not wait for the end of the request, and would read it as the next one.
+    watched = cast(Watched, connection.protocol)
+    if watched.unsent:
+        # The server did not wait for the end of the request. It must not get more of it, nor read
+        # the rest as the next one.
+        watched.abort()
         connection.close()
     else:
         connection.release()

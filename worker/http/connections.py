@@ -129,20 +129,41 @@ class Watched(ResponseHandler):
         self._waiting, self._came = True, 0
         cast(asyncio.Transport, self.transport).write(request)
 
+    @property
+    def unsent(self) -> int:
+        """Bytes of the request that the kernel has not taken yet."""
+        transport: Any = self.transport
+        # TLS's own transport does not count what it has encrypted.
+        tls = getattr(transport, "_ssl_protocol", None)
+        inner = transport if tls is None else tls._transport
+        size: int = 0 if inner is None else inner.get_write_buffer_size()
+        return size
+
     def close(self) -> None:
-        """Close it in order, also if its socket would be reset otherwise."""
-        # After `abort` it is reset, so that bytes in the kernel's buffer are not sent any more.
+        """Close it in order; while an answer is expected, reset it: nothing more may be sent."""
+        if self._waiting:
+            self.abort()
+        self._in_order()
+        super().close()
+
+    def eof_received(self) -> None:
+        """The server has closed it; asyncio closes it on this side."""
+        if not self._waiting:
+            self._in_order()
+        super().eof_received()
+
+    def _in_order(self) -> None:
+        # Not after `abort`: what is in the kernel's buffer is not sent any more.
         if self.is_connected():
             # There may be no socket any more (OSError; with TLS, AttributeError).
             with suppress(OSError, AttributeError):
                 made = cast(asyncio.Transport, self.transport).get_extra_info("socket")
                 made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, CLOSE_IN_ORDER)
-        super().close()
 
     def rest(self, *, answered: bool) -> None:
         """No answer is expected any more. `answered`: because a complete one has arrived."""
         self._waiting = False
-        if answered and not self._parsing and (self._buffer or self._in_a_message()):
+        if answered and not self._parsing and self._has_more():
             self._stray()
 
     def data_received(self, data: bytes) -> None:
@@ -155,14 +176,17 @@ class Watched(ResponseHandler):
         if self._came > MAX_BYTES:
             self._give_up()
             return
-        if self.transport is not None and self.transport.get_write_buffer_size():
+        if data and self.unsent:
             # The request is not sent yet. An early answer is legal, but may belong to another
-            # request.
+            # request. (Without data, aiohttp parses what it has kept.)
             self._doubt()
         self._parsing = True
         super().data_received(data)
         self._parsing = False
-        if not self._waiting and (self._exception or self._buffer or self._in_a_message()):
+        if self._exception and self._payload is not None and not self._payload.is_eof():
+            # aiohttp tells only whoever waits for an answer's head.
+            self._payload.set_exception(self._exception)
+        if not self._waiting and (self._exception or self._has_more()):
             self._stray()
 
     def _quiet(self) -> bool:
@@ -174,6 +198,10 @@ class Watched(ResponseHandler):
         self.set_exception(error)
         if payload is not None:
             payload.set_exception(error)
+
+    def _has_more(self) -> bool:
+        """Whether something came behind the answer."""
+        return bool(self._buffer or self._tail) or self._in_a_message()
 
     def _in_a_message(self) -> bool:
         # The next request gets a new parser, so this one may be ended.
@@ -275,7 +303,8 @@ class Connector(aiohttp.TCPConnector):
         try:
             exchange.hold(watched)
         except BaseException:
-            connection.release()
+            # Not kept: how long the server will keep it is known only from its last answer on.
+            connection.close()
             raise
         watched.exchange = exchange
         return connection

@@ -7,12 +7,12 @@ It knows neither Redis nor Celery, nor how requests are sent (`http.py` sends th
 import html
 import json
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from json import JSONDecoder, detect_encoding
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, Protocol, Self, assert_never
-from unicodedata import normalize
+from unicodedata import combining, normalize
 from urllib.parse import urlencode
 
 from pydantic import (
@@ -383,8 +383,18 @@ def _folded(email: str) -> str:
     # Normalizing takes time by the square of the length, and no address is that long.
     if email.isascii() or len(email) > _LONGEST_EMAIL:
         return email.lower()
-    folded = normalize("NFC", normalize("NFC", email).upper().casefold())
-    return folded.replace("i\u0307", "i")
+    return "".join(_undotted(normalize("NFD", normalize("NFC", email).upper().casefold())))
+
+
+def _undotted(folded: str) -> Iterator[str]:
+    """Without the dots that an `İ` leaves on an `i`; other marks may stand between them."""
+    letter = ""
+    for sign in folded:
+        if not combining(sign):
+            letter = sign
+        elif letter == "i" and sign == "\u0307":
+            continue
+        yield sign
 
 
 #: A longer text of a provider is no sentence, but a page or a stack trace.

@@ -20,7 +20,7 @@ from functools import lru_cache
 
 import aiohttp
 from aiohttp.connector import AddrInfoType
-from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+from aiohttp.http_exceptions import HttpProcessingError, LineTooLong, PayloadEncodingError
 from yarl import URL
 
 from regworker.domain.errors import causes
@@ -74,6 +74,7 @@ WORDS: tuple[tuple[type[BaseException], str], ...] = (
     (ConnectionResetError, "connection reset"),
     (BrokenPipeError, "connection reset"),
     (LineTooLong, "answer too large"),
+    (PayloadEncodingError, "answer cut off"),
     (HttpProcessingError, f"answer is not HTTP, or has more than {MAX_HEADERS} headers"),
     (TimeoutError, "timeout"),
 )

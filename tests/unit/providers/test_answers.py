@@ -167,6 +167,8 @@ CHANGES: dict[str, Callable[[str], str]] = {
 @example("ﬁn@example.com")
 @example("Σίσυφος@example.com")
 @example("e\u0301@example.com")
+@example("i\u0316@example.com")
+@example("\u0130\u0316\u0307i\u0307\u0316@example.com")
 def test_an_email_that_comes_back_otherwise_is_the_same(
     change: Callable[[str], str], email: str
 ) -> None:
