@@ -184,7 +184,7 @@ class Watched(ResponseHandler):
         super().data_received(data)
         self._parsing = False
         if self._exception and self._payload is not None and not self._payload.is_eof():
-            # aiohttp tells only whoever waits for an answer's head.
+            # aiohttp reports it only to whoever waits for an answer's head.
             self._payload.set_exception(self._exception)
         if not self._waiting and (self._exception or self._has_more()):
             self._stray()
