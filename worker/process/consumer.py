@@ -348,6 +348,14 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
                 state.maybe_shutdown()
                 time.sleep(STOPPED)
 
+    def on_close(self) -> None:
+        """Forget what this connection brought and no task has begun."""
+        for _ in range(100):
+            # Celery copies sets that the I/O loop's thread may change meanwhile.
+            with suppress(RuntimeError):
+                super().on_close()
+                return
+
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
         """Check each message; only a valid one reaches Celery."""
         handle = super().create_task_handler(*args, **kwargs)

@@ -80,6 +80,12 @@ class TaskPool(BasePool):  # type: ignore[misc]
         elif not asked:
             self._loop.call_soon_threadsafe(self._start)
 
+    def flush(self) -> None:
+        """Called when a connection has ended: what waits here comes again from the broker, or by
+        its alarm, and Celery no longer counts it."""
+        with self._lock:
+            self._line.clear()
+
     def on_stop(self) -> None:
         """Return requests that have not started, then wait for the others."""
         with self._lock:
@@ -136,9 +142,9 @@ def _apply(*work: Any) -> None:
         apply_target(*work)
     except BaseException:
         # Whatever it is (even `SystemExit`), it must end neither the loop nor the slot.
-        log.exception("a task ended on a fault of its pool")
         *_, callback, _accept = work
         state.task_ready(callback.__self__)
+        log.exception("a task ended on a fault of its pool")
 
 
 def _look_again() -> None:

@@ -17,7 +17,7 @@ from celery.utils.saferepr import saferepr
 from celery.worker import state
 from celery.worker.strategy import default
 
-from worker.process.consumer import HIDDEN, TaskRequest
+from worker.process.consumer import HIDDEN, Task, TaskRequest
 
 #: With a receiver of any of these, Celery's own tracer runs the tasks: receivers may use
 #: `task.request`, `celery.current_task`, and the order of the signals.
@@ -26,8 +26,8 @@ _HEARD = (
     *(signals.task_retry, signals.task_failure, signals.task_internal_error),
 )
 
-#: Methods of a task that only Celery's tracer calls; `task_annotations` may set them.
-_HOOKS = ("before_start", "on_success", "after_return")
+#: Methods of a task that `task_annotations` may set, and that expect what Celery's tracer prepares.
+_HOOKS = ("before_start", "on_success", "on_failure", "on_retry", "after_return")
 
 
 class WakeRequest(TaskRequest):
@@ -103,8 +103,12 @@ def strategy(task: Any, app: Any, consumer: Any) -> Callable[..., None]:
 
     Celery's own, if `celeryconfig.py` asks for what only that can do.
     """
-    hooked = any(trace.task_has_custom(task, name) for name in _HOOKS)
-    if hooked or not task.ignore_result or task.acks_late or consumer.task_buckets[task.name]:
+    if (
+        _hooked(task)
+        or not task.ignore_result
+        or task.acks_late
+        or consumer.task_buckets[task.name]
+    ):
         found: Callable[..., None] = default(task, app, consumer)
         return found
     eventer, pool = consumer.event_dispatcher, consumer.pool
@@ -139,6 +143,13 @@ def strategy(task: Any, app: Any, consumer: Any) -> Callable[..., None]:
     return received
 
 
+def _hooked(task: Any) -> bool:
+    # Celery replaces its own `__call__` in a worker, so that its own check would always find one.
+    called = any("__call__" in vars(one) for one in type(task).__mro__ if one is not trace.BaseTask)
+    hooked = any(trace.task_has_custom(task, name) for name in _HOOKS)
+    return hooked or called or task.Request != Task.Request
+
+
 def run(request: WakeRequest) -> tuple[int, Any, float | None]:
     """Run the task as Celery's tracer would; return what that returns."""
     task = request.task
@@ -152,7 +163,8 @@ def run(request: WakeRequest) -> tuple[int, Any, float | None]:
         result = task.run(*request.args, **request.kwargs)
     except Exception as error:  # noqa: BLE001 -- reported as Celery does
         return 1, _ended(task, request, error), None
-    return 0, _shown(result, task.resultrepr_maxsize), time.monotonic() - begun
+    show = _shown if type(result) is str else saferepr
+    return 0, show(result, task.resultrepr_maxsize), time.monotonic() - begun
 
 
 def _ended(task: Any, request: WakeRequest, error: Exception) -> Any:

@@ -11,10 +11,11 @@ import os
 import sys
 import threading
 from collections.abc import MutableMapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from json import JSONEncoder
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import structlog
 
@@ -45,7 +46,9 @@ def configure_logging(settings: Settings) -> None:
             *rendered,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(_stderr()),
+        logger_factory=structlog.WriteLoggerFactory(
+            cast(TextIO, _Unfailing(_stderr() or sys.stdout))
+        ),
         cache_logger_on_first_use=True,
     )
     root = logging.getLogger()
@@ -78,6 +81,21 @@ def take_over(settings: Settings) -> None:
 
 def _stderr() -> TextIO | None:
     return sys.__stderr__ if isinstance(sys.stderr, _Printed) else sys.stderr
+
+
+class _Unfailing:
+    """A stream that stops nobody: its disk may be full, or its reader may have ended."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, line: str) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.write(line)
+            self._stream.flush()
+
+    def flush(self) -> None:
+        """Nothing: each line is written at once."""
 
 
 class _Others(logging.Handler):

@@ -11,7 +11,7 @@ from kombu.message import Message
 from worker.broker.wakeups import QUEUES, REQUESTS
 from worker.process import greenlets
 from worker.process.consumer import Consumer
-from worker.process.pool import TaskPool
+from worker.process.pool import TaskPool, _apply
 from worker.process.priorities import Turnstile
 
 
@@ -169,3 +169,40 @@ def test_a_live_job_waits_for_no_bulk_jobs_claim(monkeypatch: pytest.MonkeyPatch
         assert pool.info["running"] == 0
 
     asyncio.run(asyncio.wait_for(run(), 20))
+
+
+def test_what_waits_for_a_slot_is_forgotten_with_its_connection() -> None:
+    """Celery no longer counts it then, and it comes again: it would be there many times."""
+    pool = TaskPool(limit=1)
+    pool._in_loop, pool._loop = (lambda: False), SimpleNamespace(call_soon_threadsafe=print)
+    consumer = Consumer.__new__(Consumer)
+    consumer.controller, consumer.task_buckets, consumer.pool = None, {}, pool
+    consumer.timer = None
+    for _ in range(3):
+        for _ in range(5):
+            pool.on_apply(print)
+        consumer.on_close()
+        assert pool._line == []
+
+
+@pytest.mark.parametrize("kind", [SystemExit, OSError])
+def test_a_slot_comes_back_whatever_happens_to_its_log_line(
+    kind: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk may be full."""
+
+    class Held:
+        id = "a"
+
+        def on_success(self, *_: Any) -> None:
+            raise kind
+
+    def full(*_: Any) -> None:
+        raise OSError("no space left on device")
+
+    held = Held()
+    monkeypatch.setattr("worker.process.pool.log", SimpleNamespace(exception=full))
+    state.task_reserved(held)
+    with pytest.raises(OSError, match="no space"):
+        _apply(lambda: None, (), {}, held.on_success, None)
+    assert held not in state.reserved_requests

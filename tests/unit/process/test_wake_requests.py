@@ -21,7 +21,7 @@ from worker.broker.wakeups import QUEUES
 from worker.process.consumer import HIDDEN, Task, TaskRequest
 from worker.process.message_check import Messages
 from worker.process.tasks import TriesAgain
-from worker.process.wake_requests import strategy
+from worker.process.wake_requests import run, strategy
 
 ID = "0b0f9d3c-1111-5222-8333-444455556666"
 ENDS: dict[str, Any] = {
@@ -209,16 +209,35 @@ def test_a_receiver_of_a_received_task_gets_its_request(app: Celery) -> None:
     assert found == [(Consumer, "done", ["done"])]
 
 
-@pytest.mark.parametrize("asked", ["ignore_result", "acks_late", "rate limit", "hook"])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        *("ignore_result", "acks_late", "rate limit", "Request"),
+        *("before_start", "on_success", "on_failure", "on_retry", "after_return", "__call__"),
+    ],
+)
 def test_what_only_celerys_way_can_do_is_done(app: Celery, asked: str) -> None:
     """An operator's `celeryconfig.py` may ask for stored results, late acknowledgement, a pace, a
     hook."""
     consumer, task = Consumer(app), app.tasks["wake"]
     if asked == "rate limit":
         consumer.task_buckets["wake"] = True
-    elif asked == "hook":
-        type(task).after_return = lambda *_: None
+    elif asked == "Request":
+        task.Request = f"{__name__}:AnotherRequest"
+    elif asked not in {"ignore_result", "acks_late"}:
+        setattr(type(task), asked, lambda *_: None)
     else:
         setattr(task, asked, asked != "ignore_result")
     found = strategy(task, app, consumer)
     assert found.__module__ == default.__module__
+
+
+class AnotherRequest(Request):  # type: ignore[misc]
+    """An operator's own."""
+
+
+def test_a_result_that_is_no_text_is_shown_too(app: Celery) -> None:
+    """A wrapper of `run` may return anything."""
+    ENDS["list"] = [1, {"a": []}]
+    found = run(SimpleNamespace(task=app.tasks["wake"], args=["list"], kwargs={}))  # type: ignore[arg-type]
+    assert found[:2] == (0, "[1, {'a': []}]")
