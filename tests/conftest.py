@@ -80,6 +80,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(limit, method="thread"), append=False)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_makereport(item: pytest.Item, call: "pytest.CallInfo[None]") -> None:
+    """A test that failed has no limit any more: one that passes while the failure is reported ends
+    the whole run. (pytest-timeout itself ends the limit, but only after the report.)"""
+    if call.excinfo is not None:
+        item.ihook.pytest_timeout_cancel_timer(item=item)
+
+
 #: What a run of all tests leaves out, and the command that runs it.
 ELSEWHERE = (
     "the broker's tests again on RabbitMQ (make test-rabbitmq), the oldest dependencies "

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 HANGING = """
-import asyncio, threading
+import asyncio, signal, threading
 import pytest
 from hypothesis import given, strategies
 from hypothesis.stateful import RuleBasedStateMachine, rule
@@ -46,6 +46,14 @@ class Machine(RuleBasedStateMachine):
         threading.Event().wait()
 
 TestMachine = Machine.TestCase
+
+def reported(_):
+    while signal.getitimer(signal.ITIMER_REAL)[0]:
+        pass
+
+def test_fails_just_before_its_limit():
+    __tracebackhide__ = reported
+    assert False
 
 def test_is_well():
     pass
@@ -82,11 +90,12 @@ def test_a_test_that_hangs_fails(tmp_path: Path) -> None:
         "test_waits",
         "test_waits_for_its_fixture",
         "test_swallows_all_exceptions",
+        "test_fails_just_before_its_limit",
         "test_hypothesis_waits",
         "TestMachine",
     ):
         assert f"test_hanging.py::{name}" in said
-    assert "5 failed, 1 passed" in said or "4 failed, 1 passed, 1 error" in said, said
+    assert "6 failed, 1 passed" in said or "5 failed, 1 passed, 1 error" in said, said
 
 
 def test_a_run_ends_with_a_line_that_names_what_it_left_out(tmp_path: Path) -> None:
