@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+from tests.loops import stop_accepting
 from worker.providers.base import Answer, Lost, NotSent, Request
 from worker.providers.http import HttpTransport
 
@@ -31,22 +32,30 @@ class Server:
         """The URL at which it listens."""
         return f"{scheme}://127.0.0.1:{self.port}{path}"
 
-    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve one connection."""
+    def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one connection.
+
+        `stop` must know it and close it even before the first step of its task: from Python 3.12
+        on, `wait_closed` waits for each connection."""
         self.connections += 1
-        task = asyncio.current_task()
-        assert task is not None
+        task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
+        task.add_done_callback(lambda _: writer.transport.abort())
         self._tasks.add(task)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         # Broken connections are what these tests are about; the handler just ends.
         with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             await self._handler(reader, writer)
-        writer.transport.abort()
 
     async def stop(self) -> None:
         """End all open handlers."""
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks)
+        for ended in await asyncio.gather(*self._tasks, return_exceptions=True):
+            if isinstance(ended, Exception):
+                raise ended
+        for _ in range(2):  # an aborted connection is closed in the next turn
+            await asyncio.sleep(0)
 
 
 @contextlib.asynccontextmanager
@@ -58,7 +67,7 @@ async def serving(handler: Handler) -> AsyncIterator[Server]:
     try:
         yield server
     finally:
-        listener.close()
+        await stop_accepting(listener)
         await server.stop()
         await listener.wait_closed()
 

@@ -114,6 +114,23 @@ def test_a_budget_that_ends_while_connecting_is_not_sent() -> None:
     assert outcome(silent, scheme="https", budget=SHORT) == NotSent("not connected: timeout")
 
 
+@pytest.mark.parametrize("turns", range(6))
+def test_a_server_of_these_tests_ends_with_a_connection_that_it_has_only_just_accepted(
+    turns: int,
+) -> None:
+    """However far the loop has come with it, nothing waits for it."""
+
+    async def main() -> None:
+        async with asyncio.timeout(AMPLE):
+            async with serving(silent) as server:
+                client = socket.create_connection(("127.0.0.1", server.port))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+        client.close()
+
+    asyncio.run(main())
+
+
 def test_without_a_lease_nothing_is_even_connected() -> None:
     """A worker that could not renew its lease sends nothing."""
 
