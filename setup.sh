@@ -19,7 +19,7 @@ fi
 echo "Setting up .venv with $("$python" --version) (once; a minute with uv, some minutes with pip)" >&2
 rm -f .venv/ready
 if command -v uv >/dev/null; then
-  [ -x .venv/bin/python ] && fits .venv/bin/python || uv venv --quiet --python "$python" .venv
+  [ -x .venv/bin/python ] && fits .venv/bin/python || uv venv --quiet --clear --python "$python" .venv
   uv pip install --quiet --compile-bytecode --python .venv/bin/python --require-hashes \
     -r requirements/build.txt -r requirements/dev.txt
   uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation -e ./client -e .
