@@ -165,9 +165,9 @@ class _Target:
 
 
 def _arrived(connection: Connection) -> None:
-    """The answer's last byte is here: another request may use the connection."""
-    watched = cast(Watched, connection.protocol)
-    if watched.unsent:
+    """The answer's last byte is here: another request may use the connection, if it is open."""
+    watched = cast(Watched | None, connection.protocol)
+    if watched is not None and watched.unsent:
         # The server did not wait for the end of the request. It must not get more of it, nor read
         # the rest as the next one.
         watched.abort()

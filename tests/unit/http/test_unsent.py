@@ -12,7 +12,7 @@ import pytest
 from tests.loops import end_all
 from worker.http.connections import Watched
 from worker.providers.base import Answer, Lost, NotSent, Request
-from worker.providers.http import HttpTransport
+from worker.providers.http import MAX_ANSWER, HttpTransport
 
 #: More than the kernel's buffers hold.
 LARGE = bytes(30_000_000)
@@ -231,6 +231,31 @@ def test_an_answer_that_ends_early_is_cut_off(rest: bytes, reason: str, tls: Pat
         await transport.aclose()
 
     asyncio.run(main())
+
+
+def test_an_answer_that_ends_with_its_closed_connection_is_no_fault(
+    tls: Path | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Closed by us, since it was too large: then its end comes when nobody reads it any more."""
+
+    async def main() -> None:
+        server = Server(tls)
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 Fine\r\n\r\n" + bytes(MAX_ANSWER + 1))
+            await reader.read()
+
+        server._serve = serve  # type: ignore[method-assign]
+        transport = HttpTransport()
+        async with server.serving() as url:
+            call = transport.sender(lambda: True, 1000.0)
+            assert await call(Request(url, content=b"")) == Lost("answer too large")
+            await server.ended.wait()
+        await transport.aclose()
+
+    asyncio.run(main())
+    assert [one.getMessage() for one in caplog.records if one.name.startswith("aiohttp")] == []
 
 
 def test_an_answer_that_is_broken_after_its_head_ends_the_call(tls: Path | None) -> None:
