@@ -5,12 +5,14 @@ waits for ever, unless it kills; and a killed process leaves no trace of what it
 """
 
 import asyncio
+import faulthandler
 import os
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -31,8 +33,8 @@ PERIOD = 1.0
 LATE = 5.0
 
 #: Seconds without a running task after which the process is ended. All that is left then is to
-#: close connections, each within seconds.
-IDLE = 30.0
+#: close connections, which has a limit of half of that (`CLOSED` in `runtime.py`).
+IDLE = 40.0
 
 #: Seconds for that log line. Its lock, or whoever reads it, may be what hangs.
 REPORT = 5.0
@@ -78,8 +80,10 @@ class StopWatch:
         self._took += PERIOD
         self._idle = 0.0 if self._liveness.running else self._idle + PERIOD
         if self._idle > IDLE or self._took > self._liveness.task_limit:
-            self._say(self._last_words)
-            self._end(1)
+            try:
+                self._say(self._last_words)
+            finally:
+                self._end(1)
             return True
         if self._took > self._late and not was_late:
             self._say(lambda: log.warning("worker does not stop", **self._where()))
@@ -93,7 +97,13 @@ class StopWatch:
     def _say(self, report: Callable[[], None]) -> None:
         # In a thread: what hangs may be the log itself.
         saying = threading.Thread(target=report, name="stop-report", daemon=True)
-        saying.start()
+        try:
+            saying.start()
+        except RuntimeError:
+            # The interpreter is ending (Python 3.12 then starts no thread), or there are too many.
+            with suppress(Exception):
+                faulthandler.dump_traceback(sys.__stderr__ or 2)
+            return
         saying.join(REPORT)
 
     def _last_words(self) -> None:

@@ -63,7 +63,9 @@ class Endpoints:
         await asyncio.gather(*closing, return_exceptions=True)
         # Together: a publisher whose broker hangs takes seconds.
         closes = (*closing.values(), *(one.aclose for one in self.publishers.values()))
-        await asyncio.gather(*(close() for close in closes), return_exceptions=True)
+        came = await asyncio.gather(*(close() for close in closes), return_exceptions=True)
+        if faults := [one for one in came if isinstance(one, Exception)]:
+            raise faults[0]
 
     def close_later(self, close: Close) -> None:
         """Close connections once their requests have ended; at the latest when the process ends."""

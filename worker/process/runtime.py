@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 import redis.asyncio
@@ -76,8 +77,11 @@ AFTER_FAULT = 1.0
 #: by then, and the new primary's replicas follow it only after a while.
 FOLLOWED = 10.0
 
-#: Seconds for each step of the end. A queue's publisher takes up to 15 while its broker hangs.
+#: Seconds to close everything. A queue's publisher takes up to 15 while its broker hangs.
 CLOSED = 20.0
+
+#: Seconds that the last steps have in any case.
+AT_LEAST = 0.2
 
 #: Seconds until a task that goes on is cancelled again.
 AGAIN = 0.5
@@ -380,27 +384,39 @@ class Runtime:
         await self._heartbeat.announce(starts=True)
 
     async def _stop(self) -> None:
-        await _in_time("job stream", self._job_stream.aclose())
+        in_time = partial(_in_time, self.loop.time() + CLOSED)
+        await in_time("job stream", self._job_stream.aclose())
         if self._waking is not None:
-            await _in_time("wake-ups", self._waking)
-        await _in_time("loops", _end(self._beats))
-        await _in_time("relay", self._relay.aclose())
-        await _in_time("eraser", self._eraser.aclose())
-        await _in_time("heartbeat", self._heartbeat.leave())
-        await _in_time("providers", self._transport.aclose())
-        await _in_time("endpoints", self._endpoints.aclose())
+            await in_time("wake-ups", self._waking)
+        await in_time("loops", _end(self._beats))
+        await in_time("relay", self._relay.aclose())
+        await in_time("eraser", self._eraser.aclose())
+        await in_time("heartbeat", self._heartbeat.leave())
+        await in_time("providers", self._transport.aclose())
+        await in_time("endpoints", self._endpoints.aclose())
         self._quarantine.close()
         self.wake.close()
-        await _in_time("ledger", self.ledger.aclose())
+        await in_time("ledger", self.ledger.aclose())
 
 
-async def _in_time(what: str, close: Awaitable[object]) -> None:
-    """Take one step of the end. Whatever becomes of it, the others follow."""
-    try:
-        async with asyncio.timeout(CLOSED):
-            await close
-    except Exception as error:  # noqa: BLE001 -- all jobs are done: nothing is lost
-        log.warning("not closed in order", what=what, error=type(error).__name__)
+async def _in_time(end: float, what: str, close: Awaitable[object]) -> None:
+    """Take one step of the end, until this time of the loop.
+
+    Whatever becomes of it, the others follow: all jobs are done, so nothing is lost.
+    """
+    step = asyncio.ensure_future(close)
+    await asyncio.wait([step], timeout=max(AT_LEAST, end - asyncio.get_running_loop().time()))
+    if not step.done():
+        fault = "TimeoutError"
+        step.cancel()
+        await asyncio.wait([step], timeout=AT_LEAST)
+    elif step.cancelled():
+        fault = "CancelledError"
+    elif (error := step.exception()) is not None:
+        fault = type(error).__name__
+    else:
+        return
+    log.warning("not closed in order", what=what, error=fault)
 
 
 async def _end(tasks: Iterable[asyncio.Task[None]]) -> None:

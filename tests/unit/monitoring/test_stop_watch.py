@@ -133,6 +133,20 @@ def test_a_hanging_log_does_not_keep_the_process(monkeypatch: pytest.MonkeyPatch
         released.set()
 
 
+def test_a_process_that_can_start_no_thread_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Python 3.12 at its very end, or a container at its limit of processes."""
+
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with a_loop() as loop:
+        watch = StopWatch(loop, liveness(), LATE, end)
+        monkeypatch.setattr(threading.Thread, "start", start)
+        ended = looks(watch, IDLE + PERIOD)
+        monkeypatch.undo()
+    assert ended
+
+
 def test_it_watches_in_a_thread_that_keeps_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """However often the process is asked to stop."""
     monkeypatch.setattr(stop_watch, "PERIOD", 0.001)
