@@ -33,7 +33,8 @@ YEAR = 365 * 86400.0
 #: worker's clock, and so does the transport that looks for old ones.
 OWN_CLOCK = {
     *("telemetry/logs.py", "domain/retry.py", "publishers/webhook.py", "outbox/relay.py"),
-    "broker/redis_transport.py",
+    # What Celery shows of a task: when it began.
+    *("broker/redis_transport.py", "process/wake_requests.py"),
 }
 
 
