@@ -30,7 +30,7 @@ ONCE := acts alarm_clock amqp_roles async_ledger async_producer audit bulk lists
   broker_faults broker_junk broker_outages callers celery_requests cli cluster connection \
   consuming cookbook deliveries deliveries_stateful demo guide host_sentry hosts interrupted keys ledger \
   ledger_stateful managed_service memory_alarm producer queues rabbitmq_cluster rabbitmq_queues readme remote_control replicas \
-  requeue results rights roles script_globals sentinel sentinel_everywhere haproxy settings_files snapshot testing tls typed_jobs urls \
+  requeue results rights roles script_globals sentinel sentinel_everywhere haproxy settings_files snapshot stopping testing tls typed_jobs urls \
   wake_reader wake_relay wakeups way_out webhooks
 
 test-rabbitmq: .venv/ready  ## run the tests that need a broker again, on RabbitMQ
