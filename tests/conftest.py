@@ -201,3 +201,14 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
         + made.public_bytes(serialization.Encoding.PEM)
     )
     return file
+
+
+@pytest.fixture(params=["plain", "TLS"])
+def tls(
+    request: pytest.FixtureRequest, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path | None:
+    """With and without TLS: the server's certificate, or None."""
+    if request.param == "plain":
+        return None
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    return certificate

@@ -22,17 +22,6 @@ Use = Callable[
 ]
 
 
-@pytest.fixture(params=["plain", "TLS"])
-def tls(
-    request: pytest.FixtureRequest, certificate: Path, monkeypatch: pytest.MonkeyPatch
-) -> Path | None:
-    """With and without TLS: the server's certificate, or None."""
-    if request.param == "plain":
-        return None
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    return certificate
-
-
 def answer(number: int) -> bytes:
     """An answer with its number as the status."""
     return f"HTTP/1.1 {number} Fine\r\ncontent-length: 2\r\n\r\n{{}}".encode()

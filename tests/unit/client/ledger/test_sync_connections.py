@@ -153,17 +153,6 @@ async def serving(server: Server, certificate: Path | None) -> AsyncIterator[str
         await listener.wait_closed()
 
 
-@pytest.fixture(params=["plain", "TLS"])
-def tls(
-    request: pytest.FixtureRequest, certificate: Path, monkeypatch: pytest.MonkeyPatch
-) -> Path | None:
-    """With and without TLS: the server's certificate, or None."""
-    if request.param == "plain":
-        return None
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    return certificate
-
-
 @pytest.mark.parametrize("in_two", [False, True], ids=["one read", "two reads"])
 @pytest.mark.parametrize("caller", [provider, webhook])
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
