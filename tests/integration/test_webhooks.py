@@ -19,9 +19,11 @@ from pydantic import SecretStr
 
 from regworker.settings import WebhookEndpoint
 from sandbox.server import ReceiverServer
+from tests.doubles import differing
 from tests.integration.outbox import Cli
 from tests.loops import end_all
 from tests.tls import SIGNS
+from worker.http import look_ups
 from worker.providers.base import NotSent, Request
 from worker.providers.http import HttpTransport
 from worker.publishers import webhook
@@ -436,8 +438,8 @@ class Names:
                     raise ConnectionRefusedError
                 super().connect(address)
 
-        monkeypatch.setattr(webhook.socket, "getaddrinfo", self._look_up)
-        monkeypatch.setattr(webhook.socket, "socket", Socket)
+        monkeypatch.setattr(look_ups, "socket", differing(socket, getaddrinfo=self._look_up))
+        monkeypatch.setattr(webhook, "socket", differing(socket, socket=Socket))
 
     def _look_up(self, host: str, port: int, *_: Any, **__: Any) -> list[Any]:
         assert host == "crm.example.com"

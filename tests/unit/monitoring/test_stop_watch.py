@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from tests.doubles import differing
 from worker.monitoring import stop_watch
 from worker.monitoring.liveness import Liveness, Pulse
 from worker.monitoring.stop_watch import IDLE, PERIOD, StopWatch
@@ -136,12 +137,13 @@ def test_a_hanging_log_does_not_keep_the_process(monkeypatch: pytest.MonkeyPatch
 def test_a_process_that_can_start_no_thread_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """As Python 3.12 at its very end, or a container at its limit of processes."""
 
-    def start(_: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
+    class Thread(threading.Thread):
+        def start(self) -> None:
+            raise RuntimeError("can't start new thread")
 
     with a_loop() as loop:
         watch = StopWatch(loop, liveness(), LATE, end)
-        monkeypatch.setattr(threading.Thread, "start", start)
+        monkeypatch.setattr(stop_watch, "threading", differing(threading, Thread=Thread))
         ended = looks(watch, IDLE + PERIOD)
         monkeypatch.undo()
     assert ended

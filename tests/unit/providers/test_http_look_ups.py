@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from regworker.way_out import ProxyServer, WayOut
+from tests.doubles import differing
 from tests.unit.providers.calls import AMPLE, OK, SHORT, answering, serving, transport
+from worker.http import look_ups
 from worker.http.look_ups import LookUps
 from worker.providers.base import Answer, NotSent, Request
 
@@ -47,7 +49,7 @@ class Names:
 def names(monkeypatch: pytest.MonkeyPatch) -> Names:
     """A DNS that hangs for some names."""
     made = Names()
-    monkeypatch.setattr(socket, "getaddrinfo", made)
+    monkeypatch.setattr(look_ups, "socket", differing(socket, getaddrinfo=made))
     return made
 
 

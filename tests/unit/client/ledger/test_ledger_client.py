@@ -1,6 +1,7 @@
 """How long the ledger's clients wait while its server is away."""
 
 import asyncio
+import random
 from collections.abc import Callable
 from typing import Never
 
@@ -9,6 +10,7 @@ from redis.exceptions import ConnectionError  # noqa: A004
 
 from regworker.domain.errors import LedgerUnavailable
 from regworker.ledger import AsyncLedger, SyncLedger
+from tests.doubles import differing
 
 URL = "redis://127.0.0.1:1/0"
 
@@ -37,8 +39,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
         made.sleep(seconds)
 
     monkeypatch.setattr("regworker.ledger.client.time", made)
-    monkeypatch.setattr("regworker.ledger.client.asyncio.sleep", sleep)
-    monkeypatch.setattr("regworker.ledger.client.random.uniform", lambda _, most: most)
+    monkeypatch.setattr("regworker.ledger.client.asyncio", differing(asyncio, sleep=sleep))
+    longest = differing(random, uniform=lambda _, most: most)
+    monkeypatch.setattr("regworker.ledger.client.random", longest)
     return made
 
 
