@@ -26,7 +26,7 @@ test-fast: .venv/ready  ## run the unit tests that start no programs, under a mi
 	@echo 'left out: the model, and all tests that start programs and servers (make test)'
 
 # Tests that run once: they need no broker, or run on both brokers themselves.
-ONCE := acts alarm_clock amqp_roles async_ledger async_producer audit bulk lists async_results bad_records benchmarks broker_bombs \
+ONCE := acts alarm_clock amqp_roles async_ledger async_producer audit batches bulk calls lists async_results bad_records benchmarks broker_bombs \
   broker_faults broker_junk broker_outages callers celery_requests cli cluster connection \
   consuming cookbook deliveries deliveries_stateful demo guide host_sentry hosts interrupted keys ledger \
   ledger_stateful managed_service memory_alarm producer queues rabbitmq_cluster rabbitmq_queues readme remote_control replicas \

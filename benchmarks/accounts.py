@@ -30,7 +30,7 @@ from benchmarks.pages import KEYS, PASSWORD, Filling, served
 from benchmarks.support import meter, stage
 from regworker.ledger import SyncLedger
 from regworker.ledger.admin import Limits, announce
-from regworker.ledger.client import digest, scripts
+from regworker.ledger.calls import digest, scripts
 from regworker.ledger.transitions import CONFIGURED, STATS
 from regworker.settings import Settings
 from worker.cli.local import stack

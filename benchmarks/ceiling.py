@@ -28,7 +28,7 @@ from regworker.domain.outcome import Registered
 from regworker.event_builder import EventBuilder
 from regworker.ledger import SyncLedger
 from regworker.ledger.admin import Limits, announce
-from regworker.ledger.client import evalsha
+from regworker.ledger.calls import MOST, PackedCommand, call
 from regworker.ledger.records import Claim, Settled
 from regworker.ledger.transitions import (
     ClaimRules,
@@ -46,8 +46,8 @@ from regworker.settings import Settings
 from worker.cli.local import stack
 from worker.providers.registry import Registry
 
-#: Commands that a client sends together, like a busy worker.
-TOGETHER = 50
+#: Commands that a client sends together, and how many of them in one call.
+TOGETHER, EACH = 50, 5
 
 CLAIM = ClaimRules("ceiling:1", lease=12, settle_delay=60, max_attempts=12, probe=20)
 SETTLE = SettleRules(settle_delay=60, breaker_threshold=5, breaker_pause=30, retention=604800)
@@ -148,7 +148,7 @@ def sample(ledger: SyncLedger) -> Sample:
     return Sample(keys.seal(registration, seals.payload(job)), held, publication)
 
 
-def drive(url: str, client: int, one: Sample, count: int) -> tuple[float, float]:
+def drive(url: str, client: int, one: Sample, count: int, each: int) -> tuple[float, float]:
     """Run so many jobs in a process of its own; return start and end.
 
     All commands are prepared before, and no answer is parsed: otherwise the Python clients would be
@@ -160,13 +160,14 @@ def drive(url: str, client: int, one: Sample, count: int) -> tuple[float, float]
     copies = one.copies(client, count)
     while batch := list(islice(copies, TOGETHER)):
         for step in zip(*batch, strict=True):
-            sent = [("EVALSHA", *evalsha(command)) for command in step]
-            batches.append((wire.pack_commands(sent), len(sent)))
+            parts = [PackedCommand(command) for command in step]
+            calls = [call(parts[at : at + each]) for at in range(0, len(parts), each)]
+            batches.append((b"".join(calls), len(calls)))
     server.incr(READY)
     server.blpop(GO, PATIENCE)
     began = time.time()
     for packed, answers in batches:
-        wire.send_packed_command(packed)
+        wire.send_packed_command([packed])
         for _ in range(answers):
             wire.read_response()
     ended = time.time()
@@ -174,7 +175,7 @@ def drive(url: str, client: int, one: Sample, count: int) -> tuple[float, float]
     return began, ended
 
 
-def saturated(clients: int, count: int) -> str:
+def saturated(clients: int, count: int, each: int) -> str:
     """Drive a separate Valkey as fast as the clients can; return what it handled."""
     spawn = multiprocessing.get_context("spawn")
     with (
@@ -187,7 +188,7 @@ def saturated(clients: int, count: int) -> str:
         ledger(announce([Limits("skypostal", "default", 0, 0, 1000)], ["results"]))
         one = sample(ledger)
         server: Any = ledger.redis
-        runs = [pool.submit(drive, url, client, one, count) for client in range(clients)]
+        runs = [pool.submit(drive, url, client, one, count, each) for client in range(clients)]
         stack.until(lambda: int(server.get(READY) or 0) == clients, "the clients", PATIENCE)
         before = Usage.of(server)
         server.lpush(GO, *range(clients))
@@ -201,8 +202,8 @@ def saturated(clients: int, count: int) -> str:
     cpu = after.cpu - before.cpu
     busy = cpu / took
     said = (
-        f"one Valkey carried {done / took:.0f} jobs/s, {3 * done / took:.0f} scripts/s (measured: "
-        f"{clients} clients that call nobody), with {busy:.0%} of a core and "
+        f"one Valkey carried {done / took:.0f} jobs/s, {each} in each call (measured: {clients} "
+        f"clients that call nobody), with {busy:.0%} of a core and "
         f"{cpu / done * 1000:.3f} ms of it a job"
     )
     if busy < SATURATED:
@@ -230,8 +231,9 @@ def main() -> None:
     said = (f"{name} {number:.2f}" for name, number in calls.items() if number >= SHOWN)
     print(f"commands a job, by name: {', '.join(said)}")
     print(f"one Valkey carries at most {1000 / cost:.0f} jobs/s (computed: its CPU a job)")
-    with stack.ending_by_signal(), jemalloc() as allocator:
-        print(f"{saturated(options.clients, options.each)}; it uses {allocator}")
+    for each in (1, EACH, MOST):
+        with stack.ending_by_signal(), jemalloc() as allocator:
+            print(f"{saturated(options.clients, options.each, each)}; it uses {allocator}")
     print(
         f"the stub carries at most {1000 / stub:.0f} calls/s (computed: {stub:.2f} ms of CPU each)"
     )

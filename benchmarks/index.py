@@ -21,7 +21,7 @@ from benchmarks.ceiling import TOGETHER, Sample, Usage, sample
 from benchmarks.support.allocator import jemalloc
 from regworker.ledger import SyncLedger
 from regworker.ledger.admin import Limits, announce
-from regworker.ledger.client import evalsha, scripts
+from regworker.ledger.calls import evalsha, scripts
 from regworker.ledger.rights import guarded
 from regworker.ledger.script_loader import link, pieces
 from worker.cli.local import stack

@@ -9,7 +9,7 @@ from redis.exceptions import NoScriptError, ResponseError
 
 from regworker.clock import steady
 from regworker.ledger import Command
-from regworker.ledger.client import scripts
+from regworker.ledger.calls import scripts
 from regworker.ledger.records import text
 from regworker.ledger.steps import Ask, Exchange, Steps
 from regworker.ledger.streams import START, Found, GroupReader, later

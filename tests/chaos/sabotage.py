@@ -10,13 +10,14 @@ from dataclasses import replace
 from typing import Any
 
 import regworker.ledger.client as client
-from regworker.ledger import replication
+from regworker.ledger import calls, replication
 
 
 def patch(script: str, old: str, new: str) -> None:
-    """Replace a part of a script in this process; for `_lib`, in each script that uses it."""
-    sources = dict(client.scripts())
-    names = [script]
+    """Replace a part of a script in this process, and of the same for several jobs; for `_lib`, in
+    each script that uses it."""
+    sources = dict(calls.scripts())
+    names = [name for name in (script, script + calls.BATCH) if name in sources]
     if script == "_lib":
         shared = {name: sources[name].partition(f"-- {name}: ")[0] for name in sources}
         names = [name for name in sources if old in shared[name]]
@@ -26,22 +27,18 @@ def patch(script: str, old: str, new: str) -> None:
         if sources[name].count(old) != 1:
             raise ValueError(f"{script}.lua has {sources[name].count(old)} times: {old}")
         sources[name] = sources[name].replace(old, new)
-    client.scripts.cache_clear()
-    client.digest.cache_clear()
-    client.scripts = _Cached(sources)
+    calls.digest.cache_clear()
+    calls.scripts = client.scripts = _Cached(sources)
 
 
 class _Cached:
-    """Replaces `client.scripts`."""
+    """Replaces `calls.scripts`."""
 
     def __init__(self, sources: dict[str, str]) -> None:
         self._sources = sources
 
     def __call__(self) -> dict[str, str]:
         return self._sources
-
-    def cache_clear(self) -> None:
-        pass
 
 
 def hurry() -> None:
@@ -159,8 +156,8 @@ def sends_at_once() -> None:
     """A claim counts once the primary has it; the answer of WAIT is ignored."""
     no_guard()
 
-    def ask(self: Any, wanted: Any, *command: Any) -> Any:
-        answer = self._connection.ask(*command)
+    def ask(self: Any, wanted: Any, command: Any) -> Any:
+        answer = self._connection.ask_packed(command)
         self._connection.ask(*wanted.command).add_done_callback(lambda heard: heard.exception())
         return answer
 

@@ -20,7 +20,7 @@ from regworker.domain.event import EventType, event_id
 from regworker.domain.job import Job
 from regworker.domain.states import FINAL, PARKED, UNFINISHED, State, may
 from regworker.ledger import Command
-from regworker.ledger.client import scripts
+from regworker.ledger.calls import scripts
 from regworker.ledger.records import Claim, Record, pairs
 from regworker.ledger.snapshot import LATER, OPEN, place
 from regworker.ledger.transitions import (
@@ -63,11 +63,11 @@ RULES = SettleRules(SETTLE / 1000, 2, 10, RETENTION / 1000)
 
 #: A command that reads the server's clock. The check of the caller's rights only names it.
 TIME = re.compile(r"(?:call|peek)\('TIME'")
-REAL_CLOCK = """local function now()
+REAL_CLOCK = """local function read_clock()
   local t = redis.call('TIME')
   return t[1] * 1000 + math.floor(t[2] / 1000)
 end"""
-TEST_CLOCK = f"local function now() return tonumber(redis.call('GET', '{CLOCK}')) end"
+TEST_CLOCK = f"local function read_clock() return tonumber(redis.call('GET', '{CLOCK}')) end"
 
 #: Everything that the ledger holds, in one round trip: [key, ttl, content] of each key, as JSON.
 EVERYTHING = """

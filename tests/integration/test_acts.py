@@ -10,7 +10,7 @@ import pytest
 from fastapi.routing import APIRoute
 
 from regworker.ledger import SyncLedger
-from regworker.ledger.client import scripts
+from regworker.ledger.calls import scripts
 from regworker.ledger.transitions import AUDIT
 from regworker.sealing import seals
 from regworker.sealing.keyring import Keyring

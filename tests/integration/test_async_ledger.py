@@ -22,7 +22,8 @@ from regworker.domain.job import Job
 from regworker.domain.states import State
 from regworker.ledger import AsyncLedger, Command, SyncLedger
 from regworker.ledger.admin import Limits, announce
-from regworker.ledger.client import SLICE, evalsha
+from regworker.ledger.calls import evalsha
+from regworker.ledger.client import SLICE
 from regworker.ledger.records import Accepted, Claim, Settled
 from regworker.ledger.replication import Wanted
 from regworker.ledger.transitions import (

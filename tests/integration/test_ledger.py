@@ -14,7 +14,7 @@ from regworker.domain.states import State
 from regworker.event_builder import EventBuilder
 from regworker.ledger import SyncLedger, replication
 from regworker.ledger.admin import Limits, announce, redrive
-from regworker.ledger.client import scripts
+from regworker.ledger.calls import scripts
 from regworker.ledger.identity import IDENTITY
 from regworker.ledger.records import (
     USUAL,

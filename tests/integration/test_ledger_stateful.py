@@ -124,7 +124,7 @@ MUTATIONS = {
         "settle", "local woken, lane = leave(id, job, at, was)", "local woken, lane"
     ),
     "an alarm for who is in review": Mutation(
-        "settle", "redis.call('ZREM', KEYS[2], id)", "", seed=1
+        "settle", "no_alarm(id)\n  redis.call('ZADD'", "redis.call('ZADD'", seed=1
     ),
     "review without an event": Mutation(
         "settle", "members = tell(id, at, ARGV, 12, job)", "members = {}", seed=1
@@ -136,7 +136,7 @@ MUTATIONS = {
         "for _ = 1, 2 do redis.call('XADD', stream, '*', 'event', event) end",
     ),
     "the payload is kept": Mutation("_lib", "'payload', 'token'", "'token'"),
-    "the alarm outlives the job": Mutation("_lib", "redis.call('ZREM', ALARMS, id)", ""),
+    "the alarm outlives the job": Mutation("_lib", "no_alarm(id)\n  if was", "if was"),
     "the record stays for ever": Mutation(
         "_lib", "redis.call('PEXPIRE', job_key(id), retention)", ""
     ),
@@ -197,7 +197,7 @@ MUTATIONS = {
         "correct", "if decided ~= job.state then", "if false then", seed=1
     ),
     "who asked and was put off still waits": Mutation(
-        "_lib", "if was ~= 'calling' then redis.call('ZREM', waiting, id) end", "", seed=1
+        "_lib", "if was ~= 'calling' then", "if false then", seed=1
     ),
     "the index does not follow": Mutation(
         "_lib", "if job.state ~= was then place(id, job, was, was_due) end", ""

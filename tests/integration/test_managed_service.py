@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import redis.asyncio
 
-from regworker.ledger.client import scripts
+from regworker.ledger.calls import scripts
 from regworker.ledger.identity import Memory
 from regworker.ledger.replication import Wanted
 from regworker.settings import Settings

@@ -12,7 +12,7 @@ import redis
 
 from regworker.ledger import SyncLedger
 from regworker.ledger.admin import lacking
-from regworker.ledger.client import digest, scripts
+from regworker.ledger.calls import digest, scripts
 from regworker.ledger.rights import _READING, commands
 from tests.integration.installation import installation
 from worker.cli.local import stack

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import redis
 
-from regworker.ledger.client import scripts
+from regworker.ledger.calls import scripts
 
 #: A script's bytecode, after the names that the server gives to all scripts.
 COMPILED = """

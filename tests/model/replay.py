@@ -19,7 +19,7 @@ from regworker.domain.outcome import Registered
 from regworker.domain.states import FINAL, State
 from regworker.event_builder import EventBuilder
 from regworker.ledger.admin import Limits, announce, redrive, resolve
-from regworker.ledger.client import scripts
+from regworker.ledger.calls import scripts
 from regworker.ledger.identity import IDENTITY
 from regworker.ledger.records import Claim, NotNow, Over, Record, Settled, Spent, Stale, pairs
 from regworker.ledger.transitions import (
@@ -49,8 +49,8 @@ CLOCK = f"{PREFIX}test-clock"
 STREAM = f"{PREFIX}results"
 #: A command that reads the server's clock. The check of the caller's rights only names it.
 TIME = re.compile(r"(?:call|peek)\('TIME'")
-NOW = re.compile(r"local function now\(\)\n.*?\nend\n", re.DOTALL)
-TEST_NOW = f"local function now() return tonumber(redis.call('GET', '{CLOCK}')) end\n"
+NOW = re.compile(r"local function read_clock\(\)\n.*?\nend\n", re.DOTALL)
+TEST_NOW = f"local function read_clock() return tonumber(redis.call('GET', '{CLOCK}')) end\n"
 
 #: Milliseconds: of a step; of what never passes in a trace; and of the ledger's first advance.
 STEP, NEVER, FIRST_PUSH = 1000, 10**9, 10_000

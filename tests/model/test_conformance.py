@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import pytest
 import redis
 
-from regworker.ledger.client import scripts
+from regworker.ledger.calls import scripts
 from tests.model.conftest import Searched, kind_of
 from tests.model.explore import Trace, explore
 from tests.model.model import FORGETFUL, Bounds, Rules, World, start, steps

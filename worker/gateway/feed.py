@@ -16,7 +16,7 @@ from redis.exceptions import NoScriptError, RedisError
 from regworker.domain.errors import LedgerUnavailable
 from regworker.domain.event import Event, EventData
 from regworker.ledger import AsyncLedger
-from regworker.ledger.client import scripts
+from regworker.ledger.calls import scripts
 from regworker.ledger.records import text
 from regworker.ledger.streams import Found, asking, edge, later, page
 from regworker.ledger.transitions import job_key

@@ -37,7 +37,8 @@ from regworker.domain.request import (
 from regworker.ledger import AsyncLedger
 from regworker.ledger.admin import dismiss, handled, survived
 from regworker.ledger.answers import ID
-from regworker.ledger.client import CONNECT_TIMEOUT, SOCKET_TIMEOUT, passing, scripts
+from regworker.ledger.calls import scripts
+from regworker.ledger.client import CONNECT_TIMEOUT, SOCKET_TIMEOUT, passing
 from regworker.ledger.records import Wake
 from regworker.ledger.servers import async_client
 from regworker.ledger.streams import LARGEST_JOB, PAGE, START, Asking, Found, GroupReader, later

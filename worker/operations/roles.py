@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from regworker.ledger.client import scripts
+from regworker.ledger.calls import scripts
 from regworker.ledger.transitions import JOBS, PREFIX
 from worker.broker.wakeups import REQUESTS
 

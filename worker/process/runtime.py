@@ -27,7 +27,7 @@ from regworker.domain.retry import Backoff
 from regworker.event_builder import EventBuilder
 from regworker.ledger import AsyncLedger
 from regworker.ledger.admin import FORMAT, Limits, format_, lacking, seals
-from regworker.ledger.client import scripts
+from regworker.ledger.calls import scripts
 from regworker.ledger.identity import IDENTITY, Memory
 from regworker.ledger.records import Wake
 from regworker.ledger.replication import Wanted

@@ -1,8 +1,9 @@
 """The ledger: the authoritative record of every job, in Redis or Valkey.
 
 `transitions` has one function for each transition, `scripts/` one Lua file for each,
-`script_loader` puts the shared functions that it uses before it, and `client` sends commands to the
-server in two ways: for the producer's threads, and for the worker's loop.
+`script_loader` puts the shared functions that it uses before it, `calls` puts several commands into
+one call, and `client` sends them to the server in two ways: for the producer's threads, and for the
+worker's loop.
 """
 
 from regworker.ledger.client import AsyncLedger, SyncLedger

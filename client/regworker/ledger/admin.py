@@ -14,7 +14,7 @@ from typing import Any
 from regworker.domain.actor import Actor, packed
 from regworker.domain.job import Job
 from regworker.domain.pace import Pace
-from regworker.ledger.client import scripts
+from regworker.ledger.calls import scripts
 from regworker.ledger.records import Conflict, Quarantined, Settled, Stale, Wake, text
 from regworker.ledger.rights import commands, probe
 from regworker.ledger.transitions import (

@@ -5,12 +5,9 @@ or is out of memory; redis-py's own retries are off, since it would repeat anyth
 """
 
 import asyncio
-import hashlib
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from functools import cache
-from importlib import resources
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -34,6 +31,7 @@ from redis.exceptions import (
 
 from regworker.domain.errors import LedgerUnavailable, NotReplicated, SettingsError
 from regworker.ledger.bounded import bounded, within
+from regworker.ledger.calls import BATCH, BATCHED, LARGE, PackedCommand, call, evalsha, scripts
 from regworker.ledger.connection import LedgerConnection, apart
 from regworker.ledger.replication import (
     QUESTION,
@@ -43,12 +41,10 @@ from regworker.ledger.replication import (
     Wanted,
     replicated,
 )
-from regworker.ledger.rights import guarded, reads_only
-from regworker.ledger.script_loader import link, pieces
 from regworker.ledger.servers import WrongServer, async_client, async_pool, sync_pool
 from regworker.ledger.steps import Ask, Exchange, Step
 from regworker.ledger.sync_connections import exact, packed, packs
-from regworker.ledger.transitions import ABSENT, Command
+from regworker.ledger.transitions import Command
 
 T = TypeVar("T")
 
@@ -93,36 +89,6 @@ _DEMOTED = ("UNBLOCKED", "WAIT cannot be used with replica")
 #: WAIT on a server that is no longer a primary.
 _PASSING_CODES = ("NOREPLICAS", "MISCONF", "BUSY", *_DEMOTED)
 
-#: Scripts that know a key by its name, and access only the stream that they are given. A reader of
-#: results has permission for that stream only.
-_ONE_STREAM = frozenset({"left"})
-
-
-@cache
-def scripts() -> dict[str, str]:
-    """Every script's whole source, by name: after the shared functions that it uses."""
-    folder = resources.files("regworker.ledger") / "scripts"
-    sources = {
-        entry.name.removesuffix(".lua"): entry.read_text("utf-8")
-        for entry in folder.iterdir()
-        if entry.name.endswith(".lua")
-    }
-    shared = pieces(sources.pop("_lib"))
-    return {name: guarded(link(shared, source)) for name, source in sources.items()}
-
-
-@cache
-def digest(name: str) -> str:
-    """The hash by which a script is called."""
-    return hashlib.sha1(scripts()[name].encode(), usedforsecurity=False).hexdigest()
-
-
-@cache
-def _may_end_half_done(name: str) -> bool:
-    """Whether a script writes, and computes some of its keys itself."""
-    source = scripts()[name]
-    return "PREFIX" in source and not reads_only(source) and name not in _ONE_STREAM
-
 
 def passing(error: BaseException) -> bool:
     """Whether an error of the server or the connection is temporary, so that waiting makes
@@ -135,12 +101,6 @@ def passing(error: BaseException) -> bool:
 def elsewhere(error: BaseException) -> bool:
     """Whether the server is no primary (any more), so that the client must look for another."""
     return isinstance(error, _ELSEWHERE) or str(error).startswith(_DEMOTED)
-
-
-def evalsha(command: Command[Any]) -> tuple[Any, ...]:
-    """A command in redis-py's form."""
-    keys = (*command.keys, ABSENT) if _may_end_half_done(command.script) else command.keys
-    return (digest(command.script), len(keys), *keys, *command.args)
 
 
 class AsyncLedger:
@@ -306,7 +266,9 @@ class AsyncLedger:
             return await self._ask(command, wanted)
         except NoScriptError:
             # A restarted or new server does not know the script: it has not run.
-            await self._connection.ask("SCRIPT", "LOAD", scripts()[command.script])
+            for name in (command.script, command.script + BATCH):
+                if source := scripts().get(name):
+                    await self._connection.ask("SCRIPT", "LOAD", source)
             return await self._ask(command, wanted)
 
     def _known(self, command: Command[Any]) -> Wanted | None:
@@ -334,10 +296,11 @@ class AsyncLedger:
 
     def _ask(self, command: Command[Any], wanted: Wanted) -> "asyncio.Future[Any]":
         """The only place where this client waits for replicas."""
+        sent = PackedCommand(command) if command.script in BATCHED else packed(_evalsha(command))
         if wanted.replicas:
-            return self._durable.ask(wanted, "EVALSHA", *evalsha(command))
+            return self._durable.ask(wanted, sent)
         connection = self._waiting if command.durable and self._greets else self._connection
-        return connection.ask("EVALSHA", *evalsha(command))
+        return connection.ask_packed(sent)
 
 
 class SyncLedger:
@@ -482,7 +445,8 @@ class SyncLedger:
         replicas, once for everything that it sent: durable commands are not mixed with others.
         """
         rest = iter(commands)
-        sent: list[Command[Any]] = []
+        calls: list[int] = []
+        """How many commands each of them carries."""
         some = list(islice(rest, SLICE))
         if not some:
             return []
@@ -491,16 +455,16 @@ class SyncLedger:
         connection: Any = pool.get_connection()  # untyped at redis-py
         try:
             while some:
-                asked = [("EVALSHA", *evalsha(one)) for one in some]
+                asked, sent = _calls(connection, some)
+                calls += asked
                 connection.owed += len(asked)
-                connection.send_packed_command(_packed(connection, asked))
-                sent += some
+                connection.send_packed_command(sent)
                 some = list(islice(rest, SLICE))
             if not wanted.replicas:
-                return [_reply(connection) for _ in sent]
+                return [reply for count in calls for reply in _replies(connection, count)]
             connection.owed += 1
             connection.send_packed_command(_packed(connection, [wanted.command]))
-            replies = [_reply(connection) for _ in sent]
+            replies = [reply for count in calls for reply in _replies(connection, count)]
             had = _reply(connection)
             return [replicated(wanted, reply, had) for reply in replies]
         except BaseException:
@@ -528,11 +492,42 @@ def _packed(connection: Any, commands: list[tuple[Any, ...]]) -> Any:
     return [b"".join(map(packed, commands))]
 
 
+def _calls(connection: Any, commands: list[Command[Any]]) -> tuple[list[int], Any]:
+    """Calls for these commands: how many each of them carries, and their bytes."""
+    if not packs():
+        return [1] * len(commands), _packed(connection, [_evalsha(one) for one in commands])
+    if any(one.script != "accept" for one in commands):
+        # A batch of others might be answered in part, and only workers send many of them.
+        return [1] * len(commands), [b"".join([packed(_evalsha(one)) for one in commands])]
+    found: list[list[PackedCommand]] = []
+    room = 0
+    for one in commands:
+        part = PackedCommand(one)
+        if room < len(part.arguments):
+            found.append([])
+            room = LARGE
+        found[-1].append(part)
+        room -= len(part.arguments)
+    return [len(parts) for parts in found], [b"".join(map(call, found))]
+
+
+def _evalsha(command: Command[Any]) -> tuple[Any, ...]:
+    return ("EVALSHA", *evalsha(command))
+
+
 def _reply(connection: Any) -> Any:
     try:
         return connection.read_response()
     except ResponseError as error:
         return error
+
+
+def _replies(connection: Any, count: int) -> list[Any]:
+    """The replies to so many commands that were one call."""
+    reply = _reply(connection)
+    if count == 1:
+        return [reply]
+    return [reply] * count if isinstance(reply, Exception) else list(reply)
 
 
 def _milliseconds(time: tuple[int, int]) -> float:

@@ -24,10 +24,11 @@ from redis.exceptions import (
 )
 
 from regworker.domain.errors import LedgerUnavailable
+from regworker.ledger.calls import PackedCommand, Recipient, Sent, merged
 from regworker.ledger.sync_connections import packed
 
-Asked = tuple[bytes, asyncio.Future[Any]]
-"""A command as sent, and the future of its answer."""
+Asked = tuple[bytes | PackedCommand, Recipient]
+"""A command, and what gets its answer."""
 
 #: Bytes read at a time. Answers are short: this holds those to some hundred commands.
 _READ = 64 * 1024
@@ -89,17 +90,20 @@ class LedgerConnection:
         """
         return self.ask_packed(packed(command))
 
-    def ask_packed(self, command: bytes) -> asyncio.Future[Any]:
-        """The same with a packed command."""
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Any] = loop.create_future()
+    def ask_packed(self, command: bytes | PackedCommand) -> asyncio.Future[Any]:
+        """The same with a packed command; or with one that may be sent in one call with others of
+        this turn, whatever was asked between them."""
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._add(command, answer)
+        return answer
+
+    def _add(self, command: bytes | PackedCommand, answer: Recipient) -> None:
         if self._closed:
             answer.set_exception(LedgerUnavailable("the connection was closed by its owner"))
-            return answer
+            return
         if not self._unsent:
-            loop.call_soon(self._send)
+            asyncio.get_running_loop().call_soon(self._send)
         self._unsent.append((command, answer))
-        return answer
 
     def drop(self) -> None:
         """Close the connection; the next command opens another."""
@@ -121,7 +125,7 @@ class LedgerConnection:
             return
         if self._wire is not None:
             unsent, self._unsent = self._unsent, []
-            self._wire.send(unsent)
+            self._wire.send(merged(unsent, self._add, apart))
         elif self._connecting is None:
             self._connecting = asyncio.get_running_loop().create_task(self._connect())
 
@@ -185,7 +189,7 @@ class _Wire(asyncio.BufferedProtocol):
         self._timed = timed
         self._told = cut
         self._is_cut = False
-        self._unanswered: deque[tuple[asyncio.Future[Any], float]] = deque()
+        self._unanswered: deque[tuple[Recipient, float]] = deque()
         """The waiting callers, and for the last of each batch, when it was sent (0 for the
         others)."""
         self._heard = 0.0
@@ -207,8 +211,8 @@ class _Wire(asyncio.BufferedProtocol):
             raise ConnectionError("the server closed the connection")
         self._transport.set_protocol(self)
 
-    def send(self, batch: Sequence[Asked]) -> None:
-        """Write commands; their futures get the answers."""
+    def send(self, batch: Sequence[Sent]) -> None:
+        """Write commands, and wait for their answers."""
         if not self._unanswered:
             self._heard = time.monotonic()
         self._unanswered.extend((answer, 0.0) for _, answer in batch[:-1])

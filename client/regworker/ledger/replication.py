@@ -13,9 +13,9 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from regworker.clock import steady
+from regworker.ledger.calls import PackedCommand
 from regworker.ledger.connection import LedgerConnection, apart
-from regworker.ledger.sync_connections import packed
-from regworker.ledger.transitions import PREFIX, Argument, Command, ms
+from regworker.ledger.transitions import PREFIX, Command, ms
 
 REPLICAS = f"{PREFIX}replicas"
 """The workers' announcement: a hash of `wanted`, `timeout_ms` and `retention_ms`."""
@@ -96,20 +96,17 @@ class DurableLine:
 
     def __init__(self, connection: LedgerConnection) -> None:
         self._connection = connection
-        self._unsent: list[tuple[bytes, asyncio.Future[Any]]] = []
+        self._unsent: list[tuple[bytes | PackedCommand, asyncio.Future[Any]]] = []
         self._wanted = Wanted()
         self._busy = False
 
-    def ask(self, wanted: Wanted, *command: Argument) -> asyncio.Future[Any]:
-        """The answer to a command once enough replicas have it; `TooFewReplicas` otherwise.
-
-        Raises at once if the command is not valid text: later, that would hold up all others.
-        """
-        data = packed(command)
+    def ask(self, wanted: Wanted, command: bytes | PackedCommand) -> asyncio.Future[Any]:
+        """The answer to a packed command once enough replicas have it; `TooFewReplicas`
+        otherwise."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Any] = loop.create_future()
         self._wanted = wanted
-        self._unsent.append((data, answer))
+        self._unsent.append((command, answer))
         if not self._busy:
             self._busy = True
             loop.call_soon(self._send)

@@ -58,5 +58,21 @@ def link(shared: Sequence[Piece], script: str) -> str:
     return "\n".join(reversed(used))
 
 
+def replaced(shared: Sequence[Piece], others: Sequence[Piece]) -> list[Piece]:
+    """The shared statements, with others in the place of those that define the same names.
+
+    Additions before the first of these go to the front, all later ones to the end.
+    """
+    instead = {name: piece for piece in others for name in piece.makes}
+    made = frozenset[str]().union(*(piece.makes for piece in shared))
+    added = [(piece, bool(piece.makes & made)) for piece in others]
+    first = next((i for i, (_, replaces) in enumerate(added) if replaces), len(added))
+    return [
+        *(piece for piece, _ in added[:first]),
+        *(instead.get(next(iter(piece.makes)), piece) for piece in shared),
+        *(piece for piece, replaces in added[first:] if not replaces),
+    ]
+
+
 def _names(source: str) -> frozenset[str]:
     return frozenset(filter(None, _NAME.findall(source)))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from regworker.domain.request import MOST_BYTES
-from regworker.ledger.client import evalsha
+from regworker.ledger.calls import evalsha
 from regworker.ledger.records import text
 from regworker.ledger.transitions import Command, ms
 

@@ -9,7 +9,8 @@
 -- 14 digits, which is enough for a time.
 --
 -- Each call costs the server about as much as everything that a script does between two calls. So a
--- record is read once, and written once with only its changes.
+-- record is read once, and written once with only its changes; and what several jobs have in common
+-- is read with `once` and written by functions of which `_batch.lua` has other versions.
 
 local PREFIX = '{reg}:'
 local ALARMS = PREFIX .. 'alarms'
@@ -34,10 +35,16 @@ local FIRST_PUSH, LAST_PUSH = 10000, 60000
 -- no wake-up in the lane then, and later ones because its wake-up may be lost.
 local SURE = 10
 
-local function now()
+-- What `read` finds at a key. In a batch all jobs use the same answer, until `learn` gives another
+-- (nil: it is read again).
+local function once(key, read) return read(key) end
+local function learn() end
+
+local function read_clock()
   local t = redis.call('TIME')
   return t[1] * 1000 + math.floor(t[2] / 1000)
 end
+local function now() return once('TIME', read_clock) end
 
 local function job_key(id) return PREFIX .. 'job:' .. id end
 
@@ -93,15 +100,16 @@ local function load_job(id, ...)
   }, unpack(f, 27)
 end
 
+-- Write a job's entry in OPEN; nil: it has none any more.
+local function list_open(id, rank)
+  if rank then redis.call('ZADD', OPEN, rank, id) else redis.call('ZREM', OPEN, id) end
+end
+
 -- Update a job's entries in the indices from its record. `was`, `was_due`: its previous state, and
 -- when it was due then.
 local function place(id, job, was, was_due)
   local rank, bulk = RANKS[job.state], job.lane == 'bulk' and RANK or 0
-  if rank then
-    redis.call('ZADD', OPEN, rank * RANK + bulk + job.accepted_at, id)
-  else
-    redis.call('ZREM', OPEN, id)
-  end
+  list_open(id, rank and rank * RANK + bulk + job.accepted_at)
   if job.state == 'queued' and job.due_at > 0 then
     redis.call('ZADD', LATER, bulk + job.due_at, id)
   elseif was == 'queued' and was_due > 0 then
@@ -131,13 +139,28 @@ local function write_again() redis.call('HINCRBY', PREFIX .. 'stats', 'again', 0
 
 -- Since when the ledger's server may have lost claims (0: never), and whether this job may have had
 -- one: it was accepted before, or shortly after, and nobody has claimed it since (see `identity`).
+local function read_doubt(key) return redis.call('HMGET', key, 'doubted_at', 'doubt_until') end
 local function doubt(job)
-  local found = redis.call('HMGET', PREFIX .. 'identity', 'doubted_at', 'doubt_until')
+  local found = once(PREFIX .. 'identity', read_doubt)
   local since, till = tonumber(found[1] or 0), tonumber(found[2] or 0)
   return since, job.accepted_at < till and job.epoch ~= since
 end
 
 local function alarm(member, at) redis.call('ZADD', ALARMS, at, member) end
+local function no_alarm(member) redis.call('ZREM', ALARMS, member) end
+
+-- Bytes that a script will answer: a batch ends when they are many.
+local function weigh() end
+
+-- Count something for monitoring.
+local function count(what) redis.call('HINCRBY', PREFIX .. 'stats', what, 1) end
+
+-- Keep a key for so many ms from now on.
+local function keep(key, duration) redis.call('PEXPIRE', key, duration) end
+
+-- How many members a sorted set has; who changes it calls `learn`.
+local function read_size(key) return redis.call('ZCARD', key) end
+local function size_of(key) return once(key, read_size) end
 
 local function push_of(wakes) return math.min(LAST_PUSH, FIRST_PUSH * 2 ^ math.min(wakes, 10)) end
 
@@ -190,7 +213,8 @@ end
 -- Wake a worker for a job: through the broker if it is here, otherwise through another worker.
 -- `base64`: the id in base64; `tag`: unique for each wake-up. Returns whether a worker is woken.
 local function wake(id, base64, tag, lane)
-  local list, form = (redis.call('HMGET', WAKING, lane)[1] or ''):match('^([^\n]*)\n(.*)$')
+  local function read(key) return redis.call('HMGET', key, lane)[1] or '' end
+  local list, form = once(WAKING, read):match('^([^\n]*)\n(.*)$')
   if list then
     local values = {id = id, base64 = base64, tag = tag}
     -- The caller may have no right to the list, or a cluster may have it on another node.
@@ -205,10 +229,15 @@ end
 -- Returns the job to wake and its lane, if any.
 local function leave(id, job, at, was)
   local _, inflight, waiting = account_keys(job)
-  if was ~= 'calling' then redis.call('ZREM', waiting, id) end
-  if redis.call('ZREM', inflight, id) == 0 then return nil end
+  if was ~= 'calling' then
+    redis.call('ZREM', waiting, id)
+    learn(waiting)
+  end
+  local had = redis.call('ZREM', inflight, id)
+  learn(inflight)
+  if had == 0 or size_of(waiting) == 0 then return nil end
   local first = redis.call('ZPOPMIN', waiting)
-  if not first[1] then return nil end
+  learn(waiting)
   redis.call('ZADD', inflight, at + KEPT, first[1])
   -- Its own alarm remains, in case the wake-up is lost.
   alarm(first[1], at + FIRST_PUSH)
@@ -221,7 +250,8 @@ end
 local function write(event_id, type_, event, sealed, args, from)
   local others, written = {}, {}
   if not args[from] then return others end
-  for i, found in ipairs(redis.call('HMGET', STREAMS, unpack(args, from))) do
+  local function read() return redis.call('HMGET', STREAMS, unpack(args, from)) end
+  for i, found in ipairs(once(STREAMS .. table.concat(args, ' ', from), read)) do
     local endpoint = args[from + i - 1]
     if not found and endpoint == 'results' then found = 'plain ' .. PREFIX .. 'results' end
     local form, stream = (found or ''):match('^(%l+) (.+)$')
@@ -324,7 +354,7 @@ local function same(kept, given) return given:sub(1, #kept) == kept end
 local function list_ended(id, job, at, state, retention)
   local ended = PREFIX .. 'ended:' .. state .. ':' .. job.provider .. ':' .. job.account
   redis.call('XADD', ended, 'MINID', '~', at - retention, '*', 'i', id)
-  redis.call('PEXPIRE', ended, retention)
+  keep(ended, retention)
 end
 
 -- How long a person or a producer keeps the record of a job that they end: as long as workers do, whatever
@@ -351,13 +381,13 @@ local function finish(id, job, at, state, retention, args, from, changes)
   changes.state, changes.finished_at, changes.event = state, at, args[from + 4]
   changes.fingerprint = shortened(job.fingerprint)
   set(id, job, changes)
-  redis.call('ZREM', ALARMS, id)
+  no_alarm(id)
   if was == 'review' then redis.call('ZREM', REVIEWS, id) end
   if was == 'queued' then
     local _, _, waiting = account_keys(job)
     redis.call('ZREM', waiting, id)
   end
-  redis.call('HINCRBY', PREFIX .. 'stats', state .. ':' .. job.provider .. ':' .. job.account, 1)
+  count(state .. ':' .. job.provider .. ':' .. job.account)
   redis.call('PEXPIRE', job_key(id), retention)
   list_ended(id, job, at, state, retention)
   redis.call('PUBLISH', PREFIX .. 'done:' .. id, state)

@@ -47,7 +47,8 @@ local names, missing = {'account:' .. ARGV[6] .. ':' .. ARGV[7]}, {}
 for i = FIRST + n, #ARGV do names[#names + 1] = 'endpoint:' .. ARGV[i] end
 local key = 'key:' .. ARGV[16]
 if ARGV[16] ~= '' then names[#names + 1] = key end
-for i, found in ipairs(redis.call('SMISMEMBER', KEYS[3], unpack(names))) do
+local function announced() return redis.call('SMISMEMBER', KEYS[3], unpack(names)) end
+for i, found in ipairs(once(table.concat(names, ' '), announced)) do
   if found == 0 then missing[#missing + 1] = names[i] end
 end
 if missing[1] then
@@ -68,6 +69,6 @@ set(id, {due_at = 0}, {
   wakes = wake(id, ARGV[15], ARGV[2], ARGV[9]) and 1 or 0,
 })
 alarm(id, at + FIRST_PUSH)
-redis.call('HINCRBY', PREFIX .. 'stats', 'accepted', 1)
+count('accepted')
 if ARGV[5] ~= '' then handled(ARGV[5]) end
 return {'accepted', 'queued', at}

@@ -26,6 +26,7 @@ local function granted(verdict)
   -- From the timeline, where it was written right before this claim: also if the claim is repeated.
   local lost = job.state == 'unknown'
     and job.log:match('\n%d+ (unknown: the lease of [^\n]*)\n[^\n]*\n$')
+  weigh(#job.metadata + #(payload or ''))
   return {verdict, at, lost or '', stray_at or '', job.state, job.provider, job.account, job.lane, job.fence,
     job.reopened, job.attempts, job.unknowns, job.asks, job.accepted_at, job.deadline_at, job.lease_until,
     job.settle_until, job.why, job.if_exists, job.reply_to, job.metadata,
@@ -37,10 +38,12 @@ end
 -- arrive in time.
 local AHEAD = {live = 10000, bulk = 2000}
 
+local function read_account(key) return table_of(redis.call('HGETALL', key)) end
+
 -- Whether the account allows one more call; 'why' and 'until' if not.
 local function gate()
   local account, inflight, waiting = account_keys(job)
-  local a = table_of(redis.call('HGETALL', account))
+  local a = once(account, read_account)
   stray_at = a.stray_at
   local held = push_of(job.wakes)
   local probing = a.breaker == 'open'
@@ -49,6 +52,7 @@ local function gate()
     -- resumes the account releases all jobs.
     local rank = (job.lane == 'bulk' and RANK or 0) + job.accepted_at
     redis.call('ZADD', waiting, rank, id)
+    learn(waiting)
   end
   local until_ = tonumber(a.paused_until or 0) or 0
   local paused = a.paused == '1' and (until_ == 0 or until_ > at)
@@ -66,10 +70,11 @@ local function gate()
       return 'breaker', retry_at + math.floor((retry_at - at) * tonumber(ARGV[7]))
     end
   end
-  local cap, taken = tonumber(a.max_in_flight or '0'), redis.call('ZCARD', inflight)
+  local cap, taken = tonumber(a.max_in_flight or '0'), size_of(inflight)
   if taken + 1 >= cap then
     -- Expired ones no longer count.
     taken = taken - redis.call('ZREMRANGEBYSCORE', inflight, '-inf', at)
+    learn(inflight, taken)
   end
   if cap > 0 and taken >= cap and not redis.call('ZSCORE', inflight, id) then
     wait_for_place()
@@ -86,16 +91,21 @@ local function gate()
       wait_for_place()
       return 'pace', math.max(at + held, slot - ahead)
     end
-    redis.call('HSET', account, 'tat', string.format('%.3f', tat + interval))
+    a.tat = string.format('%.3f', tat + interval)
+    redis.call('HSET', account, 'tat', a.tat)
     redis.call('ZREM', waiting, id)
+    learn(waiting)
     if slot > at then return 'pace', slot, {slot_at = slot} end
   end
   if probing then
-    redis.call('HSET', account, 'retry_at', at + tonumber(ARGV[8]))
+    a.retry_at = at + tonumber(ARGV[8])
+    redis.call('HSET', account, 'retry_at', a.retry_at)
   end
   taken = taken + redis.call('ZADD', inflight, at + lease, id)
-  if redis.call('ZCARD', waiting) > 0 then
+  learn(inflight, taken)
+  if size_of(waiting) > 0 then
     redis.call('ZREM', waiting, id)
+    learn(waiting)
     if cap == 0 or taken < cap then
       -- There is room for one more: a place expired, or the job that got it did not need it.
       local first = redis.call('ZPOPMIN', waiting)
@@ -105,7 +115,7 @@ local function gate()
 end
 
 if not job then
-  redis.call('ZREM', KEYS[2], id)
+  no_alarm(id)
   return {'over', at, 'gone'}
 end
 -- A repeat of the same claim: the first answer was lost.

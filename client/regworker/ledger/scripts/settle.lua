@@ -11,21 +11,26 @@ local at = now()
 local job = load_job(id)
 if not job then return {'stale', 'gone'} end
 
+local function read_breaker(key) return redis.call('HMGET', key, 'breaker', 'failures') end
+
 local function health()
   local account = account_keys(job)
   if ARGV[8] == 'ok' then
-    local was = redis.call('HMGET', account, 'breaker', 'failures')
+    local was = once(account, read_breaker)
     -- Only the operator can close this breaker, whatever the results of other calls.
     if was[1] ~= 'refused' and (was[1] == 'open' or (was[2] and was[2] ~= '0')) then
       redis.call('HSET', account, 'breaker', 'closed', 'failures', '0', 'reason', '')
+      learn(account)
     end
   elseif ARGV[8] == 'fault' then
+    learn(account)
     local failures = redis.call('HINCRBY', account, 'failures', 1)
     if failures >= tonumber(ARGV[9]) and redis.call('HMGET', account, 'breaker')[1] ~= 'refused' then
       redis.call('HSET', account, 'breaker', 'open', 'reason', reason,
         'retry_at', at + tonumber(ARGV[10]))
     end
   elseif ARGV[8] == 'refused' then
+    learn(account)
     redis.call('HSET', account, 'breaker', 'refused', 'reason', reason,
       'refused_at', at)
   end
@@ -77,7 +82,7 @@ end
 if verdict == 'unresolvable' then
   local members = tell(id, at, ARGV, 12, job)
   go_on('review' .. because, {state = 'review', why = reason, event = ARGV[16]})
-  redis.call('ZREM', KEYS[2], id)
+  no_alarm(id)
   redis.call('ZADD', REVIEWS, at, id)
   redis.call('HINCRBY', PREFIX .. 'stats', 'review', 1)
   return done(0, members)

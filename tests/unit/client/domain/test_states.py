@@ -5,7 +5,7 @@ import re
 import pytest
 
 from regworker.domain.states import EDGES, FINAL, PARKED, UNFINISHED, State, may
-from regworker.ledger.client import scripts
+from regworker.ledger.calls import scripts
 
 Edge = tuple[State | None, State]
 

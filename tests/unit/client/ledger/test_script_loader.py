@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regworker.ledger.client import scripts
+from regworker.ledger.calls import scripts
 from regworker.ledger.script_loader import link, pieces
 
 LIB = (resources.files("regworker.ledger") / "scripts" / "_lib.lua").read_text("utf-8")

@@ -1,0 +1,204 @@
+"""How commands are sent: a script's source and hash, and several commands in one call.
+
+Jobs that are accepted, claimed or settled at the same time have much in common: the server's time,
+their account, the indices. One call for all of them reads and writes that once, and so takes less
+than half of the commands. Its script is made of the one for a single job (`_batch.lua`).
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from importlib import resources
+from typing import Any, Protocol
+
+from redis.exceptions import InvalidResponse
+
+from regworker.ledger.rights import guarded, reads_only
+from regworker.ledger.script_loader import link, pieces, replaced
+from regworker.ledger.sync_connections import packed
+from regworker.ledger.transitions import ABSENT, Argument, Command
+
+#: Scripts that know a key by its name, and access only the stream that they are given. A reader of
+#: results has permission for that stream only.
+_ONE_STREAM = frozenset({"left"})
+
+#: The scripts of which there is one for several jobs, under this name and suffix.
+BATCHED = frozenset({"accept", "claim", "settle"})
+BATCH = "_batch"
+
+#: Jobs in one call: they hold the server for a millisecond or two.
+MOST = 25
+
+#: Bytes of the arguments in one call, above which no other job is added.
+LARGE = 64 * 1024
+
+
+@cache
+def scripts() -> dict[str, str]:
+    """Every script's whole source, by name: after the shared functions that it uses."""
+    folder = resources.files("regworker.ledger") / "scripts"
+    sources = {
+        entry.name.removesuffix(".lua"): entry.read_text("utf-8")
+        for entry in folder.iterdir()
+        if entry.name.endswith(".lua")
+    }
+    shared, batch = pieces(sources.pop("_lib")), pieces(sources.pop("_batch"))
+    found = {name: link(shared, source) for name, source in sources.items()}
+    for name in sorted(BATCHED):
+        title = f"-- {name}{BATCH}:" + sources[name].partition(":")[2].partition("\n")[0]
+        one = f"{title}\nlocal function one(KEYS, ARGV)\n{sources[name]}\nend\n"
+        whole = f"{one}return for_each(one, KEYS, ARGV)\n"
+        found[name + BATCH] = link(replaced(shared, batch), whole)
+    return {name: guarded(source) for name, source in found.items()}
+
+
+@cache
+def digest(name: str) -> str:
+    """The hash by which a script is called."""
+    return hashlib.sha1(scripts()[name].encode(), usedforsecurity=False).hexdigest()
+
+
+@cache
+def _may_end_half_done(name: str) -> bool:
+    """Whether a script writes, and computes some of its keys itself."""
+    source = scripts()[name]
+    return "PREFIX" in source and not reads_only(source) and name not in _ONE_STREAM
+
+
+def evalsha(command: Command[Any]) -> tuple[Any, ...]:
+    """A command in redis-py's form."""
+    keys = (*command.keys, ABSENT) if _may_end_half_done(command.script) else command.keys
+    return (digest(command.script), len(keys), *keys, *command.args)
+
+
+class Recipient(Protocol):
+    """What gets the answer to a call, as a future does."""
+
+    def done(self) -> bool:
+        """Whether nobody needs it any more."""
+
+    def set_result(self, result: Any, /) -> None:
+        """It has come."""
+
+    def set_exception(self, exception: Exception, /) -> None:
+        """It is an error, or there is none."""
+
+
+class PackedCommand:
+    """A command that may be sent together with others of its script."""
+
+    __slots__ = ("arguments", "command", "count")
+
+    def __init__(self, command: Command[Any]) -> None:
+        """Raises at once if it is not valid text: later, that would hold up the others."""
+        self.command = command
+        self.arguments = _body(command.args)
+        self.count = len(command.args)
+
+
+def call(parts: Sequence[PackedCommand]) -> bytes:
+    """The bytes of one call for all of these, which are of one script."""
+    first, many = parts[0].command, len(parts)
+    keys = [*[one.command.keys[0] for one in parts], *first.keys[1:], ABSENT]
+    if many == 1:
+        head = _body(("EVALSHA", digest(first.script), len(keys), *keys))
+        return b"*%d\r\n%b%b" % (3 + len(keys) + parts[0].count, head, parts[0].arguments)
+    head = _body(("EVALSHA", digest(first.script + BATCH), len(keys), *keys, many))
+    count = 4 + len(keys) + sum([1 + one.count for one in parts])
+    rest = [piece for one in parts for piece in (_number(one.count), one.arguments)]
+    return b"".join([b"*%d\r\n" % count, head, *rest])
+
+
+Sent = tuple[bytes, Recipient]
+"""Bytes to send, and what gets the answer to them."""
+
+
+def merged(
+    asked: Iterable[tuple[bytes | PackedCommand, Recipient]],
+    again: Callable[[PackedCommand, Recipient], None],
+    apart: Callable[[Exception], Exception],
+) -> list[Sent]:
+    """Commands to send, with those of one script together, at the place of the first of them.
+
+    `again`: called for each that the server did not get to. `apart`: makes of an error one for each
+    caller.
+    """
+    found: list[Sent | _Batch] = []
+    filling: dict[str, _Batch] = {}
+    for command, answer in asked:
+        if not isinstance(command, PackedCommand):
+            found.append((command, answer))
+            continue
+        batch = filling.get(command.command.script)
+        if batch is None or not batch.has_room(command):
+            batch = filling[command.command.script] = _Batch(again, apart)
+            found.append(batch)
+        batch.add(command, answer)
+    return [one.sent() if isinstance(one, _Batch) else one for one in found]
+
+
+class _Batch:
+    """Commands of one script, sent as one; each caller gets its own answer."""
+
+    __slots__ = ("_again", "_answers", "_apart", "_parts", "_size")
+
+    def __init__(
+        self,
+        again: Callable[[PackedCommand, Recipient], None],
+        apart: Callable[[Exception], Exception],
+    ) -> None:
+        self._again = again
+        self._apart = apart
+        self._parts: list[PackedCommand] = []
+        self._answers: list[Recipient] = []
+        self._size = 0
+
+    def has_room(self, part: PackedCommand) -> bool:
+        """Whether it may get another."""
+        return len(self._parts) < MOST and self._size + len(part.arguments) <= LARGE
+
+    def add(self, part: PackedCommand, answer: Recipient) -> None:
+        """Add a command."""
+        self._parts.append(part)
+        self._answers.append(answer)
+        self._size += len(part.arguments)
+
+    def sent(self) -> Sent:
+        """The call, and what gets its answer."""
+        return call(self._parts), self._answers[0] if len(self._parts) == 1 else self
+
+    def done(self) -> bool:
+        """Whether all callers have gone."""
+        return all(one.done() for one in self._answers)
+
+    def set_result(self, found: Any) -> None:
+        """Give each caller its answer."""
+        if not isinstance(found, list) or len(found) != len(self._parts):
+            self.set_exception(InvalidResponse("not as many answers as commands"))
+            return
+        for part, answer, one in zip(self._parts, self._answers, found, strict=True):
+            if answer.done():
+                continue  # its caller has gone
+            if one is None:
+                self._again(part, answer)
+            elif isinstance(one, Exception):
+                answer.set_exception(one)
+            else:
+                answer.set_result(one)
+
+    def set_exception(self, error: Exception) -> None:
+        """Give each caller the error."""
+        for answer in self._answers:
+            if not answer.done():
+                answer.set_exception(self._apart(error))
+
+
+def _body(parts: Sequence[Argument]) -> bytes:
+    """Parts of a command, without the number of parts that precedes them."""
+    data = packed(parts)
+    return data[data.index(b"\n") + 1 :]
+
+
+@cache
+def _number(number: int) -> bytes:
+    return _body((number,))
