@@ -314,3 +314,27 @@ def test_renewals_do_not_stand_behind_a_claim_that_waits(there: Replicated) -> N
 
     assert asyncio.run(both())
     os.kill(there.here.workers[0].pid, signal.SIGCONT)
+
+
+def test_what_a_batch_does_not_reach_counts_only_once_replicas_have_it(there: Replicated) -> None:
+    """Claims of large jobs are answered in several calls, each with a `WAIT` after it."""
+    there.start_worker()
+    os.kill(there.here.workers[0].pid, signal.SIGSTOP)
+    jobs = [skypostal(idempotency_key=str(number)) for number in range(6)]
+    with there.producer() as producer:
+        ids = [one.job_id for one in producer.enqueue_many(jobs)]
+    server = client(there.here.valkey)
+    for one in ids:
+        server.hset(f"{{reg}}:job:{one}", "payload", "p" * 40_000)
+    server.close()
+
+    async def claimed() -> list[Any]:
+        ledger = AsyncLedger(there.url, wanted=Wanted(1, 60.0))
+        try:
+            return await asyncio.gather(*(ledger(claim(one, RULES, 0.0)) for one in ids))
+        finally:
+            await ledger.aclose()
+
+    found = asyncio.run(claimed())
+    assert [one.id for one in found if isinstance(one, Claim)] == ids
+    there.here.workers[0].kill()

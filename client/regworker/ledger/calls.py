@@ -11,7 +11,7 @@ from functools import cache
 from importlib import resources
 from typing import Any, Protocol
 
-from redis.exceptions import InvalidResponse
+from redis.exceptions import InvalidResponse, RedisError
 
 from regworker.ledger.rights import guarded, reads_only
 from regworker.ledger.script_loader import link, pieces, replaced
@@ -71,6 +71,10 @@ def evalsha(command: Command[Any]) -> tuple[Any, ...]:
     return (digest(command.script), len(keys), *keys, *command.args)
 
 
+class NotReached(RedisError):  # noqa: N818
+    """A command of a batch was not run, since the answers before it are large: it is sent again."""
+
+
 class Recipient(Protocol):
     """What gets the answer to a call, as a future does."""
 
@@ -115,13 +119,11 @@ Sent = tuple[bytes, Recipient]
 
 def merged(
     asked: Iterable[tuple[bytes | PackedCommand, Recipient]],
-    again: Callable[[PackedCommand, Recipient], None],
     apart: Callable[[Exception], Exception],
 ) -> list[Sent]:
     """Commands to send, with those of one script together, at the place of the first of them.
 
-    `again`: called for each that the server did not get to. `apart`: makes of an error one for each
-    caller.
+    `apart`: makes of an error one for each caller.
     """
     found: list[Sent | _Batch] = []
     filling: dict[str, _Batch] = {}
@@ -131,7 +133,7 @@ def merged(
             continue
         batch = filling.get(command.command.script)
         if batch is None or not batch.has_room(command):
-            batch = filling[command.command.script] = _Batch(again, apart)
+            batch = filling[command.command.script] = _Batch(apart)
             found.append(batch)
         batch.add(command, answer)
     return [one.sent() if isinstance(one, _Batch) else one for one in found]
@@ -140,14 +142,9 @@ def merged(
 class _Batch:
     """Commands of one script, sent as one; each caller gets its own answer."""
 
-    __slots__ = ("_again", "_answers", "_apart", "_parts", "_size")
+    __slots__ = ("_answers", "_apart", "_parts", "_size")
 
-    def __init__(
-        self,
-        again: Callable[[PackedCommand, Recipient], None],
-        apart: Callable[[Exception], Exception],
-    ) -> None:
-        self._again = again
+    def __init__(self, apart: Callable[[Exception], Exception]) -> None:
         self._apart = apart
         self._parts: list[PackedCommand] = []
         self._answers: list[Recipient] = []
@@ -176,11 +173,11 @@ class _Batch:
         if not isinstance(found, list) or len(found) != len(self._parts):
             self.set_exception(InvalidResponse("not as many answers as commands"))
             return
-        for part, answer, one in zip(self._parts, self._answers, found, strict=True):
+        for answer, one in zip(self._answers, found, strict=True):
             if answer.done():
                 continue  # its caller has gone
             if one is None:
-                self._again(part, answer)
+                answer.set_exception(NotReached())
             elif isinstance(one, Exception):
                 answer.set_exception(one)
             else:

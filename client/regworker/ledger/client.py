@@ -31,7 +31,16 @@ from redis.exceptions import (
 
 from regworker.domain.errors import LedgerUnavailable, NotReplicated, SettingsError
 from regworker.ledger.bounded import bounded, within
-from regworker.ledger.calls import BATCH, BATCHED, LARGE, PackedCommand, call, evalsha, scripts
+from regworker.ledger.calls import (
+    BATCH,
+    BATCHED,
+    LARGE,
+    NotReached,
+    PackedCommand,
+    call,
+    evalsha,
+    scripts,
+)
 from regworker.ledger.connection import LedgerConnection, apart
 from regworker.ledger.replication import (
     QUESTION,
@@ -262,14 +271,20 @@ class AsyncLedger:
 
     async def _carry(self, command: Command[Any]) -> Any:
         wanted = self._known(command) or await self._wanted()
-        try:
-            return await self._ask(command, wanted)
-        except NoScriptError:
+        loaded = False
+        while True:
+            try:
+                return await self._ask(command, wanted)
+            except NotReached:
+                continue  # each batch answers one command at least
+            except NoScriptError:
+                if loaded:
+                    raise
             # A restarted or new server does not know the script: it has not run.
+            loaded = True
             for name in (command.script, command.script + BATCH):
                 if source := scripts().get(name):
                     await self._connection.ask("SCRIPT", "LOAD", source)
-            return await self._ask(command, wanted)
 
     def _known(self, command: Command[Any]) -> Wanted | None:
         return self._followed.known if command.durable else _NONE

@@ -93,17 +93,15 @@ class LedgerConnection:
     def ask_packed(self, command: bytes | PackedCommand) -> asyncio.Future[Any]:
         """The same with a packed command; or with one that may be sent in one call with others of
         this turn, whatever was asked between them."""
-        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._add(command, answer)
-        return answer
-
-    def _add(self, command: bytes | PackedCommand, answer: Recipient) -> None:
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Any] = loop.create_future()
         if self._closed:
             answer.set_exception(LedgerUnavailable("the connection was closed by its owner"))
-            return
+            return answer
         if not self._unsent:
-            asyncio.get_running_loop().call_soon(self._send)
+            loop.call_soon(self._send)
         self._unsent.append((command, answer))
+        return answer
 
     def drop(self) -> None:
         """Close the connection; the next command opens another."""
@@ -125,7 +123,7 @@ class LedgerConnection:
             return
         if self._wire is not None:
             unsent, self._unsent = self._unsent, []
-            self._wire.send(merged(unsent, self._add, apart))
+            self._wire.send(merged(unsent, apart))
         elif self._connecting is None:
             self._connecting = asyncio.get_running_loop().create_task(self._connect())
 
