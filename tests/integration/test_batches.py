@@ -16,6 +16,7 @@ from regworker.ledger.calls import BATCHED, PackedCommand, call
 from regworker.ledger.records import Claim
 from regworker.ledger.transitions import (
     PREFIX,
+    WAKING,
     ClaimRules,
     Command,
     Decision,
@@ -35,6 +36,7 @@ ACCOUNTS = [
     Limits("acme", "narrow", 0, 0, 2),
     Limits("acme", "slow", 40, 80, 1000),
 ]
+LANES = ("live", "bulk")
 NAMES = [one.account for one in ACCOUNTS]
 CLAIM = ClaimRules("w", lease=6, settle_delay=5, max_attempts=4, probe=20)
 RULES = SettleRules(settle_delay=5, breaker_threshold=2, breaker_pause=3, retention=1000)
@@ -87,6 +89,7 @@ class Pair:
         for one in (self.each, self.batched):
             one.flushdb()
             one.set(CLOCK, self.now)
+            one.hset(WAKING, mapping={lane: f"q:{lane}\n{lane} $id$ $tag$" for lane in LANES})
         self.both(announce(ACCOUNTS, ["results", "crm"]))
 
     def both(self, command: Command[Any]) -> Any:
@@ -135,7 +138,9 @@ class Pair:
 
 def comparable(answer: Any) -> Any:
     """An answer, or the text of an error without the line of the script."""
-    return str(answer).partition(" script:")[0] if isinstance(answer, Exception) else answer
+    if not isinstance(answer, Exception):
+        return answer
+    return type(answer), str(answer).partition(" script:")[0]
 
 
 def content(server: redis.Redis) -> dict[bytes, Any]:

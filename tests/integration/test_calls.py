@@ -3,17 +3,20 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from regworker.domain.errors import LedgerUnavailable
 from regworker.domain.job import Job
 from regworker.ledger import AsyncLedger, SyncLedger
 from regworker.ledger.admin import Limits, announce
 from regworker.ledger.calls import MOST
-from regworker.ledger.records import Accepted, Claim
+from regworker.ledger.records import Accepted, Claim, Unconfigured
 from regworker.ledger.replication import Wanted
-from regworker.ledger.transitions import ClaimRules, Command, accept, claim
+from regworker.ledger.transitions import CONFIGURED, ClaimRules, Command, accept, claim
+from worker.cli.local import stack
 
 ACCOUNTS = [Limits("acme", "free", 0, 0, 0)]
 
@@ -77,17 +80,75 @@ def test_large_answers_come_in_several_calls(redis_url: str) -> None:
     """The server is not held by many large payloads at once; each claim is answered."""
 
     async def use(ledger: AsyncLedger) -> None:
-        await ledger.many(accepted(number, size=40_000) for number in range(10))
+        await ledger.many(accepted(number, size=300_000) for number in range(10))
         ids = [str(accepted(number).args[0]) for number in range(10)]
         asked = [claim(one, ClaimRules("w", 60, 60, 3, 20), 0.5) for one in ids]
         await ledger(claim("none", ClaimRules("w", 60, 60, 3, 20), 0.5))
         before = await calls_since(ledger)
         found = await asyncio.gather(*(ledger(one) for one in asked))
         assert [one.id for one in found if isinstance(one, Claim)] == ids
-        assert all(len(one.record.payload) == 40_000 for one in found)
-        assert await calls_since(ledger, before) == 5
+        assert all(len(one.record.payload) == 300_000 for one in found)
+        assert await calls_since(ledger, before) == 3
 
     run(redis_url, use)
+
+
+def test_a_batch_of_unknown_accounts_holds_nobody_up(redis_url: str) -> None:
+    """Each is answered with all known names, and the list is long: one in each call."""
+
+    def unknown(number: int) -> Command[Any]:
+        job = Job(provider="acme", account=f"x{number}", idempotency_key="1", registration={})
+        return accept(job, "p", ["k:" + "0" * 64], 30)
+
+    names = [f"account:acme:{'n' * 100}{number}" for number in range(10_000)]
+    commands = [*map(unknown, range(4)), accepted(1)]
+
+    async def use(ledger: AsyncLedger) -> None:
+        await ledger.redis.sadd(CONFIGURED, *names)
+        await ledger(accepted(2))
+        before = await calls_since(ledger)
+        found = await asyncio.gather(*map(ledger, commands))
+        assert await calls_since(ledger, before) == 5
+        assert [type(one) for one in found] == [Unconfigured] * 4 + [Accepted]
+        with closing(SyncLedger(redis_url)) as threads:
+            assert [type(one) for one in threads.many(commands)] == [type(one) for one in found]
+
+    run(redis_url, use)
+
+
+FAULTS: dict[str, dict[str, Any]] = {
+    "full": {"maxmemory": 1},
+    "a replica": {"replicaof": "127.0.0.1 1"},
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_passing_error_passes_for_all(tmp_path: Path, fault: str, count: int) -> None:
+    """A batch has the errors of its commands: who may try again does, until its time is up."""
+    commands = [accepted(number) for number in range(count)]
+
+    async def use(url: str) -> list[Any]:
+        ledger = AsyncLedger(url, wanted=Wanted())
+        try:
+            asked = (ledger(one, patience=0.1) for one in commands)
+            return await asyncio.gather(*asked, return_exceptions=True)
+        finally:
+            await ledger.aclose()
+
+    with stack.valkey(tmp_path) as valkey, closing(SyncLedger(valkey.connection_url)) as ledger:
+        ledger(announce(ACCOUNTS, ["results"]))
+        ledger.many(accepted(-1 - number) for number in range(2))
+        server: Any = ledger.redis
+        for name, value in FAULTS[fault].items():
+            if name == "replicaof":
+                server.replicaof(*value.split())
+            else:
+                server.config_set(name, value)
+        with pytest.raises(LedgerUnavailable):
+            ledger.many(commands, patience=0.1)
+        found = asyncio.run(use(valkey.connection_url))
+        assert [type(one) for one in found] == [LedgerUnavailable] * count
 
 
 def test_a_caller_that_leaves_keeps_no_other_from_its_answer(redis_url: str) -> None:

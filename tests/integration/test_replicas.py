@@ -325,7 +325,7 @@ def test_what_a_batch_does_not_reach_counts_only_once_replicas_have_it(there: Re
         ids = [one.job_id for one in producer.enqueue_many(jobs)]
     server = client(there.here.valkey)
     for one in ids:
-        server.hset(f"{{reg}}:job:{one}", "payload", "p" * 40_000)
+        server.hset(f"{{reg}}:job:{one}", "payload", "p" * 400_000)
     server.close()
 
     async def claimed() -> list[Any]:

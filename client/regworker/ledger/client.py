@@ -197,6 +197,11 @@ class AsyncLedger:
             fault: SettingsError | LedgerUnavailable | None = None
             try:
                 return await carry()
+            except NotReached as error:
+                # Each batch answers one command at least.
+                if time.monotonic() <= end:
+                    continue
+                fault = _unavailable(error)
             except RedisError as error:
                 wait = pause * random.uniform(0.5, 1.5)  # noqa: S311
                 given_up = isinstance(error, TooFewReplicas) and not insist
@@ -271,20 +276,14 @@ class AsyncLedger:
 
     async def _carry(self, command: Command[Any]) -> Any:
         wanted = self._known(command) or await self._wanted()
-        loaded = False
-        while True:
-            try:
-                return await self._ask(command, wanted)
-            except NotReached:
-                continue  # each batch answers one command at least
-            except NoScriptError:
-                if loaded:
-                    raise
+        try:
+            return await self._ask(command, wanted)
+        except NoScriptError:
             # A restarted or new server does not know the script: it has not run.
-            loaded = True
             for name in (command.script, command.script + BATCH):
                 if source := scripts().get(name):
                     await self._connection.ask("SCRIPT", "LOAD", source)
+            return await self._ask(command, wanted)
 
     def _known(self, command: Command[Any]) -> Wanted | None:
         return self._followed.known if command.durable else _NONE
@@ -350,19 +349,22 @@ class SyncLedger:
                 yield command
 
         def carry() -> None:
-            replies = self._pipeline(unanswered())
-            tried, left[:] = left[:], []
-            fault: Exception | None = None
-            for i, reply in zip(tried, replies, strict=True):
-                if not isinstance(reply, Exception):
-                    answers[i] = reply
-                    continue
-                left.append(i)
-                # Of several errors, a permanent one counts.
-                if fault is None or passing(fault):
-                    fault = reply
-            if fault is not None:
-                raise fault
+            while True:
+                replies = self._pipeline(unanswered())
+                tried, left[:] = left[:], []
+                fault: Exception | None = None
+                for i, reply in zip(tried, replies, strict=True):
+                    if not isinstance(reply, Exception):
+                        answers[i] = reply
+                        continue
+                    left.append(i)
+                    # Of several errors, a permanent one counts.
+                    if not isinstance(reply, NotReached) and (fault is None or passing(fault)):
+                        fault = reply
+                if fault is not None:
+                    raise fault
+                if not left:
+                    return
 
         self.patiently(carry, patience)
         return [command.read(answer) for command, answer in zip(made, answers, strict=True)]
@@ -512,7 +514,7 @@ def _calls(connection: Any, commands: list[Command[Any]]) -> tuple[list[int], An
     if not packs():
         return [1] * len(commands), _packed(connection, [_evalsha(one) for one in commands])
     if any(one.script != "accept" for one in commands):
-        # A batch of others might be answered in part, and only workers send many of them.
+        # Only workers send many others.
         return [1] * len(commands), [b"".join([packed(_evalsha(one)) for one in commands])]
     found: list[list[PackedCommand]] = []
     room = 0
@@ -542,7 +544,9 @@ def _replies(connection: Any, count: int) -> list[Any]:
     reply = _reply(connection)
     if count == 1:
         return [reply]
-    return [reply] * count if isinstance(reply, Exception) else list(reply)
+    if isinstance(reply, Exception):
+        return [reply] * count
+    return [NotReached() if one is None else one for one in reply]
 
 
 def _milliseconds(time: tuple[int, int]) -> float:

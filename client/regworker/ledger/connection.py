@@ -265,10 +265,15 @@ class _Wire(asyncio.BufferedProtocol):
             self._timed(time.perf_counter() - sent)
         if answer.done():
             return  # its caller has gone
-        if isinstance(found, Exception):
-            answer.set_exception(found)
-        else:
-            answer.set_result(found)
+        try:
+            if isinstance(found, Exception):
+                answer.set_exception(found)
+            else:
+                answer.set_result(found)
+        except Exception as error:
+            # It is not among the unanswered ones any more.
+            answer.set_exception(error)
+            raise
 
     def _too_long(self) -> None:
         # Only its own caller must not repeat it; the others may.

@@ -132,15 +132,17 @@ def _heard(
 ) -> Callable[[asyncio.Future[Any]], None]:
     def heard(waited: asyncio.Future[Any]) -> None:
         # A connection answers in order: the earlier answers have arrived.
-        for came, answer in asked:
-            result = replicated(wanted, came.exception() or came.result(), _outcome(waited))
-            if answer.done():
-                continue  # its caller has gone
-            if isinstance(result, Exception):
-                answer.set_exception(apart(result))
-            else:
-                answer.set_result(result)
-        then()
+        try:
+            for came, answer in asked:
+                result = replicated(wanted, came.exception() or came.result(), _outcome(waited))
+                if answer.done():
+                    continue  # its caller has gone
+                if isinstance(result, Exception):
+                    answer.set_exception(apart(result))
+                else:
+                    answer.set_result(result)
+        finally:
+            then()
 
     return heard
 

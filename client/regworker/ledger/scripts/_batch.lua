@@ -11,7 +11,7 @@
 local KNOWN, DUE, LISTED, COUNTED, WEIGHT = {}, {}, {}, {}, 0
 
 -- Above so many bytes, no further job is answered: its caller sends it again.
-local MOST_WEIGHT = 65536
+local MOST_WEIGHT = 1048576
 
 local function once(key, read)
   local found = KNOWN[key]
@@ -49,14 +49,21 @@ local function parted(scores)
   return added, removed
 end
 
+-- In the order of the scripts. An error is that of all jobs, since each has both indices.
 local function write_all()
-  local added, removed = parted(DUE)
-  if added[1] then redis.call('ZADD', ALARMS, unpack(added)) end
-  if removed[1] then redis.call('ZREM', ALARMS, unpack(removed)) end
-  added, removed = parted(LISTED)
+  for what, number in pairs(COUNTED) do redis.pcall('HINCRBY', PREFIX .. 'stats', what, number) end
+  local added, removed = parted(LISTED)
   if added[1] then redis.call('ZADD', OPEN, unpack(added)) end
   if removed[1] then redis.call('ZREM', OPEN, unpack(removed)) end
-  for what, number in pairs(COUNTED) do redis.call('HINCRBY', PREFIX .. 'stats', what, number) end
+  added, removed = parted(DUE)
+  if added[1] then redis.call('ZADD', ALARMS, unpack(added)) end
+  if removed[1] then redis.call('ZREM', ALARMS, unpack(removed)) end
+end
+
+-- An error as the server answers it: with its code, by which clients know what they may repeat.
+local function failed(fault)
+  local text = tostring(type(fault) == 'table' and fault.err or fault)
+  return {err = text:match('^%u+ ') and text or 'ERR ' .. text}
 end
 
 -- Run the script `one` for each job; return its answers or errors; false: not run. KEYS: each
@@ -69,8 +76,7 @@ local function for_each(one, keys, args)
     answers[i] = false
     if WEIGHT < MOST_WEIGHT then
       local done, answer = pcall(one, {keys[i], unpack(keys, jobs + 1)}, {unpack(args, next_ + 1, last)})
-      if not done then answer = {err = type(answer) == 'table' and answer.err or 'ERR ' .. tostring(answer)} end
-      answers[i] = answer
+      answers[i] = done and answer or failed(answer)
     end
     next_ = last + 1
   end

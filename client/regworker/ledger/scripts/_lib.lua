@@ -152,8 +152,8 @@ local function no_alarm(member) redis.call('ZREM', ALARMS, member) end
 -- Bytes that a script will answer: a batch ends when they are many.
 local function weigh() end
 
--- Count something for monitoring.
-local function count(what) redis.call('HINCRBY', PREFIX .. 'stats', what, 1) end
+-- Count something for monitoring. A counter that is no number must not keep a job from its end.
+local function count(what) redis.pcall('HINCRBY', PREFIX .. 'stats', what, 1) end
 
 -- Keep a key for so many ms from now on.
 local function keep(key, duration) redis.call('PEXPIRE', key, duration) end
@@ -213,8 +213,8 @@ end
 -- Wake a worker for a job: through the broker if it is here, otherwise through another worker.
 -- `base64`: the id in base64; `tag`: unique for each wake-up. Returns whether a worker is woken.
 local function wake(id, base64, tag, lane)
-  local function read(key) return redis.call('HMGET', key, lane)[1] or '' end
-  local list, form = once(WAKING, read):match('^([^\n]*)\n(.*)$')
+  local function read() return redis.call('HMGET', WAKING, lane)[1] or '' end
+  local list, form = once(WAKING .. lane, read):match('^([^\n]*)\n(.*)$')
   if list then
     local values = {id = id, base64 = base64, tag = tag}
     -- The caller may have no right to the list, or a cluster may have it on another node.

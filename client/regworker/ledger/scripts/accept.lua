@@ -56,6 +56,7 @@ if missing[1] then
   for _, name in ipairs(known) do keys = keys or name:sub(1, 4) == 'key:' end
   -- While no worker has announced a key, none is refused.
   if known[1] and not keys and missing[#missing] == key then missing[#missing] = nil end
+  for _, name in ipairs(known) do weigh(#name) end
   if missing[1] then return {'unconfigured', missing, known} end
 end
 local wait = tonumber(ARGV[3])
