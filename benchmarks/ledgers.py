@@ -26,8 +26,9 @@ from regworker.ledger import SyncLedger
 from regworker.ledger.admin import Limits, announce
 from worker.cli.local import stack
 
-#: Commands of a job: accept, claim and settle.
-COMMANDS = 3
+#: How often a job's record is written: at accept, claim and settle. (One script may accept several
+#: jobs.)
+WRITES = 3
 
 #: Client processes.
 CLIENTS = 2
@@ -41,7 +42,8 @@ class Turn:
     """What was measured in a turn."""
 
     rate: float
-    """Jobs a second, all ledgers together: scripts, since jobs move through them in batches."""
+    """Jobs a second, all ledgers together: by the writes, since jobs move through them in
+    batches."""
     shares: Sequence[float]
     """Of a core, for each server."""
     clients: Sequence[float]
@@ -63,7 +65,7 @@ class Side:
         self, clients: Sequence[Popen[bytes]], number: int, share: float, seconds: float
     ) -> Turn:
         """Let the clients run while each server has this share of a core."""
-        before = list(self._scripts())
+        before = list(self._writes())
         asked = {"urls": self.urls, "seconds": MARGIN + seconds + MARGIN}
         with throttle.limited(self.pids, share):
             for which, client in enumerate(clients, number * len(clients)):
@@ -74,25 +76,25 @@ class Side:
             ended = self._look()
             answers = [stage.heard(client) for client in clients]
         own = sum((Counter(answer["done"]) for answer in answers), Counter[str]())
-        scripts = [after - since for after, since in zip(self._scripts(), before, strict=True)]
-        if scripts != [COMMANDS * own[name] for name in self.urls]:
-            raise RuntimeError(f"{scripts} scripts for {dict(own)}: not {COMMANDS} a job")
+        writes = [after - since for after, since in zip(self._writes(), before, strict=True)]
+        if writes != [WRITES * own[name] for name in self.urls]:
+            raise RuntimeError(f"{writes} writes for {dict(own)}: not {WRITES} a job")
         rates, shares = [], []
         for start, end in zip(begun, ended, strict=True):
             run, took, cpu = (last - first for first, last in zip(start, end, strict=True))
-            rates.append(run / COMMANDS / took)
+            rates.append(run / WRITES / took)
             shares.append(cpu / took)
         return Turn(sum(rates), shares, [answer["cpu"] for answer in answers])
 
     def _look(self) -> list[tuple[int, float, float]]:
-        """Of each server, the scripts, the time, and the seconds of CPU so far."""
+        """Of each server, the writes, the time, and the seconds of CPU so far."""
         return [
-            (scripts, time.monotonic(), throttle.cpu(pid))
-            for scripts, pid in zip(self._scripts(), self.pids, strict=True)
+            (writes, time.monotonic(), throttle.cpu(pid))
+            for writes, pid in zip(self._writes(), self.pids, strict=True)
         ]
 
-    def _scripts(self) -> Iterator[int]:
-        return (Usage.of(ledger.redis).scripts for ledger in self.ledgers.values())
+    def _writes(self) -> Iterator[int]:
+        return (Usage.of(one.redis).calls.get("hset", 0) for one in self.ledgers.values())
 
     def close(self) -> None:
         """Close all connections."""
@@ -159,7 +161,7 @@ def main() -> None:
     ratios = [more.rate / one.rate for one, more in zip(alone, spread, strict=True)]
     print(
         f"three ledgers carried {median(ratios):.2f} times the jobs of one ({min(ratios):.2f} to "
-        f"{max(ratios):.2f} in {len(ratios)} turns); {COMMANDS} scripts a job, each in one ledger"
+        f"{max(ratios):.2f} in {len(ratios)} turns); each job in one ledger"
     )
 
 

@@ -304,7 +304,8 @@ def test_a_backlog_is_taken_several_wake_ups_at_a_time(tmp_path: Path) -> None:
         worker = here.workers[0]
         worker.send_signal(signal.SIGSTOP)
         receipts = list(here.producer.enqueue_many([skypostal() for _ in range(100)]))
-        assert here.ledger.redis.llen(QUEUES["live"]) >= 99  # one may already wait in the worker
+        # As many as there are slots may already wait in the worker's connection.
+        assert here.ledger.redis.llen(QUEUES["live"]) >= 80
         here.ledger.redis.config_resetstat()
         worker.send_signal(signal.SIGCONT)
         for one in receipts:
