@@ -28,7 +28,7 @@ from regworker.domain.outcome import Registered
 from regworker.event_builder import EventBuilder
 from regworker.ledger import SyncLedger
 from regworker.ledger.admin import Limits, announce
-from regworker.ledger.calls import MOST, PackedCommand, call
+from regworker.ledger.calls import MOST, call
 from regworker.ledger.records import Claim, Settled
 from regworker.ledger.transitions import (
     ClaimRules,
@@ -160,14 +160,13 @@ def drive(url: str, client: int, one: Sample, count: int, each: int) -> tuple[fl
     copies = one.copies(client, count)
     while batch := list(islice(copies, TOGETHER)):
         for step in zip(*batch, strict=True):
-            parts = [PackedCommand(command) for command in step]
-            calls = [call(parts[at : at + each]) for at in range(0, len(parts), each)]
-            batches.append((b"".join(calls), len(calls)))
+            calls = [call(step[at : at + each]) for at in range(0, len(step), each)]
+            batches.append((wire.pack_commands(calls), len(calls)))
     server.incr(READY)
     server.blpop(GO, PATIENCE)
     began = time.time()
     for packed, answers in batches:
-        wire.send_packed_command([packed])
+        wire.send_packed_command(packed)
         for _ in range(answers):
             wire.read_response()
     ended = time.time()

@@ -26,6 +26,7 @@ from regworker.ledger.calls import evalsha
 from regworker.ledger.client import SLICE
 from regworker.ledger.records import Accepted, Claim, Settled
 from regworker.ledger.replication import Wanted
+from regworker.ledger.sync_connections import packed
 from regworker.ledger.transitions import (
     ClaimRules,
     Decision,
@@ -153,7 +154,7 @@ def test_each_caller_gets_an_error_of_its_own(url: str, unused_port: int) -> Non
     async def lost(ledger: AsyncLedger) -> list[Any]:
         await ledger(ACCEPT)
         await ledger._waiting.ask("PING")
-        asked = [ledger._durable.ask(Wanted(1, 60), "PING") for _ in range(2)]
+        asked = [ledger._durable.ask(Wanted(1, 60), packed(("PING",))) for _ in range(2)]
         await ledger(look(JOB.id))  # meanwhile they are sent
         asked += [ledger._connection.ask("PING") for _ in range(2)]
         await asyncio.sleep(0)

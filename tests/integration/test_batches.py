@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from regworker.domain.job import Job
 from regworker.ledger import calls
 from regworker.ledger.admin import Limits, announce, hold
-from regworker.ledger.calls import BATCHED, PackedCommand, call
+from regworker.ledger.calls import call
 from regworker.ledger.records import Claim
 from regworker.ledger.transitions import (
     PREFIX,
@@ -123,10 +123,7 @@ class Pair:
     def _call(self, server: redis.Redis, commands: list[Command[Any]]) -> list[Any]:
         wire: Any = server.connection_pool.get_connection()
         try:
-            if commands[0].script in BATCHED:
-                wire.send_packed_command([call([PackedCommand(one) for one in commands])])
-            else:
-                wire.send_command("EVALSHA", *calls.evalsha(commands[0]))
+            wire.send_command(*call(commands))
             try:
                 found = wire.read_response()
             except redis.ResponseError as error:

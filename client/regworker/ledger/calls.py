@@ -88,29 +88,30 @@ class Recipient(Protocol):
         """It is an error, or there is none."""
 
 
-class PackedCommand:
-    """A command that may be sent together with others of its script."""
+def call(commands: Sequence[Command[Any]]) -> tuple[Any, ...]:
+    """One command of the server for all of these, which are of one script."""
+    if len(commands) == 1:
+        return ("EVALSHA", *evalsha(commands[0]))
+    first, flat = commands[0], list[Argument]()
+    for one in commands:
+        flat.append(len(one.args))
+        flat += one.args
+    keys = [*[one.keys[0] for one in commands], *first.keys[1:], ABSENT]
+    return ("EVALSHA", digest(first.script + BATCH), len(keys), *keys, len(commands), *flat)
 
-    __slots__ = ("arguments", "command", "count")
 
-    def __init__(self, command: Command[Any]) -> None:
-        """Raises at once if it is not valid text: later, that would hold up the others."""
-        self.command = command
-        self.arguments = _body(command.args)
-        self.count = len(command.args)
-
-
-def call(parts: Sequence[PackedCommand]) -> bytes:
-    """The bytes of one call for all of these, which are of one script."""
-    first, many = parts[0].command, len(parts)
-    keys = [*[one.command.keys[0] for one in parts], *first.keys[1:], ABSENT]
-    if many == 1:
-        head = _body(("EVALSHA", digest(first.script), len(keys), *keys))
-        return b"*%d\r\n%b%b" % (3 + len(keys) + parts[0].count, head, parts[0].arguments)
-    head = _body(("EVALSHA", digest(first.script + BATCH), len(keys), *keys, many))
-    count = 4 + len(keys) + sum([1 + one.count for one in parts])
-    rest = [piece for one in parts for piece in (_number(one.count), one.arguments)]
-    return b"".join([b"*%d\r\n" % count, head, *rest])
+def joined(commands: Iterable[Command[Any]]) -> list[list[Command[Any]]]:
+    """Commands of one script in groups, of which each may be one call."""
+    found: list[list[Command[Any]]] = []
+    room = count = 0
+    for one in commands:
+        if not found or count == MOST or room < one.size:
+            found.append([])
+            room, count = LARGE, 0
+        found[-1].append(one)
+        room -= one.size
+        count += 1
+    return found
 
 
 Sent = tuple[bytes, Recipient]
@@ -118,51 +119,72 @@ Sent = tuple[bytes, Recipient]
 
 
 def merged(
-    asked: Iterable[tuple[bytes | PackedCommand, Recipient]],
+    asked: Iterable[tuple[bytes | Command[Any], Recipient]],
     apart: Callable[[Exception], Exception],
 ) -> list[Sent]:
-    """Commands to send, with those of one script together, at the place of the first of them.
+    """What to send: packed commands as they are, and the others of one script together, at the
+    place of the first of them.
 
-    `apart`: makes of an error one for each caller.
+    `apart`: makes of an error one for each caller. A command that is no valid text is its caller's
+    error.
     """
     found: list[Sent | _Batch] = []
     filling: dict[str, _Batch] = {}
     for command, answer in asked:
-        if not isinstance(command, PackedCommand):
+        if isinstance(command, bytes):
             found.append((command, answer))
             continue
-        batch = filling.get(command.command.script)
+        batch = filling.get(command.script)
         if batch is None or not batch.has_room(command):
-            batch = filling[command.command.script] = _Batch(apart)
+            batch = filling[command.script] = _Batch(apart)
             found.append(batch)
         batch.add(command, answer)
-    return [one.sent() if isinstance(one, _Batch) else one for one in found]
+    sent: list[Sent] = []
+    for one in found:
+        sent += one.sent() if isinstance(one, _Batch) else (one,)
+    return sent
 
 
 class _Batch:
     """Commands of one script, sent as one; each caller gets its own answer."""
 
-    __slots__ = ("_answers", "_apart", "_parts", "_size")
+    __slots__ = ("_answers", "_apart", "_commands", "_size")
 
     def __init__(self, apart: Callable[[Exception], Exception]) -> None:
         self._apart = apart
-        self._parts: list[PackedCommand] = []
+        self._commands: list[Command[Any]] = []
         self._answers: list[Recipient] = []
         self._size = 0
 
-    def has_room(self, part: PackedCommand) -> bool:
+    def has_room(self, command: Command[Any]) -> bool:
         """Whether it may get another."""
-        return len(self._parts) < MOST and self._size + len(part.arguments) <= LARGE
+        return len(self._commands) < MOST and self._size + command.size <= LARGE
 
-    def add(self, part: PackedCommand, answer: Recipient) -> None:
+    def add(self, command: Command[Any], answer: Recipient) -> None:
         """Add a command."""
-        self._parts.append(part)
+        self._commands.append(command)
         self._answers.append(answer)
-        self._size += len(part.arguments)
+        self._size += command.size
 
-    def sent(self) -> Sent:
+    def sent(self) -> list[Sent]:
         """The call, and what gets its answer."""
-        return call(self._parts), self._answers[0] if len(self._parts) == 1 else self
+        try:
+            data = packed(call(self._commands))
+        except Exception as error:  # noqa: BLE001 -- its caller's, of whatever kind
+            return self._one_by_one(error)
+        return [(data, self._answers[0] if len(self._commands) == 1 else self)]
+
+    def _one_by_one(self, error: Exception) -> list[Sent]:
+        if len(self._commands) == 1:
+            if not self._answers[0].done():
+                self._answers[0].set_exception(error)
+            return []
+        sent: list[Sent] = []
+        for command, answer in zip(self._commands, self._answers, strict=True):
+            single = _Batch(self._apart)
+            single.add(command, answer)
+            sent += single.sent()
+        return sent
 
     def done(self) -> bool:
         """Whether all callers have gone."""
@@ -170,7 +192,7 @@ class _Batch:
 
     def set_result(self, found: Any) -> None:
         """Give each caller its answer."""
-        if not isinstance(found, list) or len(found) != len(self._parts):
+        if not isinstance(found, list) or len(found) != len(self._answers):
             self.set_exception(InvalidResponse("not as many answers as commands"))
             return
         for answer, one in zip(self._answers, found, strict=True):
@@ -188,14 +210,3 @@ class _Batch:
         for answer in self._answers:
             if not answer.done():
                 answer.set_exception(self._apart(error))
-
-
-def _body(parts: Sequence[Argument]) -> bytes:
-    """Parts of a command, without the number of parts that precedes them."""
-    data = packed(parts)
-    return data[data.index(b"\n") + 1 :]
-
-
-@cache
-def _number(number: int) -> bytes:
-    return _body((number,))

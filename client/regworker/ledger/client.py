@@ -31,16 +31,7 @@ from redis.exceptions import (
 
 from regworker.domain.errors import LedgerUnavailable, NotReplicated, SettingsError
 from regworker.ledger.bounded import bounded, within
-from regworker.ledger.calls import (
-    BATCH,
-    BATCHED,
-    LARGE,
-    NotReached,
-    PackedCommand,
-    call,
-    evalsha,
-    scripts,
-)
+from regworker.ledger.calls import BATCH, BATCHED, NotReached, call, joined, scripts
 from regworker.ledger.connection import LedgerConnection, apart
 from regworker.ledger.replication import (
     QUESTION,
@@ -310,7 +301,7 @@ class AsyncLedger:
 
     def _ask(self, command: Command[Any], wanted: Wanted) -> "asyncio.Future[Any]":
         """The only place where this client waits for replicas."""
-        sent = PackedCommand(command) if command.script in BATCHED else packed(_evalsha(command))
+        sent = command if command.script in BATCHED else packed(call([command]))
         if wanted.replicas:
             return self._durable.ask(wanted, sent)
         connection = self._waiting if command.durable and self._greets else self._connection
@@ -512,24 +503,12 @@ def _packed(connection: Any, commands: list[tuple[Any, ...]]) -> Any:
 def _calls(connection: Any, commands: list[Command[Any]]) -> tuple[list[int], Any]:
     """Calls for these commands: how many each of them carries, and their bytes."""
     if not packs():
-        return [1] * len(commands), _packed(connection, [_evalsha(one) for one in commands])
+        return [1] * len(commands), _packed(connection, [call([one]) for one in commands])
     if any(one.script != "accept" for one in commands):
         # Only workers send many others.
-        return [1] * len(commands), [b"".join([packed(_evalsha(one)) for one in commands])]
-    found: list[list[PackedCommand]] = []
-    room = 0
-    for one in commands:
-        part = PackedCommand(one)
-        if room < len(part.arguments):
-            found.append([])
-            room = LARGE
-        found[-1].append(part)
-        room -= len(part.arguments)
-    return [len(parts) for parts in found], [b"".join(map(call, found))]
-
-
-def _evalsha(command: Command[Any]) -> tuple[Any, ...]:
-    return ("EVALSHA", *evalsha(command))
+        return [1] * len(commands), [b"".join([packed(call([one])) for one in commands])]
+    found = joined(commands)
+    return list(map(len, found)), [b"".join([packed(call(some)) for some in found])]
 
 
 def _reply(connection: Any) -> Any:

@@ -24,10 +24,11 @@ from redis.exceptions import (
 )
 
 from regworker.domain.errors import LedgerUnavailable
-from regworker.ledger.calls import PackedCommand, Recipient, Sent, merged
+from regworker.ledger.calls import Recipient, Sent, merged
 from regworker.ledger.sync_connections import packed
+from regworker.ledger.transitions import Command
 
-Asked = tuple[bytes | PackedCommand, Recipient]
+Asked = tuple[bytes | Command[Any], Recipient]
 """A command, and what gets its answer."""
 
 #: Bytes read at a time. Answers are short: this holds those to some hundred commands.
@@ -90,9 +91,9 @@ class LedgerConnection:
         """
         return self.ask_packed(packed(command))
 
-    def ask_packed(self, command: bytes | PackedCommand) -> asyncio.Future[Any]:
-        """The same with a packed command; or with one that may be sent in one call with others of
-        this turn, whatever was asked between them."""
+    def ask_packed(self, command: bytes | Command[Any]) -> asyncio.Future[Any]:
+        """The same with a packed command; or with one that is sent in one call with others of this
+        turn, whatever was asked between them."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Any] = loop.create_future()
         if self._closed:
@@ -123,7 +124,8 @@ class LedgerConnection:
             return
         if self._wire is not None:
             unsent, self._unsent = self._unsent, []
-            self._wire.send(merged(unsent, apart))
+            if sent := merged(unsent, apart):
+                self._wire.send(sent)
         elif self._connecting is None:
             self._connecting = asyncio.get_running_loop().create_task(self._connect())
 

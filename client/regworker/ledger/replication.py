@@ -13,7 +13,6 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from regworker.clock import steady
-from regworker.ledger.calls import PackedCommand
 from regworker.ledger.connection import LedgerConnection, apart
 from regworker.ledger.transitions import PREFIX, Command, ms
 
@@ -96,11 +95,11 @@ class DurableLine:
 
     def __init__(self, connection: LedgerConnection) -> None:
         self._connection = connection
-        self._unsent: list[tuple[bytes | PackedCommand, asyncio.Future[Any]]] = []
+        self._unsent: list[tuple[bytes | Command[Any], asyncio.Future[Any]]] = []
         self._wanted = Wanted()
         self._busy = False
 
-    def ask(self, wanted: Wanted, command: bytes | PackedCommand) -> asyncio.Future[Any]:
+    def ask(self, wanted: Wanted, command: bytes | Command[Any]) -> asyncio.Future[Any]:
         """The answer to a packed command once enough replicas have it; `TooFewReplicas`
         otherwise."""
         loop = asyncio.get_running_loop()

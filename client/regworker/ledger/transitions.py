@@ -90,6 +90,8 @@ class Command(Generic[T]):
     read: Callable[[Any], T] = field(repr=False)
     durable: bool = False
     """It counts only once as many replicas have it as workers require (`replication.py`)."""
+    size: int = 0
+    """Bytes of its arguments that may be large."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +220,7 @@ def accept(
         # A function of its own would be four more objects for Python's garbage collector.
         partial(_admitted, job_id),
         durable=True,
+        size=len(payload),
     )
 
 
@@ -345,6 +348,7 @@ def settle(
             *(publication.args() if publication else ()),
         ),
         read,
+        size=len(publication.event) + 2 * len(publication.sealed) if publication else 0,
     )
 
 
