@@ -1,6 +1,6 @@
 """Several commands in one call have the effect of the same commands one after another."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
 
@@ -258,3 +258,68 @@ def test_a_job_that_fails_costs_the_others_nothing(pair: Pair) -> None:
     assert all("WRONGTYPE" in str(one) for one in faults)
     assert len(faults) == 5, "one record, and the four jobs of an account"
     assert sum(isinstance(one, Claim) for one in answers) == 6
+
+
+def junk_time(server: redis.Redis) -> None:
+    """A record whose time is no number."""
+    server.hset(job_key(JOBS[3].id), "accepted_at", "nan")
+
+
+def junk_index(name: str) -> Callable[[redis.Redis], None]:
+    """An index of the wrong type."""
+
+    def spoil(server: redis.Redis) -> None:
+        server.delete(f"{PREFIX}{name}")
+        server.set(f"{PREFIX}{name}", "junk")
+
+    return spoil
+
+
+def junk_counter(server: redis.Redis) -> None:
+    """Counters that are no numbers."""
+    names = ("again", "review", "late_facts", "accepted", "registered:acme:free")
+    server.hset(f"{PREFIX}stats", mapping=dict.fromkeys(names, "junk"))
+
+
+JUNK: dict[str, Callable[[redis.Redis], None]] = {
+    "time": junk_time,
+    "reviews": junk_index("reviews"),
+    "counters": junk_counter,
+    "stream": junk_index("results"),
+}
+
+
+@pytest.mark.parametrize("what", JUNK)
+@pytest.mark.parametrize("when", ["claim", "settle"])
+def test_junk_costs_no_more_in_a_batch(pair: Pair, what: str, when: str) -> None:
+    """Whatever is spoiled: each delivery keeps its alarm, and each job what it has alone."""
+    pair.now, pair.claims, pair.paused = START, [], set()
+    pair.flush()
+    happen(pair, "accept", list(range(len(JOBS))))
+    if when == "settle":
+        happen(pair, "claim", FREE)
+    for server in (pair.each, pair.batched):
+        JUNK[what](server)
+    happen(pair, "claim", FREE)
+    ends = ["registered", "unresolvable", "registered", "rejected"]
+    settles = [(number, verdict, "ok") for number, verdict in enumerate(ends, 1)]
+    happen(pair, "settle", settles)
+
+
+@pytest.mark.parametrize("index", ["alarms", "open"])
+def test_a_batch_that_cannot_write_its_indices_writes_nothing(pair: Pair, index: str) -> None:
+    """They are written last: a job must not be ended, or a delivery made, without its alarm."""
+    pair.now, pair.claims, pair.paused = START, [], set()
+    pair.flush()
+    happen(pair, "accept", list(range(len(JOBS))))
+    happen(pair, "claim", FREE)
+    server, ends = pair.batched, Decision("registered", health="ok")
+    junk_index(index)(server)
+    before = content(server)
+    for commands in (
+        [settle(one, ends, RULES, publication(one, "registered")) for one in pair.claims],
+        [claim(JOBS[one].id, CLAIM, 0.5) for one in NARROW],
+    ):
+        answers = pair._call(server, commands)
+        assert {type(one) for one in answers} == {redis.ResponseError}
+        assert content(server) == before

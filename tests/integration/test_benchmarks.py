@@ -115,14 +115,14 @@ def test_three_ledgers_are_compared_with_one() -> None:
 def test_a_server_with_other_jobs_than_its_own_ends_the_comparison(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Each server must have run three scripts for each of its jobs, and no other script."""
+    """Each server must have written three times to the record of each of its jobs."""
     monkeypatch.setattr(ledgers, "MARGIN", 0)
     said = """input(), print('{"done": {"main": 1}, "cpu": 0.1}')"""
     with (
         stack.valkey(tmp_path) as valkey,
         closing(ledgers.Side({"main": valkey.connection_url})) as side,
         stage.spoken_to([sys.executable, "-c", said], {}, tmp_path) as client,
-        pytest.raises(RuntimeError, match=r"\[0\] scripts for"),
+        pytest.raises(RuntimeError, match=r"\[0\] writes for"),
     ):
         side.turn([client], number=0, share=1, seconds=0)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from regworker.domain.errors import LedgerUnavailable
 from regworker.domain.job import Job
@@ -15,7 +16,14 @@ from regworker.ledger.admin import Limits, announce
 from regworker.ledger.calls import MOST
 from regworker.ledger.records import Accepted, Claim, Unconfigured
 from regworker.ledger.replication import Wanted
-from regworker.ledger.transitions import CONFIGURED, ClaimRules, Command, accept, claim
+from regworker.ledger.transitions import (
+    CONFIGURED,
+    ClaimRules,
+    Command,
+    accept,
+    claim,
+    job_key,
+)
 from worker.cli.local import stack
 
 ACCOUNTS = [Limits("acme", "free", 0, 0, 0)]
@@ -69,8 +77,11 @@ def test_a_server_that_lost_its_scripts_gets_both(redis_url: str) -> None:
 
     async def use(ledger: AsyncLedger) -> None:
         await ledger.redis.script_flush()
-        found = await asyncio.gather(*(ledger(accepted(number)) for number in range(5)))
+        await ledger.redis.config_resetstat()
+        found = await asyncio.gather(*(ledger(accepted(number)) for number in range(60)))
         assert all(isinstance(one, Accepted) and not one.repeat for one in found)
+        stats: Any = await ledger.redis.info("commandstats")
+        assert stats["cmdstat_script|load"]["calls"] == 2, "once for all who wait"
         assert isinstance(await ledger(accepted(5)), Accepted)
 
     run(redis_url, use)
@@ -88,7 +99,7 @@ def test_large_answers_come_in_several_calls(redis_url: str) -> None:
         found = await asyncio.gather(*(ledger(one) for one in asked))
         assert [one.id for one in found if isinstance(one, Claim)] == ids
         assert all(len(one.record.payload) == 300_000 for one in found)
-        assert await calls_since(ledger, before) == 3
+        assert await calls_since(ledger, before) == 7, "four together, and each other alone"
 
     run(redis_url, use)
 
@@ -108,7 +119,7 @@ def test_a_batch_of_unknown_accounts_holds_nobody_up(redis_url: str) -> None:
         await ledger(accepted(2))
         before = await calls_since(ledger)
         found = await asyncio.gather(*map(ledger, commands))
-        assert await calls_since(ledger, before) == 5
+        assert await calls_since(ledger, before) == 5, "one, and each other alone"
         assert [type(one) for one in found] == [Unconfigured] * 4 + [Accepted]
         with closing(SyncLedger(redis_url)) as threads:
             assert [type(one) for one in threads.many(commands)] == [type(one) for one in found]
@@ -149,6 +160,21 @@ def test_a_passing_error_passes_for_all(tmp_path: Path, fault: str, count: int) 
             ledger.many(commands, patience=0.1)
         found = asyncio.run(use(valkey.connection_url))
         assert [type(one) for one in found] == [LedgerUnavailable] * count
+
+
+def test_a_record_that_is_too_large_is_an_error_of_its_own(redis_url: str) -> None:
+    """Alone, its answer would be too long to be read; those of the others are not."""
+
+    async def use(ledger: AsyncLedger) -> None:
+        await ledger.many(accepted(number) for number in range(4))
+        ids = [str(accepted(number).args[0]) for number in range(4)]
+        await ledger.redis.hset(job_key(ids[1]), "payload", "p" * 9_000_000)
+        asked = (ledger(claim(one, ClaimRules("w", 60, 60, 3, 20), 0.5)) for one in ids)
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        kinds = [type(one) for one in found]
+        assert kinds == [Claim, redis.ResponseError, Claim, Claim]
+
+    run(redis_url, use)
 
 
 def test_a_caller_that_leaves_keeps_no_other_from_its_answer(redis_url: str) -> None:

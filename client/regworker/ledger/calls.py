@@ -26,7 +26,7 @@ _ONE_STREAM = frozenset({"left"})
 BATCHED = frozenset({"accept", "claim", "settle"})
 BATCH = "_batch"
 
-#: Jobs in one call: they hold the server for a millisecond or two.
+#: Jobs in one call: they hold the server for less than a millisecond, or four if each is large.
 MOST = 25
 
 #: Bytes of the arguments in one call, above which no other job is added.

@@ -8,6 +8,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -130,6 +131,7 @@ class AsyncLedger:
         self._greets = greet is not None
         self._durable = DurableLine(self._waiting)
         self._learning: asyncio.Future[Wanted] | None = None
+        self._loading: dict[tuple[str, LedgerConnection], asyncio.Future[Any]] = {}
         self._followed = Followed(wanted)
         self._places = asyncio.Semaphore(QUESTIONS)
         self._closed = False
@@ -188,11 +190,6 @@ class AsyncLedger:
             fault: SettingsError | LedgerUnavailable | None = None
             try:
                 return await carry()
-            except NotReached as error:
-                # Each batch answers one command at least.
-                if time.monotonic() <= end:
-                    continue
-                fault = _unavailable(error)
             except RedisError as error:
                 wait = pause * random.uniform(0.5, 1.5)  # noqa: S311
                 given_up = isinstance(error, TooFewReplicas) and not insist
@@ -268,13 +265,37 @@ class AsyncLedger:
     async def _carry(self, command: Command[Any]) -> Any:
         wanted = self._known(command) or await self._wanted()
         try:
-            return await self._ask(command, wanted)
-        except NoScriptError:
-            # A restarted or new server does not know the script: it has not run.
-            for name in (command.script, command.script + BATCH):
-                if source := scripts().get(name):
-                    await self._connection.ask("SCRIPT", "LOAD", source)
-            return await self._ask(command, wanted)
+            try:
+                return await self._ask(command, wanted)
+            except NoScriptError:
+                # A restarted or new server does not know the script: it has not run.
+                await self._load(command, wanted)
+                return await self._ask(command, wanted)
+        except NotReached:
+            return await self._ask(command, wanted, alone=True)
+
+    async def _load(self, command: Command[Any], wanted: Wanted) -> None:
+        """Load a script where its command is sent: once for all that need it now."""
+        line = self._line(command, wanted)
+        loading = self._loading.get((command.script, line))
+        if loading is None:
+            loading = line.ask("SCRIPT", "LOAD", scripts()[command.script])
+            if source := scripts().get(command.script + BATCH):
+                loading = line.ask("SCRIPT", "LOAD", source)
+            self._loading[command.script, line] = loading
+            loading.add_done_callback(partial(self._loaded, (command.script, line)))
+        try:
+            await asyncio.shield(loading)
+        except RedisError as error:
+            own = apart(error)
+        else:
+            return
+        raise own
+
+    def _loaded(self, what: tuple[str, LedgerConnection], loading: "asyncio.Future[Any]") -> None:
+        del self._loading[what]
+        if not loading.cancelled():
+            loading.exception()  # possibly nobody awaits it any more
 
     def _known(self, command: Command[Any]) -> Wanted | None:
         return self._followed.known if command.durable else _NONE
@@ -299,13 +320,19 @@ class AsyncLedger:
         if not learning.cancelled():
             learning.exception()  # possibly nobody awaits it any more
 
-    def _ask(self, command: Command[Any], wanted: Wanted) -> "asyncio.Future[Any]":
-        """The only place where this client waits for replicas."""
-        sent = command if command.script in BATCHED else packed(call([command]))
+    def _ask(
+        self, command: Command[Any], wanted: Wanted, *, alone: bool = False
+    ) -> "asyncio.Future[Any]":
+        """The only place where this client waits for replicas. `alone`: in a call of its own."""
+        joins = command.script in BATCHED and not alone
+        sent = command if joins else packed(call([command]))
         if wanted.replicas:
             return self._durable.ask(wanted, sent)
-        connection = self._waiting if command.durable and self._greets else self._connection
-        return connection.ask_packed(sent)
+        return self._line(command, wanted).ask_packed(sent)
+
+    def _line(self, command: Command[Any], wanted: Wanted) -> LedgerConnection:
+        waits = wanted.replicas or (command.durable and self._greets)
+        return self._waiting if waits else self._connection
 
 
 class SyncLedger:

@@ -64,6 +64,8 @@ def replaced(shared: Sequence[Piece], others: Sequence[Piece]) -> list[Piece]:
     Additions before the first of these go to the front, all later ones to the end.
     """
     instead = {name: piece for piece in others for name in piece.makes}
+    if shared_out := [one.makes for one in shared if len(one.makes) > 1 and one.makes & {*instead}]:
+        raise ValueError(f"one name of several cannot be replaced: {shared_out}")
     made = frozenset[str]().union(*(piece.makes for piece in shared))
     added = [(piece, bool(piece.makes & made)) for piece in others]
     first = next((i for i, (_, replaces) in enumerate(added) if replaces), len(added))

@@ -192,6 +192,7 @@ def accept(
 
     job_id = job.id
     own = job.deadline
+    metadata = json.dumps(job.metadata, separators=(",", ":")) if job.metadata else "{}"
     return Command(
         "accept",
         (job_key(job_id), ALARMS, CONFIGURED, JOBS),
@@ -207,7 +208,7 @@ def accept(
             job.lane,
             job.if_exists,
             _names(job.reply_to),
-            json.dumps(job.metadata, separators=(",", ":")) if job.metadata else "{}",
+            metadata,
             payload,
             trace,
             base64.b64encode(job_id.encode()),
@@ -220,7 +221,7 @@ def accept(
         # A function of its own would be four more objects for Python's garbage collector.
         partial(_admitted, job_id),
         durable=True,
-        size=len(payload),
+        size=len(payload) + len(metadata),
     )
 
 

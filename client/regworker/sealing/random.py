@@ -1,8 +1,8 @@
 """Unpredictable random bytes without a call for each.
 
 `secrets` asks the system each time, and releases the interpreter meanwhile; in a busy worker the
-other thread takes it then, so that each of a job's three calls would wait. OpenSSL's generator does
-not, but takes ten microseconds amid other work. So its bytes are taken for many values at once.
+other thread takes it then, so that each of a job's three calls would wait. So the system's bytes
+are taken for many values at once.
 
 No two values may be the same, whoever asks: a repeated one would break the seals (AES-GCM). Threads
 take whole pieces. A forked process drops those of its parent: by Python's own hook, since it may
@@ -11,7 +11,6 @@ have the same number in another namespace; and where a program forks past Python
 
 import os
 from collections import deque
-from ssl import RAND_bytes
 
 #: Bytes of a piece, which are as many as any caller needs; and pieces that are made at once.
 SIZE, PIECES = 16, 256
@@ -30,7 +29,7 @@ def nonce(size: int) -> bytes:
         try:
             return _pieces.popleft()[:size]
         except IndexError:
-            made = RAND_bytes(SIZE * PIECES)
+            made = os.urandom(SIZE * PIECES)
             _pieces.extend([made[at : at + SIZE] for at in range(0, len(made), SIZE)])
 
 

@@ -13,6 +13,12 @@ local KNOWN, DUE, LISTED, COUNTED, WEIGHT = {}, {}, {}, {}, 0
 -- Above so many bytes, no further job is answered: its caller sends it again.
 local MOST_WEIGHT = 1048576
 
+-- A junk record's number is that job's error, before it could be that of all.
+local function checked(score)
+  if score ~= score then error('ERR value is not a valid float', 0) end
+  return score
+end
+
 local function once(key, read)
   local found = KNOWN[key]
   if found == nil then
@@ -23,10 +29,14 @@ local function once(key, read)
 end
 local function learn(key, found) KNOWN[key] = found end
 
-local function list_open(id, rank) LISTED[id] = rank or false end
-local function alarm(member, at) DUE[member] = at end
+local function list_open(id, rank) LISTED[id] = rank and checked(rank) or false end
+local function alarm(member, at) DUE[member] = checked(at) end
 local function no_alarm(member) DUE[member] = false end
-local function weigh(bytes) WEIGHT = WEIGHT + bytes end
+local function weigh(bytes)
+  -- Its caller would not read so long an answer, nor those of the others.
+  if bytes > 8 * MOST_WEIGHT then error('ERR the record is too large to be answered', 0) end
+  WEIGHT = WEIGHT + bytes
+end
 local function count(what) COUNTED[what] = (COUNTED[what] or 0) + 1 end
 local function keep(key, duration)
   local kept = 'kept ' .. key
@@ -49,15 +59,14 @@ local function parted(scores)
   return added, removed
 end
 
--- In the order of the scripts. An error is that of all jobs, since each has both indices.
 local function write_all()
   for what, number in pairs(COUNTED) do redis.pcall('HINCRBY', PREFIX .. 'stats', what, number) end
-  local added, removed = parted(LISTED)
-  if added[1] then redis.call('ZADD', OPEN, unpack(added)) end
-  if removed[1] then redis.call('ZREM', OPEN, unpack(removed)) end
-  added, removed = parted(DUE)
+  local added, removed = parted(DUE)
   if added[1] then redis.call('ZADD', ALARMS, unpack(added)) end
   if removed[1] then redis.call('ZREM', ALARMS, unpack(removed)) end
+  added, removed = parted(LISTED)
+  if added[1] then redis.call('ZADD', OPEN, unpack(added)) end
+  if removed[1] then redis.call('ZREM', OPEN, unpack(removed)) end
 end
 
 -- An error as the server answers it: with its code, by which clients know what they may repeat.
@@ -70,6 +79,10 @@ end
 -- job's record, then the other keys of the script, which are the same for all. ARGV: how many jobs,
 -- then for each job how many arguments, and these.
 local function for_each(one, keys, args)
+  -- Before anything is written: whether what is written last can be (it may have a wrong type, or the
+  -- server's memory be full). These change nothing.
+  redis.call('ZADD', ALARMS, 'XX', 0, '')
+  redis.call('ZADD', OPEN, 'XX', 0, '')
   local answers, jobs, next_ = {}, tonumber(args[1]), 2
   for i = 1, jobs do
     local last = next_ + tonumber(args[next_])

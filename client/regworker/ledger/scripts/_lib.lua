@@ -135,7 +135,10 @@ end
 -- A command may be repeated because its answer was lost, on another connection: then it changes
 -- nothing, and a WAIT after it counts only what its own connection wrote. So it writes this, after
 -- everything that any connection wrote before.
-local function write_again() redis.call('HINCRBY', PREFIX .. 'stats', 'again', 0) end
+local function write_again()
+  local written = redis.pcall('HINCRBY', PREFIX .. 'stats', 'again', 0)
+  if type(written) ~= 'number' then redis.call('HSET', PREFIX .. 'stats', 'again', 0) end
+end
 
 -- Since when the ledger's server may have lost claims (0: never), and whether this job may have had
 -- one: it was accepted before, or shortly after, and nobody has claimed it since (see `identity`).

@@ -35,12 +35,12 @@ if old[1] then
   for i = FIRST, FIRST + n - 1 do
     if same(old[4], ARGV[i]) then
       if ARGV[5] ~= '' then handled(ARGV[5]) end
-      redis.call('HINCRBY', PREFIX .. 'stats', 'again', 1)
+      count('again')
       return {'repeat', state, accepted_at}
     end
   end
   redis.call('HSET', KEYS[1], 'conflicts', conflicts + 1 .. ' ' .. since)
-  redis.call('HINCRBY', PREFIX .. 'stats', 'again', 1)
+  count('again')
   return {'conflict', state, accepted_at}
 end
 local names, missing = {'account:' .. ARGV[6] .. ':' .. ARGV[7]}, {}

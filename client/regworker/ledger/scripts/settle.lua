@@ -45,7 +45,7 @@ local open = job.state == 'queued' or job.state == 'calling' or job.state == 'un
 local settled = ARGV[2] .. ' ' .. verdict
 if job.settled == settled then return {'done', job.state, 0, '', ''} end
 if not open or not (holder or verdict == 'registered') then
-  if verdict == 'registered' then redis.call('HINCRBY', PREFIX .. 'stats', 'late_facts', 1) end
+  if verdict == 'registered' then count('late_facts') end
   return {'stale', job.state}
 end
 
@@ -84,7 +84,7 @@ if verdict == 'unresolvable' then
   go_on('review' .. because, {state = 'review', why = reason, event = ARGV[16]})
   no_alarm(id)
   redis.call('ZADD', REVIEWS, at, id)
-  redis.call('HINCRBY', PREFIX .. 'stats', 'review', 1)
+  count('review')
   return done(0, members)
 end
 
