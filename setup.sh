@@ -3,15 +3,15 @@
 set -eu
 cd "$(dirname "$0")"
 
-fits() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null; }
+fits() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))' 2>/dev/null; }
 
 python=
-for name in ${PYTHON:-} python3 python3.13 python3.12 python3.11 python; do
+for name in ${PYTHON:-} python3 python3.14 python3.13 python3.12 python3.11 python; do
   if command -v "$name" >/dev/null && fits "$name"; then python=$(command -v "$name"); break; fi
 done
 if [ -z "$python" ]; then
   found=$(python3 --version 2>/dev/null || echo "no python3")
-  echo "registration-worker needs Python 3.11, 3.12 or 3.13; found: $found." >&2
+  echo "registration-worker needs Python 3.11 to 3.14; found: $found." >&2
   echo "Install one, or name it: make PYTHON=/path/to/python3.12 ..." >&2
   exit 1
 fi

@@ -29,7 +29,7 @@ SOURCES = (Path("client"), Path())
 #: The time (seconds) of the files in the archives, if neither the caller nor git gives one.
 LONG_AGO = "1577836800"
 
-PYTHONS = ("3.11", "3.12", "3.13")
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 
 console = Console(stderr=True, highlight=False)
 
