@@ -81,13 +81,20 @@ def client(server: ValkeyServer) -> "redis.Redis":
 
 def follow(replica: ValkeyServer, primary: ValkeyServer) -> None:
     """Make one server the replica of another, and wait until they are in sync."""
-    with client(replica) as it, client(primary) as other:
+    with client(replica) as it:
         it.execute_command("REPLICAOF", "127.0.0.1", str(primary.port))
         stack.until(
             lambda: it.info("replication")["master_link_status"] == "up", "the replica", PATIENCE
         )
-        other.incr("written")
-        assert other.execute_command("WAIT", "1", "10000") >= 1
+    copied(primary)
+
+
+def copied(primary: ValkeyServer, replicas: int = 1) -> None:
+    """Wait until so many replicas have all that was written: WAIT alone would wait for what its own
+    connection has written."""
+    with client(primary) as it:
+        it.incr("written")
+        assert it.execute_command("WAIT", replicas, "10000") >= replicas
 
 
 def promote(replica: ValkeyServer) -> None:
@@ -222,8 +229,7 @@ def test_a_primary_that_was_demoted_and_promoted_again_is_doubted(
     first, second = (own_valkey(appendfsync="always") for _ in range(2))
     follow(second, first)
     assert not doubts(first)
-    with client(first) as it:
-        it.execute_command("WAIT", "1", "10000")
+    copied(first)
     promote(second)
     with client(first) as it:
         it.set("claim", "forgotten")
@@ -243,8 +249,8 @@ def test_a_replica_that_is_started_as_the_primary_is_doubted(
     assert not doubts(first)
     follow(second, first)
     assert not doubts(first)  # while the replica is there
+    copied(first)
     with client(first) as it:
-        it.execute_command("WAIT", "1", "10000")
         kill(second)
         it.set("claim", "forgotten")
     kill(first)
@@ -280,14 +286,12 @@ def test_a_replica_in_its_primarys_place_is_trusted_if_all_replicas_were_waited_
     for replica in (second, third):
         follow(replica, first)
     assert not doubts(first, replicas=2)
-    with client(first) as it:
-        it.execute_command("WAIT", "2", "10000")
+    copied(first, replicas=2)
     promote(second)
     assert not doubts(second, replicas=2)
     follow(third, second)
     assert not doubts(second, replicas=1)
-    with client(second) as it:
-        it.execute_command("WAIT", "1", "10000")
+    copied(second)
     promote(third)
     assert doubts(third, replicas=1)
 
