@@ -100,18 +100,33 @@ def call(commands: Sequence[Command[Any]]) -> tuple[Any, ...]:
     return ("EVALSHA", digest(first.script + BATCH), len(keys), *keys, len(commands), *flat)
 
 
+class Bundle:
+    """Commands of one script that may be one call."""
+
+    __slots__ = ("commands", "size")
+
+    def __init__(self) -> None:
+        self.commands: list[Command[Any]] = []
+        self.size = 0
+
+    def has_room(self, command: Command[Any]) -> bool:
+        """Whether it may get another."""
+        return len(self.commands) < MOST and self.size + command.size <= LARGE
+
+    def add(self, command: Command[Any]) -> None:
+        """Add a command."""
+        self.commands.append(command)
+        self.size += command.size
+
+
 def joined(commands: Iterable[Command[Any]]) -> list[list[Command[Any]]]:
     """Commands of one script in groups, of which each may be one call."""
-    found: list[list[Command[Any]]] = []
-    room = count = 0
+    found: list[Bundle] = []
     for one in commands:
-        if not found or count == MOST or room < one.size:
-            found.append([])
-            room, count = LARGE, 0
-        found[-1].append(one)
-        room -= one.size
-        count += 1
-    return found
+        if not found or not found[-1].has_room(one):
+            found.append(Bundle())
+        found[-1].add(one)
+    return [one.commands for one in found]
 
 
 Sent = tuple[bytes, Recipient]
@@ -138,64 +153,55 @@ def merged(
         if batch is None or not batch.has_room(command):
             batch = filling[command.script] = _Batch(apart)
             found.append(batch)
-        batch.add(command, answer)
+        batch.add(command)
+        batch.answers.append(answer)
     sent: list[Sent] = []
     for one in found:
         sent += one.sent() if isinstance(one, _Batch) else (one,)
     return sent
 
 
-class _Batch:
-    """Commands of one script, sent as one; each caller gets its own answer."""
+class _Batch(Bundle):
+    """Such commands with their callers, of which each gets its own answer."""
 
-    __slots__ = ("_answers", "_apart", "_commands", "_size")
+    __slots__ = ("_apart", "answers")
 
     def __init__(self, apart: Callable[[Exception], Exception]) -> None:
+        super().__init__()
+        self.answers: list[Recipient] = []
         self._apart = apart
-        self._commands: list[Command[Any]] = []
-        self._answers: list[Recipient] = []
-        self._size = 0
-
-    def has_room(self, command: Command[Any]) -> bool:
-        """Whether it may get another."""
-        return len(self._commands) < MOST and self._size + command.size <= LARGE
-
-    def add(self, command: Command[Any], answer: Recipient) -> None:
-        """Add a command."""
-        self._commands.append(command)
-        self._answers.append(answer)
-        self._size += command.size
 
     def sent(self) -> list[Sent]:
         """The call, and what gets its answer."""
         try:
-            data = packed(call(self._commands))
+            data = packed(call(self.commands))
         except Exception as error:  # noqa: BLE001 -- its caller's, of whatever kind
             return self._one_by_one(error)
-        return [(data, self._answers[0] if len(self._commands) == 1 else self)]
+        return [(data, self.answers[0] if len(self.commands) == 1 else self)]
 
     def _one_by_one(self, error: Exception) -> list[Sent]:
-        if len(self._commands) == 1:
-            if not self._answers[0].done():
-                self._answers[0].set_exception(error)
+        if len(self.commands) == 1:
+            if not self.answers[0].done():
+                self.answers[0].set_exception(error)
             return []
         sent: list[Sent] = []
-        for command, answer in zip(self._commands, self._answers, strict=True):
+        for command, answer in zip(self.commands, self.answers, strict=True):
             single = _Batch(self._apart)
-            single.add(command, answer)
+            single.add(command)
+            single.answers.append(answer)
             sent += single.sent()
         return sent
 
     def done(self) -> bool:
         """Whether all callers have gone."""
-        return all(one.done() for one in self._answers)
+        return all(one.done() for one in self.answers)
 
     def set_result(self, found: Any) -> None:
         """Give each caller its answer."""
-        if not isinstance(found, list) or len(found) != len(self._answers):
+        if not isinstance(found, list) or len(found) != len(self.answers):
             self.set_exception(InvalidResponse("not as many answers as commands"))
             return
-        for answer, one in zip(self._answers, found, strict=True):
+        for answer, one in zip(self.answers, found, strict=True):
             if answer.done():
                 continue  # its caller has gone
             if one is None:
@@ -207,6 +213,6 @@ class _Batch:
 
     def set_exception(self, error: Exception) -> None:
         """Give each caller the error."""
-        for answer in self._answers:
+        for answer in self.answers:
             if not answer.done():
                 answer.set_exception(self._apart(error))

@@ -279,9 +279,8 @@ class AsyncLedger:
         line = self._line(command, wanted)
         loading = self._loading.get((command.script, line))
         if loading is None:
-            loading = line.ask("SCRIPT", "LOAD", scripts()[command.script])
-            if source := scripts().get(command.script + BATCH):
-                loading = line.ask("SCRIPT", "LOAD", source)
+            sources = map(scripts().get, (command.script, command.script + BATCH))
+            loading = asyncio.gather(*(line.ask("SCRIPT", "LOAD", one) for one in sources if one))
             self._loading[command.script, line] = loading
             loading.add_done_callback(partial(self._loaded, (command.script, line)))
         try:
