@@ -119,7 +119,7 @@ class Job:
 
     def count(self) -> None:
         """Count and time an attempt that ended its job."""
-        self.meter.attempted(self.claim, self.outcome, Settled(State.REGISTERED, 0, ()), 0.057)
+        self.meter.attempted(self.claim, self.outcome, Settled(State.REGISTERED, 0), 0.057)
 
     async def register(self) -> None:
         """Call the provider, and read its answer."""

@@ -14,9 +14,11 @@ from regworker.event_builder import EventBuilder
 from regworker.ledger import SyncLedger
 from regworker.ledger.admin import Limits, announce
 from regworker.ledger.endpoints import EndpointState, endpoint_key, look_at_endpoint, serve
-from regworker.ledger.records import Claim, Delivery, Settled, Tried
+from regworker.ledger.records import Claim, Delivery, Settled, Tried, Wake
 from regworker.ledger.transitions import (
     ALARMS,
+    BULK_WAKES,
+    WAKES,
     ClaimRules,
     Decision,
     SettleRules,
@@ -46,6 +48,16 @@ def open_shop(ledger: SyncLedger) -> SyncLedger:
     return ledger
 
 
+def woken(ledger: SyncLedger) -> list[Wake]:
+    """Take the wake-ups that the ledger's scripts have left for a worker to pass on."""
+    found = []
+    for key in (WAKES, BULK_WAKES):
+        for item in ledger.redis.rpop(key, 10_000) or []:
+            lane, _, member = item.decode().partition(" ")
+            found.append(Wake(member, lane))
+    return found
+
+
 def due(shop: SyncLedger, *keys: str, to: str = "crm") -> list[str]:
     """For each key a finished job with an event due to an endpoint: the deliveries' ids."""
     found = []
@@ -55,9 +67,10 @@ def due(shop: SyncLedger, *keys: str, to: str = "crm") -> list[str]:
         held = shop(claim(job.id, CLAIM, 0))
         assert isinstance(held, Claim)
         event = ANNOUNCER.registered(held.record, held.at, Registered({"customer_key": "x"}))
-        done = shop(settle(held, Decision("registered"), SETTLE, event))
-        assert isinstance(done, Settled)
-        found.append(done.wakes[0].member)
+        woken(shop)
+        assert isinstance(shop(settle(held, Decision("registered"), SETTLE, event)), Settled)
+        [wake] = woken(shop)
+        found.append(wake.member)
     return found
 
 

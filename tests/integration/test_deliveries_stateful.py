@@ -31,7 +31,7 @@ from regworker.ledger.transitions import (
     delivery_key,
     ring,
 )
-from tests.integration.outbox import crm, due, open_shop, texts
+from tests.integration.outbox import crm, due, open_shop, texts, woken
 
 LEASE = 30.0
 PLACES = 2
@@ -180,13 +180,13 @@ class Outbox(RuleBasedStateMachine):
         """From whatever state was reached, alarms and a working endpoint finish all deliveries."""
         self.shop(enable("crm"))
         for _ in range(400):
-            woken = [wake.member for wake in self.shop(ring(100)).wakes]
-            while woken:
-                one = self.shop(deliver(woken.pop(0), LEASE))
+            woken(self.shop)
+            wakes = list(self.shop(ring(100)).wakes)
+            while wakes:
+                one = self.shop(deliver(wakes.pop(0).member, LEASE))
                 if isinstance(one, Delivery):
-                    woken += [
-                        wake.member for wake in self.shop(delivered(one, "arrived", "", 0)).wakes
-                    ]
+                    self.shop(delivered(one, "arrived", "", 0))
+                    wakes += woken(self.shop)
                     self.arrived.add(one.member)
             if not self.shop.redis.zcard(ALARMS):
                 break

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -18,7 +18,7 @@ from regworker.domain.states import State
 from regworker.event_builder import EventBuilder
 from regworker.ledger import AsyncLedger, SyncLedger
 from regworker.ledger.admin import Limits, announce, hold, quarantined
-from regworker.ledger.records import Claim, Quarantined, Record, Wake
+from regworker.ledger.records import Claim, Quarantined, Record
 from regworker.ledger.streams import LARGEST_JOB, PAGE, START, GroupReader
 from regworker.ledger.transitions import BULK_WAKES, JOBS, WAKES, ClaimRules, claim, job_key, look
 from regworker.sealing import seals
@@ -50,7 +50,6 @@ class Reader:
         settings = Settings.load(redis_url=url, sealing_keys=KEYS, **more)
         self.ledger = self.client(url)
         self.quarantine = Quarantine(settings)
-        self.woken: list[list[Wake]] = []
         intake = Intake(Registry(settings.providers), KEYRING, settings.deadline)
         event_builder = EventBuilder(settings, KEYRING)
         plain = Eraser(self.ledger, settings.rewrite_period).note
@@ -59,7 +58,6 @@ class Reader:
             self.ledger,
             entry_points
             or AsyncRequests(self.ledger, intake, event_builder, rules, on_plain=plain),
-            self._wake,
             self.quarantine.keep,
             url,
             Seat(name, idle),
@@ -79,10 +77,6 @@ class Reader:
         self.runner.run(self.ledger.aclose())
         self.runner.close()
         self.quarantine.close()
-
-    def _wake(self, wakes: Iterable[Wake]) -> int:
-        self.woken.append(list(wakes))
-        return len(self.woken[-1])
 
 
 Open = Callable[..., Reader]
@@ -284,7 +278,7 @@ def test_the_answer_goes_where_the_request_says_if_that_is_configured(
     deliveries = redis.keys("{reg}:delivery:d:refused-*:crm")
     assert len(deliveries) == 2
     assert len(published(redis)) == 2
-    assert [wake.lane for wake in one.woken[0]] == ["delivery", "delivery"]
+    assert [item.split()[0] for item in redis.lrange(WAKES, 0, -1)] == [b"delivery", b"delivery"]
 
 
 def test_only_sealed_registrations_are_taken_where_that_is_required(

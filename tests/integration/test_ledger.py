@@ -53,6 +53,7 @@ from regworker.ledger.transitions import (
 from regworker.sealing import seals
 from regworker.sealing.keyring import Keyring
 from regworker.settings import Settings
+from tests.integration.outbox import woken
 
 DAY = 86_400.0
 #: Seconds. No test in this file waits: what has to expire is created with no time left.
@@ -214,9 +215,11 @@ def test_a_claim_whose_answer_was_lost_is_the_same_claim(
 
 def test_a_registered_job_is_finished_in_one_step(shop: SyncLedger, accepted: Record) -> None:
     """State, event, deleted payload, removed alarm and new deliveries are one atomic step."""
-    answer = concluded(shop, claimed(shop), "registered")
+    held = claimed(shop)
+    woken(shop)
+    assert concluded(shop, held, "registered") == Settled(State.REGISTERED, 0)
     member = f"d:{accepted.id}.registered:crm"
-    assert answer == Settled(State.REGISTERED, 0, (Wake(member, "delivery"),))
+    assert woken(shop) == [Wake(member, "delivery")]
     found = record(shop)
     assert (found.state, found.payload) == (State.REGISTERED, "")
     assert [event["type"] for event in events(shop)] == ["registration.registered"]
@@ -436,8 +439,8 @@ def test_a_queued_job_can_be_cancelled(shop: SyncLedger, accepted: Record) -> No
     """A producer can cancel a job before its first call; and repeat the cancel after a lost
     answer."""
     command = cancel(accepted, DAY, ANNOUNCER.failed(EventType.CANCELLED, accepted, 0, ()))
-    done = Settled(State.CANCELLED, 0, ())
-    assert [replace(shop(command), wakes=()), shop(command)] == [done, done]
+    done = Settled(State.CANCELLED, 0)
+    assert [shop(command), shop(command)] == [done, done]
     assert len(events(shop)) == 1
 
 
@@ -618,8 +621,9 @@ def test_a_full_account_passes_its_place_on_live_before_bulk(ledger: SyncLedger)
     held = claimed(ledger, "first")
     for key in ("bulk", "live"):
         assert ledger(claim(job(key).id, RULES, 0)).why == "full"
-    answer = concluded(ledger, held, "registered")
-    assert answer.wakes == (Wake(job("live").id, "live"),)
+    woken(ledger)
+    concluded(ledger, held, "registered")
+    assert Wake(job("live").id, "live") in woken(ledger)
 
 
 def test_a_place_that_is_passed_on_is_kept(ledger: SyncLedger) -> None:
@@ -629,7 +633,9 @@ def test_a_place_that_is_passed_on_is_kept(ledger: SyncLedger) -> None:
         take_in(ledger, job(key, lane=lane))
     held = claimed(ledger, "a")
     assert isinstance(ledger(claim(job("b").id, RULES, 0.5)), NotNow)
-    assert [wake.member for wake in concluded(ledger, held, "registered").wakes] == [job("b").id]
+    woken(ledger)
+    concluded(ledger, held, "registered")
+    assert [wake.member for wake in woken(ledger) if wake.lane == "live"] == [job("b").id]
     assert isinstance(ledger(claim(job("c").id, RULES, 0.5)), NotNow)
     claimed(ledger, "b")
 
@@ -659,7 +665,9 @@ def test_who_settles_late_waits_no_more(ledger: SyncLedger) -> None:
     held = claimed(ledger, "other")
     assert ledger(claim(job().id, RULES, 0)).why == "full"
     concluded(ledger, asker, "unresolvable")
-    assert concluded(ledger, held, "registered").wakes == ()
+    woken(ledger)
+    concluded(ledger, held, "registered")
+    assert {wake.lane for wake in woken(ledger)} <= {"delivery"}
     assert not alarms(ledger)
 
 
@@ -731,7 +739,11 @@ def test_refused_credentials_hold_all_jobs_of_the_account(ledger: SyncLedger) ->
 @pytest.fixture
 def member(shop: SyncLedger, accepted: Record) -> str:
     """A delivery to try."""
-    return concluded(shop, claimed(shop), "registered").wakes[0].member
+    held = claimed(shop)
+    woken(shop)
+    concluded(shop, held, "registered")
+    [wake] = woken(shop)
+    return wake.member
 
 
 def tried(ledger: SyncLedger, member: str, lease: float = 30) -> Delivery:

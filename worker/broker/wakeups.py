@@ -22,6 +22,7 @@ from celery.utils.nodenames import anon_nodename
 
 from regworker import addresses
 from regworker.ledger.records import Wake
+from regworker.ledger.transitions import CROWD
 from worker.broker import nodes
 
 ATTEMPT = "registrations.attempt"
@@ -58,10 +59,6 @@ CONFIRM_TIMEOUT = 4.0
 #: may have been one dead connection of a pool.
 PATIENCE_RATIO = 5
 LONGEST_PAUSE = 5.0
-
-#: If more wake-ups than this wait in a lane, no job in it gets another one: twice the default
-#: number of a process's slots.
-CROWD = 200
 
 
 class Wakeups:
@@ -114,7 +111,8 @@ class Wakeups:
         """By lane, the broker's list and a wake-up's envelope; empty if the ledger's server is not
         the broker.
 
-        The ledger's scripts fill in `$id$`, `$base64$` and `$tag$` in an envelope.
+        The ledger's scripts fill in an envelope: `$id$`, `$tag$` and, of a delivery, `$body$`; of a
+        job only the id as `$base64$`, since its client may have encoded it.
         """
         connection = self._app.connection_for_write()
         try:
@@ -126,10 +124,14 @@ class Wakeups:
             connection.release()
         # So that an id fills whole groups of base64: three bytes are four characters.
         before, after = (_base64(part) for part in BODY.split("%s"))
-        blank = {"id": "$id$", "body": f"{before}$base64${after}", "tag": "$tag$"}
+        of_job = f"{before}$base64${after}"
+        bodies = {"live": of_job, "bulk": of_job, "delivery": "$body$"}
         return {
-            lane: (f"{prefix}{QUEUES[lane]}", _form(lane, LEDGER) % blank)
-            for lane in ("live", "bulk")
+            lane: (
+                f"{prefix}{QUEUES[lane]}",
+                _form(lane, LEDGER) % {"id": "$id$", "body": body, "tag": "$tag$"},
+            )
+            for lane, body in bodies.items()
         }
 
     def crowded(self) -> set[str]:

@@ -79,11 +79,11 @@ class AlarmClock:
         if rung.wakes:
             wakes = await asyncio.to_thread(self._needed, rung.wakes)
             sent = await asyncio.to_thread(self._wake, wakes)
-            log.debug("alarms", due=len(rung.wakes), woken=sent)
+            log.debug("alarms", due=rung.due, woken=sent)
             self._heard = sent == len(wakes)
         if not self._heard:
             return self._period
-        if len(rung.wakes) + len(rung.unreadable) == MOST:
+        if rung.due == MOST:
             return 0.0
         if not rung.next_at:
             return self._period

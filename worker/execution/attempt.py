@@ -32,7 +32,7 @@ from regworker.domain.retry import Backoff
 from regworker.domain.states import State
 from regworker.event_builder import EventBuilder
 from regworker.ledger import AsyncLedger
-from regworker.ledger.records import Claim, NotNow, Over, Record, Spent, Stale, Wake
+from regworker.ledger.records import Claim, NotNow, Over, Record, Spent, Stale
 from regworker.ledger.transitions import (
     ClaimRules,
     Decision,
@@ -69,7 +69,6 @@ class AttemptReport:
     state: str
     reason: str = ""
     until: int = 0
-    wakes: tuple[Wake, ...] = ()
     ask_now: bool = False
     """The call's answer was lost, and no lookup was made yet."""
 
@@ -111,8 +110,7 @@ class Attempts:
         claim."""
         report = await self._once(job_id)
         if report.ask_now:
-            asked = await self._once(job_id)
-            report = replace(asked, wakes=report.wakes + asked.wakes)
+            report = await self._once(job_id)
         return report
 
     async def _once(self, job_id: str) -> AttemptReport:
@@ -149,7 +147,7 @@ class Attempts:
         settled = await self._ledger(settle(claimed, verdict, self._rules.settle, None))
         if isinstance(settled, Stale):
             return AttemptReport("stale", settled.state)
-        return AttemptReport(settled.state, reason, settled.until, settled.wakes)
+        return AttemptReport(settled.state, reason, settled.until)
 
     async def _carry_out(
         self, claimed: Claim, asked_at: float, tell: tracing.Tell
@@ -198,7 +196,7 @@ class Attempts:
         if isinstance(settled, Stale):
             return AttemptReport("stale", settled.state)
         ask_now = settled.state is State.UNKNOWN and not claimed.asking
-        return AttemptReport(settled.state, decided.reason, settled.until, settled.wakes, ask_now)
+        return AttemptReport(settled.state, decided.reason, settled.until, ask_now)
 
     async def _outcome(self, claimed: Claim, lease: Lease, watch: decision.Watch) -> Outcome:
         step = asyncio.current_task()
@@ -282,7 +280,7 @@ class Attempts:
         if isinstance(settled, Stale):
             return AttemptReport("stale", settled.state)
         self._meter.ended(spent.record, settled.state, reason, spent.at)
-        return AttemptReport(settled.state, reason, 0, settled.wakes)
+        return AttemptReport(settled.state, reason)
 
     def _publication(self, claimed: Claim, outcome: Outcome, at: float) -> Publication | None:
         record = claimed.record

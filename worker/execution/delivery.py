@@ -14,7 +14,7 @@ from regworker.domain.errors import SealingError, WrongSeal
 from regworker.domain.event import DisabledData, Notice, moment
 from regworker.ledger import AsyncLedger
 from regworker.ledger.endpoints import EndpointState, bury, disable, endpoint_key, look_at_endpoint
-from regworker.ledger.records import Delivery, Idle, Tried, Wake
+from regworker.ledger.records import Delivery, Idle, Tried
 from regworker.ledger.transitions import Publication, deliver, delivered
 from regworker.sealing import seals
 from regworker.sealing.keyring import Keyring, kid_of
@@ -63,14 +63,6 @@ class DeliveryRules:
     chance: Callable[[], float] = random.random
 
 
-@dataclass(frozen=True, slots=True)
-class DeliveryReport:
-    """The result of a try, as text, and the deliveries to wake now."""
-
-    text: str
-    wakes: tuple[Wake, ...] = ()
-
-
 class Deliveries:
     """Carries out deliveries."""
 
@@ -91,8 +83,8 @@ class Deliveries:
         self._publishers = publishers
         self._rules = rules
 
-    async def __call__(self, member: str) -> DeliveryReport:
-        """Try a delivery once, if it is due and its endpoint has a free place."""
+    async def __call__(self, member: str) -> str:
+        """Try a delivery once, if it is due and its endpoint has a free place; the result."""
         delivery = await self._ledger(deliver(member, LEASE))
         match delivery:
             case Delivery():
@@ -103,25 +95,24 @@ class Deliveries:
                 ):
                     return await self._carry_out(delivery, tell)
             case Idle(state, why):
-                return DeliveryReport(f"{state}: {why}")
+                return f"{state}: {why}"
             case _:
                 assert_never(delivery)
 
-    async def _carry_out(self, delivery: Delivery, tell: tracing.Tell) -> DeliveryReport:
+    async def _carry_out(self, delivery: Delivery, tell: tracing.Tell) -> str:
         began = steady()
         came = await self._try(delivery)
         took = steady() - began
-        wakes: tuple[Wake, ...] = ()
         if isinstance(came, Gone):
             # First: if the worker dies in between, the delivery finds its endpoint disabled.
-            wakes += await self._disable(delivery.endpoint, came.reason)
+            await self._disable(delivery.endpoint, came.reason)
         tried = await self._settle(delivery, came)
         self._meter.delivered(delivery.endpoint, tried.state, took)
         longest = self._rules.disable_after.get(delivery.endpoint, 0.0)
         if longest and tried.failing >= longest and isinstance(came, Later):
             days = tried.failing / 86400
             why = f"all deliveries have failed for {days:.1f} days; last: {came.reason}"
-            wakes += await self._disable(delivery.endpoint, why, only_if_failing=True)
+            await self._disable(delivery.endpoint, why, only_if_failing=True)
         facts = {
             "outcome": type(came).__name__.lower(),
             "reason": came.reason,
@@ -136,7 +127,7 @@ class Deliveries:
             **({"alert": "dead"} if dead else {}),
             seconds=round(took, 3),
         )
-        return DeliveryReport(f"{tried.state}: {came.reason}", wakes + tried.wakes)
+        return f"{tried.state}: {came.reason}"
 
     async def _try(self, delivery: Delivery) -> Delivered:
         publisher = self._publishers.get(delivery.endpoint)
@@ -200,22 +191,17 @@ class Deliveries:
     def _jitter(self) -> float:
         return 1 + JITTER * (2 * self._rules.chance() - 1)
 
-    async def _disable(
-        self, name: str, why: str, *, only_if_failing: bool = False
-    ) -> tuple[Wake, ...]:
+    async def _disable(self, name: str, why: str, *, only_if_failing: bool = False) -> None:
         """Send nothing more to an endpoint, publish an event about it, and give up its
         deliveries."""
         seen = await self._ledger(look_at_endpoint(name))
-        wakes = None
         if not seen.disabled:
             publication = self._told(seen, why)
             command = disable(seen, why, publication, only_if_failing=only_if_failing)
-            wakes = await self._ledger(command, patience=60)
-            if wakes is not None:
+            if await self._ledger(command, patience=60):
                 alert("endpoint disabled", kind="endpoint", endpoint=name, reason=why)
         while await self._ledger(bury(name, BATCH)):
             pass
-        return wakes or ()
 
     def _told(self, seen: EndpointState, why: str) -> Publication:
         event = Notice(

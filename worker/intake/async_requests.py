@@ -32,7 +32,7 @@ from regworker.event_builder import EventBuilder
 from regworker.ledger import AsyncLedger, Command
 from regworker.ledger.admin import handled, refuse
 from regworker.ledger.answers import answer
-from regworker.ledger.records import Accepted, Conflict, Settled, Stale, Unconfigured, Wake
+from regworker.ledger.records import Accepted, Conflict, Settled, Stale, Unconfigured
 from regworker.ledger.streams import edge
 from regworker.ledger.transitions import JOBS, LOOKS, cancel, look
 from regworker.tracing import enqueuing, own
@@ -84,7 +84,6 @@ class Taken:
     """A request that was processed. `what`: the result in a few words, without its content."""
 
     what: str
-    wakes: tuple[Wake, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +266,7 @@ class AsyncRequests:
             return await self._answer(entry, {"errors": list(map(_shown, faults))})
         subject = self._subject(entry)
         publication = self._event_builder.refused(subject, await self._ledger.now(), entry, faults)
-        published, wakes = await self._ledger(
+        published = await self._ledger(
             refuse(subject, publication, PUBLISHED_ONCE, entry.origin.stream_entry)
         )
         codes = ", ".join(sorted({fault.code for fault in faults}))
@@ -281,7 +280,7 @@ class AsyncRequests:
             fields=", ".join(fault.field for fault in faults[:8]),
             published=published,
         )
-        return Taken(f"refused: {codes}", wakes)
+        return Taken(f"refused: {codes}")
 
     async def _answer(
         self, entry: Entry, said: Mapping[str, Any], taken: Taken | None = None

@@ -39,7 +39,6 @@ from regworker.ledger.admin import dismiss, handled, survived
 from regworker.ledger.answers import ID
 from regworker.ledger.calls import scripts
 from regworker.ledger.client import CONNECT_TIMEOUT, SOCKET_TIMEOUT, passing
-from regworker.ledger.records import Wake
 from regworker.ledger.servers import async_client
 from regworker.ledger.streams import LARGEST_JOB, PAGE, START, Asking, Found, GroupReader, later
 from regworker.ledger.transitions import JOBS, Command
@@ -128,7 +127,6 @@ class JobStream:
         self,
         ledger: AsyncLedger,
         requests: Taker,
-        wake: Callable[[Iterable[Wake]], int],
         keep: Callable[[QuarantineEntry], str],
         url: str,
         reader: Reader,
@@ -136,7 +134,6 @@ class JobStream:
         """`keep`: puts into quarantine; `url`: of the ledger."""
         self._ledger = ledger
         self._requests = requests
-        self._wake = wake
         self._keep = keep
         self._name = reader.name
         self._group = GroupReader(JOBS, READERS, reader.name, LARGEST_JOB)
@@ -263,23 +260,19 @@ class JobStream:
         waiting, self._early = self._early, []
         known = {one.id for one in waiting}
         requests, well = await self._opened([one for one in entries if one.entry not in known])
-        wakes: list[Wake] = []
         # In order: a cancel must find the job that came before it. Jobs share round trips.
         for kind, some in groupby([*waiting, *requests], key=lambda one: one.entry.request):
             batch = list(some)
             for one, answer in zip(batch, await self._all(kind, batch), strict=True):
                 match answer:
                     case Taken():
-                        wakes.extend(answer.wakes)
+                        pass
                     case Early():
                         self._early.append(one)
                     case None:
                         well = False
                     case _:
                         assert_never(answer)
-        if wakes:
-            # kombu publishes synchronously; in a thread, it does not block the loop.
-            await asyncio.to_thread(self._wake, wakes)
         return well
 
     async def _all(

@@ -42,7 +42,7 @@ from regworker.ledger.admin import (
     trust,
 )
 from regworker.ledger.admin import seals as ledger_seals
-from regworker.ledger.records import Conflict, Record, Settled, Stale, Wake, text
+from regworker.ledger.records import Conflict, Record, Settled, Stale, text
 from regworker.ledger.servers import WrongServer
 from regworker.ledger.snapshot import AccountSnapshot, whole
 from regworker.ledger.steps import carry
@@ -161,7 +161,6 @@ class AdminActions:
         done = self._ledger(correct(job_id, decision, actor, publication))
         if isinstance(done, Stale):
             raise NotCorrectable(f"job {job_id} is {done.state}: it cannot be corrected")
-        self._wake(done.wakes)
         return decision
 
     def resend(self, job_id: str, actor: Actor, ticket: str = "") -> Settled:
@@ -188,7 +187,6 @@ class AdminActions:
             case Stale(state):
                 raise NotRedrivable(f"job {job.id} is {state}; only abandoned jobs are redriven")
             case Settled():
-                self._wake([Wake(job.id, job.lane)])
                 return done
 
     def accounts(self) -> list[AccountSnapshot]:
@@ -324,7 +322,6 @@ class AdminActions:
         )
         if isinstance(done, Stale):
             raise NotInReview(f"job {record.id} is {done.state}, not in review")
-        self._wake(done.wakes or ([Wake(record.id, record.lane)] if not publication else []))
         return done
 
     def _found(self, record: Record, outcome: dict[str, Any]) -> Registered:

@@ -29,7 +29,6 @@ from regworker.ledger import AsyncLedger
 from regworker.ledger.admin import FORMAT, Limits, format_, lacking, seals
 from regworker.ledger.calls import scripts
 from regworker.ledger.identity import IDENTITY, Memory
-from regworker.ledger.records import Wake
 from regworker.ledger.replication import Wanted
 from regworker.ledger.servers import WrongServer, async_client
 from regworker.ledger.transitions import ClaimRules, SettleRules
@@ -138,7 +137,6 @@ class Runtime:
         self._job_stream = JobStream(
             self.ledger,
             self._async_requests,
-            self.wake,
             self._quarantine.keep,
             settings.redis_url,
             Reader(rules.claim.worker, settings.lease),
@@ -170,9 +168,7 @@ class Runtime:
         late = 2 * settings.call_budget + LATE
         self._stop_watch = StopWatch(self.loop, self._liveness, late)
         self._beats: list[asyncio.Task[None]] = []
-        self._to_wake: list[Wake] = []
         self._end_export: Callable[[], None] = lambda: None
-        self._waking: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Start the loop, announce what this worker serves, renew leases, ring alarms."""
@@ -185,22 +181,17 @@ class Runtime:
 
     def attempt(self, job_id: str) -> AttemptReport:
         """Attempt a job; blocks the calling task, not the loop."""
-        report = self._run(self._attempts(job_id))
-        self._wake_soon(report.wakes)
-        return report
+        return self._run(self._attempts(job_id))
 
     def deliver(self, member: str) -> str:
         """Try a delivery; blocks the calling task, not the loop."""
-        report = self._run(self._deliveries(member))
-        self._wake_soon(report.wakes)
-        return report.text
+        return self._run(self._deliveries(member))
 
     def take(self, request: Request, origin: Origin, argument: Any) -> str:
         """Process a request from a task; blocks the calling task, not the loop."""
         entry = read(request, argument, origin)
         taken = self._run(self._async_requests.take(entry, self._async_requests.check(entry)))
         assert isinstance(taken, Taken)  # noqa: S101 -- only one of the job stream can be early
-        self._wake_soon(taken.wakes)
         return taken.what
 
     def set_aside(self, request: Request, id_: str, argument: Any, reason: str) -> None:
@@ -236,17 +227,6 @@ class Runtime:
             if greenlets.carried():
                 return greenlets.wait(work)
             return asyncio.run_coroutine_threadsafe(work, self.loop).result()
-
-    def _wake_soon(self, wakes: Iterable[Wake]) -> None:
-        self._to_wake.extend(wakes)
-        if self._to_wake and (self._waking is None or self._waking.done()):
-            self._waking = self.loop.create_task(self._publish())
-
-    async def _publish(self) -> None:
-        # kombu publishes synchronously. Wake-ups that are added meanwhile are published together.
-        while wakes := self._to_wake:
-            self._to_wake = []
-            await asyncio.to_thread(self.wake, wakes)
 
     async def _examine(self) -> None:
         """Refuse a server that would lose jobs, and say what to change."""
@@ -386,8 +366,6 @@ class Runtime:
     async def _stop(self) -> None:
         in_time = partial(_in_time, self.loop.time() + CLOSED)
         await in_time("job stream", self._job_stream.aclose())
-        if self._waking is not None:
-            await in_time("wake-ups", self._waking)
         await in_time("loops", _end(self._beats))
         await in_time("relay", self._relay.aclose())
         await in_time("eraser", self._eraser.aclose())

@@ -15,7 +15,7 @@ from regworker.domain.actor import Actor, packed
 from regworker.domain.job import Job
 from regworker.domain.pace import Pace
 from regworker.ledger.calls import scripts
-from regworker.ledger.records import Conflict, Quarantined, Settled, Stale, Wake, text
+from regworker.ledger.records import Conflict, Quarantined, Settled, Stale, text
 from regworker.ledger.rights import commands, probe
 from regworker.ledger.transitions import (
     ALARMS,
@@ -290,24 +290,18 @@ def pace(account: tuple[str, str], wanted: Pace | None, words: str, actor: Actor
     return Command("pace", (account_key(*account), waiting), arguments, text)
 
 
-def refuse(
-    subject: str, publication: Publication, kept: float, entry: str = ""
-) -> Command[tuple[bool, tuple[Wake, ...]]]:
-    """Publish that a request was refused. Returns whether it was published now, and the deliveries
-    to wake.
+def refuse(subject: str, publication: Publication, kept: float, entry: str = "") -> Command[bool]:
+    """Publish that a request was refused; whether it was published now.
 
     Published once for each `entry` of the job stream, which is removed by that; otherwise once for
     each `subject` within `kept` seconds.
     """
 
-    def read(answer: Any) -> tuple[bool, tuple[Wake, ...]]:
-        return answer[0] == 1, tuple(Wake(text(member), "delivery") for member in answer[1:])
-
     return Command(
         "refuse",
         (f"{PREFIX}refusal:{subject}", JOBS, CONFIGURED),
         (subject, ms(kept), entry, *publication.args()),
-        read,
+        lambda answer: answer == 1,
     )
 
 

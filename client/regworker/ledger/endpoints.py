@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from regworker.domain.actor import Actor, packed
-from regworker.ledger.records import Flat, Wake, pairs, text
+from regworker.ledger.records import Flat, pairs, text
 from regworker.ledger.transitions import ALARMS, DEAD, PREFIX, Command, Publication, ms
 
 
@@ -134,16 +134,11 @@ def look_at_endpoint(name: str) -> Command[EndpointState]:
 
 def disable(
     seen: EndpointState, why: str, publication: Publication, *, only_if_failing: bool
-) -> Command[tuple[Wake, ...] | None]:
-    """Send nothing more to an endpoint; returns the deliveries to wake, None if it has changed
-    since seen.
+) -> Command[bool]:
+    """Send nothing more to an endpoint; False if it has changed since seen.
 
     `only_if_failing`: not if it has accepted anything since.
     """
-
-    def read(answer: Any) -> tuple[Wake, ...] | None:
-        return tuple(Wake(text(one), "delivery") for one in answer[1:]) if answer[0] else None
-
     return Command(
         "disable",
         (endpoint_key(seen.name),),
@@ -154,7 +149,7 @@ def disable(
             why,
             *publication.args(),
         ),
-        read,
+        bool,
     )
 
 

@@ -240,11 +240,10 @@ class Over:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """The step is done. `until`: when the job is due again (0: ended); `wakes`: what to wake."""
+    """The step is done. `until`: when the job is due again (0: ended)."""
 
     state: State
     until: int
-    wakes: tuple[Wake, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,11 +255,15 @@ class Stale:
 
 @dataclass(frozen=True, slots=True)
 class Ring:
-    """Due alarms. `next_at`: the next alarm (0: none); `at`: server's time."""
+    """Due alarms. `next_at`: the next alarm (0: none); `at`: server's time; `due`: how many.
+
+    `wakes`: those that a worker must pass on to the broker.
+    """
 
     wakes: tuple[Wake, ...]
     next_at: int
     at: int
+    due: int
     unreadable: tuple[str, ...] = ()
     """Due members whose keys are no records: put off, and reported each time."""
 
@@ -324,12 +327,11 @@ class Idle:
 class Tried:
     """A try at a delivery is settled: `delivered`, `pending`, `dead`, `gone`, or not (`stale`).
 
-    `failing`: for how many seconds its endpoint has only failed; `wakes`: what is next.
+    `failing`: for how many seconds its endpoint has only failed.
     """
 
     state: str
     failing: float
-    wakes: tuple[Wake, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,10 @@ STREAMS = f"{PREFIX}streams"
 WAKES, BULK_WAKES = f"{PREFIX}wakes", f"{PREFIX}wakes:bulk"
 """Wake-ups that a worker must pass on to the broker: a list of `<lane> <member>`."""
 
+#: If more wake-ups than this wait in a lane, no job in it gets another one: twice the default
+#: number of a process's slots.
+CROWD = 200
+
 WAKING = f"{PREFIX}waking"
 """By lane, how to wake through the broker if it is the ledger's own server: its list, an
 envelope."""
@@ -326,10 +330,7 @@ def settle(
     def read(answer: Any) -> Settled | Stale:
         if text(answer[0]) == "stale":
             return Stale(text(answer[1]))
-        woken, lane = text(answer[3]), text(answer[4])
-        wakes = [Wake(woken, lane)] if woken else []
-        wakes += _deliveries(answer[5:])
-        return Settled(State(text(answer[1])), int(answer[2]), tuple(wakes))
+        return Settled(State(text(answer[1])), int(answer[2]))
 
     return Command(
         "settle",
@@ -372,10 +373,7 @@ LOOKS = 10
 def cancel(
     record: Record, retention: float, publication: Publication, actor: Actor | None = None
 ) -> Command[Settled | Stale]:
-    """queued -> cancelled, unless the job has changed since `record` was read.
-
-    The script also wakes the deliveries of the event.
-    """
+    """queued -> cancelled, unless the job has changed since `record` was read."""
     return Command(
         "cancel",
         (job_key(record.id), ALARMS),
@@ -386,17 +384,18 @@ def cancel(
 
 
 def ring(most: int) -> Command[Ring]:
-    """Take up to `most` due alarms, and put each off."""
+    """Take up to `most` due alarms, put each off, and wake their owners if the broker is here."""
 
     def read(answer: Any) -> Ring:
-        woken = answer[3:]
+        woken = answer[4:]
         wakes = tuple(
             Wake(text(woken[i]), text(woken[i + 1]), woken[i + 2] == 1)
             for i in range(0, len(woken), 3)
         )
-        return Ring(wakes, int(answer[0]), int(answer[1]), tuple(map(text, answer[2])))
+        next_at, at, due, unreadable = answer[:4]
+        return Ring(wakes, int(next_at), int(at), int(due), tuple(map(text, unreadable)))
 
-    return Command("ring", (ALARMS,), (most,), read)
+    return Command("ring", (ALARMS,), (most, CROWD), read)
 
 
 def deliver(member: str, lease: float) -> Command[Delivery | Idle]:
@@ -421,8 +420,7 @@ def delivered(
     """
 
     def read(answer: Any) -> Tried:
-        wakes = [Wake(text(answer[2]), "delivery")] if answer[2] else []
-        return Tried(text(answer[0]), int(answer[1]) / 1000, tuple(wakes))
+        return Tried(text(answer[0]), int(answer[1]) / 1000)
 
     return Command(
         "delivered",
@@ -436,8 +434,4 @@ def read_finish(answer: Any) -> Settled | Stale:
     """The answer of a script that ends a job, or only moves it on."""
     if text(answer[0]) == "stale":
         return Stale(text(answer[1]))
-    return Settled(State(text(answer[1])), 0, tuple(_deliveries(answer[2:])))
-
-
-def _deliveries(members: Sequence[Any]) -> list[Wake]:
-    return [Wake(text(member), "delivery") for member in members]
+    return Settled(State(text(answer[1])), 0)

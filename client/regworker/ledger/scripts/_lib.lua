@@ -198,38 +198,72 @@ local KEPT = 2000
 
 -- How workers are woken: wake-ups that a worker must pass on to the broker, those of bulk jobs
 -- after all others; and by lane the broker's list and the envelope of a wake-up, while workers
--- announce that the broker is this server.
+-- announce that the broker is this server. A delivery's lane is 'delivery'.
 local WAKES, WAKING = PREFIX .. 'wakes', PREFIX .. 'waking'
 local BULK_WAKES = WAKES .. ':bulk'
 
 -- The most wake-ups that wait to be passed on; above that, alarms replace them.
 local MOST_WAKES = 10000
 
--- Let a worker pass a wake-up on to the broker; return false if an alarm must replace it.
+-- Let a worker pass a wake-up on to the broker; return false if an alarm must replace it. A list of
+-- a wrong type must not keep a job from its end.
 local function relay(member, lane)
   local list = lane == 'bulk' and BULK_WAKES or WAKES
-  if redis.call('LPUSH', list, lane .. ' ' .. member) <= MOST_WAKES then return true end
+  local queued = redis.pcall('LPUSH', list, lane .. ' ' .. member)
+  if type(queued) ~= 'number' then return false end
+  if queued <= MOST_WAKES then return true end
   redis.call('LPOP', list)
   return false
 end
 
--- Wake a worker for a job: through the broker if it is here, otherwise through another worker.
--- `base64`: the id in base64; `tag`: unique for each wake-up. Returns whether a worker is woken.
-local function wake(id, base64, tag, lane)
-  local function read() return redis.call('HMGET', WAKING, lane)[1] or '' end
-  local list, form = once(WAKING .. lane, read):match('^([^\n]*)\n(.*)$')
-  if list then
-    local values = {id = id, base64 = base64, tag = tag}
-    -- The caller may have no right to the list, or a cluster may have it on another node.
-    local answer = redis.pcall('LPUSH', list, (form:gsub('%$(%w+)%$', values)))
-    if type(answer) == 'number' then return true end
+local SIXTY_FOUR = 'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/'
+local function base64(text)
+  local function digit(number)
+    local at = math.floor(number) % 64 + 1
+    return SIXTY_FOUR:sub(at, at)
   end
-  return relay(id, lane)
+  local digits = {}
+  for i = 1, #text, 3 do
+    local a, b, c = text:byte(i, i + 2)
+    local number = a * 65536 + (b or 0) * 256 + (c or 0)
+    digits[#digits + 1] = digit(number / 262144) .. digit(number / 4096)
+      .. (b and digit(number / 64) or '=') .. (c and digit(number) or '=')
+  end
+  return table.concat(digits)
+end
+
+-- A lane's list at the broker and the envelope of a wake-up; nil if the broker is not here.
+local function broker_list(lane)
+  local function read() return redis.call('HMGET', WAKING, lane)[1] or '' end
+  return once(WAKING .. lane, read):match('^([^\n]*)\n(.*)$')
+end
+
+-- Put a wake-up into the broker's list; return false if that is not possible. `tag`: unique for
+-- each wake-up; `encoded`: the member in base64, if the caller has it.
+local function put(member, lane, tag, encoded)
+  local list, form = broker_list(lane)
+  -- A member that would have to be spelt in another way in JSON is left to a worker.
+  if not list or #member > 200 or member:find('[^%w%.:_~-]') then return false end
+  local values = {id = member, tag = tag}
+  if lane == 'delivery' then
+    values.body = base64('[["' .. member .. '"], {}, {}]')
+  elseif #member % 3 == 0 then
+    values.base64 = encoded or base64(member)
+  else
+    return false
+  end
+  -- The caller may have no right to the list, or a cluster may have it on another node.
+  return type(redis.pcall('LPUSH', list, (form:gsub('%$(%w+)%$', values)))) == 'number'
+end
+
+-- Wake a worker for a job or a delivery: through the broker if it is here, otherwise through another
+-- worker. Returns whether a worker is woken; if not, an alarm must do it.
+local function wake(member, lane, tag, encoded)
+  return put(member, lane, tag, encoded) or relay(member, lane)
 end
 
 -- Release the job's place among its account's calls, and pass it on to the first waiting job.
 -- `was`: the job's previous state; a job that was called does not wait, since its claim removed it.
--- Returns the job to wake and its lane, if any.
 local function leave(id, job, at, was)
   local _, inflight, waiting = account_keys(job)
   if was ~= 'calling' then
@@ -238,13 +272,14 @@ local function leave(id, job, at, was)
   end
   local had = redis.call('ZREM', inflight, id)
   learn(inflight)
-  if had == 0 or size_of(waiting) == 0 then return nil end
+  if had == 0 or size_of(waiting) == 0 then return end
   local first = redis.call('ZPOPMIN', waiting)
   learn(waiting)
   redis.call('ZADD', inflight, at + KEPT, first[1])
   -- Its own alarm remains, in case the wake-up is lost.
   alarm(first[1], at + FIRST_PUSH)
-  return first[1], peek('HGET', job_key(first[1]), 'lane') == 'bulk' and 'bulk' or 'live'
+  local lane = peek('HGET', job_key(first[1]), 'lane') == 'bulk' and 'bulk' or 'live'
+  wake(first[1], lane, id .. '.' .. at)
 end
 
 -- Write an event to the endpoints, args[from] and on, that are streams; return the other names. The
@@ -273,15 +308,14 @@ local function write(event_id, type_, event, sealed, args, from)
   return others
 end
 
--- Publish an event: on streams at once, to other endpoints by new deliveries, whose members are
--- returned. args from `from` on: event_id, type, event (as published; '' if nothing may be sent
+-- Publish an event: on streams at once, to other endpoints by new deliveries, for which workers are
+-- woken. args from `from` on: event_id, type, event (as published; '' if nothing may be sent
 -- plain), sealed, what the job's record keeps of it (sealed; '' for an event without a job),
 -- endpoint... `job`: whose event it is; nil for a refused request, or an endpoint.
 local function tell(id, at, args, from, job)
   local event_id, sealed = args[from], args[from + 3]
   local others = write(event_id, args[from + 1], args[from + 2], sealed, args, from + 5)
-  local members = {}
-  if not others[1] then return members end
+  if not others[1] then return end
   local trace = job and redis.call('HMGET', job_key(id), 'trace')[1] or ''
   job = job or {provider = '', account = ''}
   for _, endpoint in ipairs(others) do
@@ -292,9 +326,8 @@ local function tell(id, at, args, from, job)
       'created_at', at, 'provider', job.provider, 'account', job.account, 'trace', trace)
     redis.call('ZADD', pending, at, member)
     alarm(member, at + FIRST_PUSH)
-    members[#members + 1] = member
+    wake(member, 'delivery', member .. '.' .. at)
   end
-  return members
 end
 
 -- The job stream, and the consumer group of all workers.
@@ -372,7 +405,7 @@ end
 local function finish(id, job, at, state, retention, args, from, changes)
   -- First, since a script that fails keeps what it has written: an event without an end is better
   -- than an end without an event (the stream's key may have another type).
-  local members = tell(id, at, args, from, job)
+  tell(id, at, args, from, job)
   local was = job.state
   -- The payload must not outlive its job; the other fields are no longer needed.
   local gone = {'payload', 'token', 'leased_by', 'lease_until', 'claimed_at', 'slot_at', 'wakes',
@@ -394,7 +427,6 @@ local function finish(id, job, at, state, retention, args, from, changes)
   redis.call('PEXPIRE', job_key(id), retention)
   list_ended(id, job, at, state, retention)
   redis.call('PUBLISH', PREFIX .. 'done:' .. id, state)
-  return members
 end
 
 -- A queued delivery is woken when a place becomes free; its alarm is for a lost wake-up.
@@ -411,16 +443,15 @@ local function stand_in_line(member, d, at)
 end
 
 -- Release a delivery's place among its endpoint's tries, and pass it on to the first queued one.
--- Returns the delivery to wake, or ''.
 local function vacate(member, endpoint, at)
   local _, _, trying, line = endpoint_keys(endpoint)
   redis.call('ZREM', line, member)
-  if redis.call('ZREM', trying, member) == 0 then return '' end
+  if redis.call('ZREM', trying, member) == 0 then return end
   local first = redis.call('ZPOPMIN', line)
-  if not first[1] then return '' end
+  if not first[1] then return end
   -- Its own alarm remains, in case the wake-up is lost.
   alarm(first[1], at + FIRST_PUSH)
-  return first[1]
+  wake(first[1], 'delivery', member .. '.' .. at)
 end
 
 -- The end of a failed delivery: no alarm, kept for some time for a person to replay.

@@ -1,6 +1,6 @@
 -- announce_wakes: (no edge) how to wake workers through the broker, if the ledger is on it
 -- KEYS: waking
--- ARGV: keep_ms, then lane, its list, the envelope of a wake-up (as wake() in _lib fills it) for
+-- ARGV: keep_ms, then lane, its list, the envelope of a wake-up (as put() in _lib fills it) for
 --       each
 -- Without lanes, the broker is another server: then wake-ups are relayed.
 redis.call('DEL', KEYS[1])

@@ -17,8 +17,7 @@ if doubted and job.state == 'queued' then return {'stale', 'unknown'} end
 if job.state ~= 'queued' or job.attempts ~= tonumber(ARGV[2]) then return {'stale', job.state} end
 record_act(ARGV[4], 'job.cancel', id, 'queued', 'cancelled')
 local by = ARGV[4] ~= '' and name_of(ARGV[4]) or 'its producer'
-local members = finish(id, job, at, 'cancelled', kept_for(ARGV[3]), ARGV, 5, {
+finish(id, job, at, 'cancelled', kept_for(ARGV[3]), ARGV, 5, {
   log = noted(job.log, at, 'cancelled by ' .. by),
 })
-for _, member in ipairs(members) do relay(member, 'delivery') end
 return {'done', 'cancelled'}

@@ -137,8 +137,7 @@ if job.state == 'calling' then
     settle_until = job.lease_until + settle_ms, lease_until = 0, token = '',
     log = noted(job.log, at, 'unknown: the lease of ' .. lost .. ' ran out'),
   })
-  local woken = leave(id, job, at, 'calling')
-  if woken then alarm(woken, at) end
+  leave(id, job, at, 'calling')
 end
 if doubted and (job.state == 'queued' or job.state == 'unknown') then
   -- A lost claim may be held until its lease would end, and its request carried out later. An

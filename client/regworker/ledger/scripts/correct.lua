@@ -2,7 +2,7 @@
 -- KEYS: job
 -- ARGV: id, the right decision (registered | rejected), actor, ticket, then the event as for tell()
 --       in _lib
--- Returns {'done', state, member...}, or {'stale', state}: no person decided on it, or 'corrected':
+-- Returns {'done', state}, or {'stale', state}: no person decided on it, or 'corrected':
 -- it was corrected before. State, record and first event stay unchanged; the correction is added.
 local id, to, at = ARGV[1], ARGV[2], now()
 local job, decided, corrected, ticket = load_job(id, 'decided', 'corrected', 'corrected_as')
@@ -16,8 +16,8 @@ if corrected then return {'stale', 'corrected'} end
 if decided ~= job.state then return {'stale', job.state} end
 record_act(ARGV[3], 'review.correct', id, decided, to)
 -- The event goes first, as at a job's end.
-local members = tell(id, at, ARGV, 5, job)
+tell(id, at, ARGV, 5, job)
 redis.call('HSET', KEYS[1], 'corrected', to, 'corrected_at', at, 'corrected_as', ARGV[4], 'correction',
   ARGV[9], 'log', noted(job.log, at, 'corrected to ' .. to .. ' by ' .. name_of(ARGV[3])))
 redis.call('HINCRBY', PREFIX .. 'stats', 'corrected', 1)
-return {'done', job.state, unpack(members)}
+return {'done', job.state}

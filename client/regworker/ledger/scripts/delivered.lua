@@ -4,7 +4,7 @@
 -- blame: whether a failure is the endpoint's. A try that the worker could not make says nothing of
 -- the endpoint: it counts neither as a try nor as a failure, and its 2nd answer is 0.
 -- Returns {state afterwards ('stale': another worker tries), for how many ms its endpoint has only
--- failed, delivery to wake or ''}. Anybody may report an arrival.
+-- failed}. Anybody may report an arrival.
 local member, verdict, at, blamed = ARGV[1], ARGV[3], now(), ARGV[6] == '1'
 
 -- A failure so long after the previous one starts a new count: the endpoint may have worked in
@@ -14,16 +14,16 @@ local UNHEARD = 172800000
 local found = redis.call('HMGET', KEYS[1], 'state', 'endpoint', 'job', 'fence', 'settled', 'why')
 local d = {state = found[1], endpoint = found[2], job = found[3], fence = found[4],
   settled = found[5]}
-if not d.state then return {'gone', 0, ''} end
+if not d.state then return {'gone', 0} end
 local endpoint, pending = endpoint_keys(d.endpoint)
 local e = table_of(redis.call('HGETALL', endpoint))
-local function answer(state, woken)
-  return {state, blamed and e.failing_since and at - tonumber(e.failing_since) or 0, woken}
+local function answer(state)
+  return {state, blamed and e.failing_since and at - tonumber(e.failing_since) or 0}
 end
 -- A repeat of the same settle: the first answer was lost.
-if d.settled == ARGV[2] .. ' ' .. verdict then return answer(d.state, '') end
+if d.settled == ARGV[2] .. ' ' .. verdict then return answer(d.state) end
 local holder = d.fence == ARGV[2] and d.state == 'pending'
-if not holder and verdict ~= 'arrived' then return {'stale', 0, ''} end
+if not holder and verdict ~= 'arrived' then return {'stale', 0} end
 
 -- A worker that keeps lacking the same must not fill the timeline.
 if blamed or verdict ~= 'later' or found[6] ~= ARGV[4] then
@@ -34,7 +34,7 @@ if verdict == 'arrived' then
     redis.call('HDEL', endpoint, 'failing_since', 'failed_at', 'failures')
     e.failing_since = nil
   end
-  local woken = vacate(member, d.endpoint, at)
+  vacate(member, d.endpoint, at)
   if d.state == 'dead' then
     redis.call('ZREM', DEAD, member)
   else
@@ -43,7 +43,7 @@ if verdict == 'arrived' then
   end
   redis.call('DEL', KEYS[1])
   redis.call('HINCRBY', PREFIX .. 'stats', 'delivered', 1)
-  return answer('delivered', woken)
+  return answer('delivered')
 end
 
 if blamed then
@@ -55,15 +55,15 @@ if blamed then
   redis.call('HINCRBY', endpoint, 'failures', 1)
   redis.call('HINCRBY', KEYS[1], 'tries', 1)
 end
-local woken = vacate(member, d.endpoint, at)
+vacate(member, d.endpoint, at)
 redis.call('HSET', KEYS[1], 'lease_until', '0', 'why', ARGV[4],
   'settled', ARGV[2] .. ' ' .. verdict)
 if verdict == 'later' and e.disabled ~= '1' then
   local till = at + tonumber(ARGV[5])
   redis.call('HSET', KEYS[1], 'due_at', till)
   redis.call('ZADD', KEYS[2], till, ARGV[1])
-  return answer('pending', woken)
+  return answer('pending')
 end
 -- Also a try that went on while the endpoint was disabled: it is not retried later.
 bury(member, d, at, ARGV[4])
-return answer('dead', woken)
+return answer('dead')

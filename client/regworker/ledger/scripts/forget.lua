@@ -24,8 +24,7 @@ for i = first, #ARGV do
   if d[1] then
     deliveries = deliveries + 1
     if d[1] == 'pending' then undelivered = undelivered + 1 end
-    local woken = vacate(member, d[2], at)
-    if woken ~= '' then relay(woken, 'delivery') end
+    vacate(member, d[2], at)
     local _, pending = endpoint_keys(d[2])
     for _, key in ipairs({KEYS[2], pending, DEAD}) do redis.call('ZREM', key, member) end
     redis.call('DEL', delivery_key(member))

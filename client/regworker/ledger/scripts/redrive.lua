@@ -29,4 +29,5 @@ set(id, job, {
 })
 redis.call('HINCRBY', PREFIX .. 'stats', 'redriven', 1)
 alarm(id, at)
+wake(id, job.lane, ARGV[4])
 return {'done', 'unknown'}

@@ -2,7 +2,7 @@
 -- KEYS: job, alarms
 -- ARGV: id, decision (registered | rejected | resend), actor, ticket, deadline_ms, retention_ms,
 --       then the event as for tell() in _lib (not with resend)
--- Returns {'done', state, member...} or {'stale', state}. Nothing is sent because of this alone:
+-- Returns {'done', state} or {'stale', state}. Nothing is sent because of this alone:
 -- after `resend` a lookup comes first, and only a provably absent customer is sent.
 local id, decision, at = ARGV[1], ARGV[2], now()
 local job = load_job(id)
@@ -22,8 +22,10 @@ if decision == 'resend' then
   changes.reopened = job.reopened + 1
   set(id, job, changes)
   alarm(id, at)
+  wake(id, job.lane, ARGV[4])
   return {'done', 'unknown'}
 end
 -- May be corrected once, since a person has decided it.
 changes.decided = decision
-return {'done', decision, unpack(finish(id, job, at, decision, kept_for(ARGV[6]), ARGV, 7, changes))}
+finish(id, job, at, decision, kept_for(ARGV[6]), ARGV, 7, changes)
+return {'done', decision}

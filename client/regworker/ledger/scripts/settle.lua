@@ -4,7 +4,7 @@
 --       pause_ms, retention_ms, then the event as for tell() in _lib, if there is one
 -- verdict: registered | rejected | retry | unknown | absent | unresolvable
 -- health: ok | fault | refused | '' (about the account)
--- Returns {'done', state, until, wake or '', its lane, member...}  or {'stale', state}
+-- Returns {'done', state, until} or {'stale', state}
 local id, fence, verdict, reason = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local delay, settle_ms = tonumber(ARGV[5]), tonumber(ARGV[6])
 local at = now()
@@ -43,7 +43,7 @@ local open = job.state == 'queued' or job.state == 'calling' or job.state == 'un
 
 -- The same settle once more: the answer to it was lost on the way.
 local settled = ARGV[2] .. ' ' .. verdict
-if job.settled == settled then return {'done', job.state, 0, '', ''} end
+if job.settled == settled then return {'done', job.state, 0} end
 if not open or not (holder or verdict == 'registered') then
   if verdict == 'registered' then count('late_facts') end
   return {'stale', job.state}
@@ -62,10 +62,10 @@ local function go_on(text, changes)
 end
 
 -- Update the account, and pass the job's place on to the next.
-local function done(till, members)
+local function done(till)
   health()
-  local woken, lane = leave(id, job, at, was)
-  return {'done', job.state, till, woken or '', lane or '', unpack(members or {})}
+  leave(id, job, at, was)
+  return {'done', job.state, till}
 end
 
 -- The event goes first: a script that fails (the stream's key may have a wrong type) keeps what it
@@ -75,17 +75,18 @@ if verdict == 'registered' or verdict == 'rejected' then
   local log = job.log
   -- A fact from a stale worker: the present lease holder will find the job ended.
   if not holder then log = noted(log, at, 'a late answer: registered') end
-  return done(0, finish(id, job, at, verdict, ARGV[11], ARGV, 12, {
+  finish(id, job, at, verdict, ARGV[11], ARGV, 12, {
     settled = settled, log = noted(log, at, verdict .. because),
-  }))
+  })
+  return done(0)
 end
 if verdict == 'unresolvable' then
-  local members = tell(id, at, ARGV, 12, job)
+  tell(id, at, ARGV, 12, job)
   go_on('review' .. because, {state = 'review', why = reason, event = ARGV[16]})
   no_alarm(id)
   redis.call('ZADD', REVIEWS, at, id)
   count('review')
-  return done(0, members)
+  return done(0)
 end
 
 if verdict == 'absent' and job.claimed_at < job.settle_until then
