@@ -3,7 +3,7 @@
 import asyncio
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ from regworker.domain.outcome import Registered
 from regworker.domain.states import State
 from regworker.ledger import AsyncLedger, SyncLedger
 from regworker.ledger.admin import Limits, announce, announce_wakes
+from regworker.ledger.calls import call, scripts
 from regworker.ledger.endpoints import serve
 from regworker.ledger.records import Accepted, Claim, Delivery, Idle, NotNow, Settled, Wake
 from regworker.ledger.transitions import (
@@ -68,6 +69,30 @@ def relayed(ledger: SyncLedger) -> list[str]:
     """The wake-ups that wait for a worker to pass them on."""
     lists: list[Any] = [ledger.redis.lrange(key, 0, -1) for key in (WAKES, BULK_WAKES)]
     return [item.decode() for items in lists for item in reversed(items)]
+
+
+class Broker:
+    """What a relay publishes to: it may be away, or refuse one wake-up for ever."""
+
+    def __init__(self) -> None:
+        self.taken: list[str] = []
+        self.lanes: set[str] = set()
+        self.away = False
+
+    def __call__(self, wakes: Iterable[Wake]) -> int:
+        """Take wake-ups in order, up to the first that it refuses."""
+        sent = 0
+        for wake in wakes:
+            if self.away or wake.member == "poison":
+                break
+            self.taken.append(wake.member)
+            self.lanes.add(wake.lane)
+            sent += 1
+        return sent
+
+    def heard(self) -> bool:
+        """Whether it is there."""
+        return not self.away
 
 
 @pytest.mark.parametrize("lane", ["live", "bulk"])
@@ -197,23 +222,20 @@ def test_a_worker_passes_on_what_has_come(ledger: SyncLedger, redis_url: str) ->
     bulk = [enqueue(ledger, f"bulk {number}", "bulk") for number in range(BATCH)]
     job_id = enqueue(ledger)
     ledger.redis.lpush(WAKES, f"delivery d:{JOB}:crm", b"\xff\xfe", "nobody", "x y")
-    woken: list[Wake] = []
+    broker = Broker()
 
     async def turn() -> None:
         own = AsyncLedger(redis_url)
-        relay = WakeRelay(own, lambda wakes: len(woken.extend(wakes) or woken), redis_url, dict)
+        relay = WakeRelay(own, broker, redis_url, dict)
         assert await relay.relay_once() == 0
-        assert len(woken) == 2
+        assert len(broker.taken) == 2
         assert await relay.relay_once() == 0
         await relay.aclose()
         await own.aclose()
 
     asyncio.run(turn())
-    assert [(one.lane, one.member) for one in woken] == [
-        ("live", job_id),
-        ("delivery", f"d:{JOB}:crm"),
-        *(("bulk", one) for one in bulk),
-    ]
+    assert broker.taken == [job_id, f"d:{JOB}:crm", *bulk]
+    assert broker.lanes == {"live", "delivery", "bulk"}
     assert relayed(ledger) == []
 
 
@@ -222,25 +244,23 @@ def test_a_relay_whose_server_is_away_waits_and_goes_on(
 ) -> None:
     """A restart of the ledger does not end the relay's loop."""
     server = own_valkey()
-    woken: list[Wake] = []
+    broker = Broker()
 
     async def turns() -> None:
         own = AsyncLedger(server.connection_url)
-        relay = WakeRelay(
-            own, lambda wakes: len(woken.extend(wakes) or woken), server.connection_url, dict
-        )
+        relay = WakeRelay(own, broker, server.connection_url, dict)
         server.terminate()
         assert await relay.relay_once() > 0
         server.start(timeout=stack.START)
         with redis.Redis.from_url(server.connection_url) as client:
             client.lpush(WAKES, "live again")
-        while not woken:  # noqa: ASYNC110 -- each turn waits at the server
+        while not broker.taken:  # noqa: ASYNC110 -- each turn waits at the server
             await asyncio.sleep(await relay.relay_once() / 100)
         await relay.aclose()
         await own.aclose()
 
     asyncio.run(turns())
-    assert woken == [Wake("again", "live")]
+    assert broker.taken == ["again"]
 
 
 def test_taking_a_job_back_has_its_event_delivered(ledger: SyncLedger, redis_url: str) -> None:
@@ -355,24 +375,125 @@ def test_a_full_lane_gets_only_wake_ups_that_are_sure(ledger: SyncLedger, redis_
     assert read(newest, QUEUES["live"]) == (ATTEMPT, unwoken, LEDGER)
 
 
-@pytest.mark.parametrize("spoilt", ["{reg}:wakes", *QUEUES.values()])
-def test_no_list_of_a_wrong_type_keeps_a_job_from_its_end(
-    ledger: SyncLedger, redis_url: str, spoilt: str
+@pytest.mark.parametrize("together", [False, True], ids=["alone", "in a batch"])
+@pytest.mark.parametrize("spoilt", [WAKES, WAKING, *QUEUES.values()])
+def test_no_key_of_a_wrong_type_keeps_a_job_from_its_end(
+    ledger: SyncLedger, redis_url: str, spoilt: str, together: bool
 ) -> None:
-    """Its delivery has an alarm."""
+    """Its delivery's alarm is due at once if nobody could be woken."""
     opened(ledger, redis_url)
-    job = Job(provider="acme", idempotency_key="a", registration={}, reply_to=("crm",))
-    ledger(accept(job, "sealed", ["k:1"], DAY))
+    jobs = [
+        Job(provider="acme", idempotency_key=key, registration={}, reply_to=("crm",))
+        for key in ("a", "b")
+    ]
+    held = []
+    for job in jobs:
+        ledger(accept(job, "sealed", ["k:1"], DAY))
+        held.append(ledger(claim(job.id, CLAIM, 0)))
+        ledger.redis.delete("{reg}:inflight:acme:default")
     ledger.redis.delete(*QUEUES.values(), WAKES)
-    for key in {spoilt, *((QUEUES["delivery"],) if spoilt == WAKES else ())}:
+    nowhere = spoilt == WAKES
+    for key in (spoilt, QUEUES["delivery"]) if nowhere else (spoilt,):
+        ledger.redis.delete(key)
         ledger.redis.set(key, "junk")
-    held = ledger(claim(job.id, CLAIM, 0))
-    assert isinstance(held, Claim)
-    event = ANNOUNCER.registered(held.record, held.at, Registered({"customer_key": "x"}))
-    assert ledger(settle(held, Decision("registered"), SETTLE, event)) == Settled(
-        State.REGISTERED, 0
+    ends = []
+    for one in held:
+        assert isinstance(one, Claim)
+        event = ANNOUNCER.registered(one.record, one.at, Registered({"customer_key": "x"}))
+        ends.append(settle(one, Decision("registered"), SETTLE, event))
+    if together:
+        ledger.redis.script_load(scripts()["settle_batch"])
+        answers: Any = ledger.redis.execute_command(*call(ends))
+        found = [end.read(answer) for end, answer in zip(ends, answers, strict=True)]
+    else:
+        found = [ledger(end) for end in ends]
+    assert found == [Settled(State.REGISTERED, 0)] * 2
+    now: Any = ledger.now()
+    for job in jobs:
+        due: Any = ledger.redis.zscore(ALARMS, f"d:{job.id}.registered:crm")
+        assert (due <= now) == nowhere
+    assert ledger(ring(10)).due == 2 * nowhere
+
+
+def test_what_must_not_wait_goes_before_a_flood(ledger: SyncLedger) -> None:
+    """A delivery, and a job whose place is kept for a moment; beyond the limit for others, too."""
+    ledger(announce([Limits("acme", "default", 0, 0, 1)], ["results", "crm"]))
+    first, second = (
+        Job(provider="acme", idempotency_key=key, lane="bulk", registration={}, reply_to=("crm",))
+        for key in ("a", "b")
     )
-    assert ledger.redis.zscore(ALARMS, f"d:{job.id}.registered:crm") is not None
+    for job in (first, second):
+        ledger(accept(job, "sealed", ["k:1"], DAY))
+    held = ledger(claim(first.id, CLAIM, 0))
+    assert isinstance(held, Claim)
+    assert isinstance(ledger(claim(second.id, CLAIM, 0)), NotNow)
+    for key in (WAKES, BULK_WAKES):
+        ledger.redis.lpush(key, *["live x"] * 10_000)
+    event = ANNOUNCER.registered(held.record, held.at, Registered({"customer_key": "x"}))
+    ledger(settle(held, Decision("registered"), SETTLE, event))
+    next_: Any = ledger.redis.rpop(WAKES, 2)
+    assert {item.decode() for item in next_} == {
+        f"bulk {second.id}",
+        f"delivery d:{first.id}.registered:crm",
+    }
+    assert ledger.redis.llen(WAKES) == 10_000
+
+
+def test_a_relay_whose_broker_is_away_leaves_wake_ups_to_others(
+    ledger: SyncLedger, redis_url: str
+) -> None:
+    """Or to itself, once it hears the broker; one that is refused for ever blocks nobody."""
+    broker = Broker()
+    ledger.redis.lpush(WAKES, "live a", "live b")
+    ledger.redis.lpush(BULK_WAKES, "bulk c")
+
+    async def turns() -> None:
+        own = AsyncLedger(redis_url)
+        relay = WakeRelay(own, broker, redis_url, dict)
+        broker.away = True
+        for _ in range(3):
+            assert await relay.relay_once() > 0
+        assert relayed(ledger) == ["live a", "live b", "bulk c"]
+        broker.away = False
+        assert await relay.relay_once() == 0
+        assert await relay.relay_once() == 0
+        ledger.redis.lpush(WAKES, "live d", "live poison", "live e")
+        ledger.redis.lpush(BULK_WAKES, "bulk f")
+        assert await relay.relay_once() == 0
+        assert await relay.relay_once() == 0
+        await relay.aclose()
+        await own.aclose()
+
+    asyncio.run(turns())
+    assert broker.taken == ["a", "b", "c", "d", "f"]
+    assert relayed(ledger) == []
+
+
+def test_the_same_for_a_real_broker_that_is_away(
+    ledger: SyncLedger, redis_url: str, own_valkey: Callable[..., ValkeyServer]
+) -> None:
+    """It is asked, and what could not be published stays."""
+    server = own_valkey()
+    ledger.redis.lpush(WAKES, "live a")
+    with app_on(redis_url=redis_url, broker_url=server.connection_url) as app:
+        wake = Wakeups(app)
+        server.terminate()
+
+        async def turns() -> None:
+            own = AsyncLedger(redis_url)
+            relay = WakeRelay(own, wake, redis_url, dict)
+            assert await relay.relay_once() > 0
+            assert relayed(ledger) == ["live a"]
+            server.start(timeout=stack.START)
+            while relayed(ledger):  # noqa: ASYNC110 -- each turn waits at the server
+                await asyncio.sleep(await relay.relay_once() / 100)
+            await relay.aclose()
+            await own.aclose()
+
+        asyncio.run(turns())
+        wake.close()
+    with redis.Redis.from_url(server.connection_url) as client:
+        assert client.llen(QUEUES["live"]) == 1
 
 
 @pytest.mark.parametrize("length", range(9))

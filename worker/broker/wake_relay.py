@@ -12,7 +12,7 @@ A lost wake-up costs time and nothing else: every unfinished job and every deliv
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import redis.asyncio
 import structlog
@@ -44,19 +44,33 @@ BLOCK = SOCKET_TIMEOUT / 2
 PAUSE = 1.0
 
 
+class Publisher(Protocol):
+    """Publishes wake-ups: `worker.broker.wakeups`."""
+
+    def __call__(self, wakes: Iterable[Wake]) -> int:
+        """Publish; the number published."""
+        ...
+
+    def heard(self) -> bool:
+        """Whether the broker accepts messages now."""
+        ...
+
+
 class WakeRelay:
     """A reader of the ledger's list of wake-ups. Call `relay_once` in a loop."""
 
     def __init__(
         self,
         ledger: AsyncLedger,
-        wake: Callable[[Iterable[Wake]], int],
+        wake: Publisher,
         url: str,
         envelopes: Callable[[], Mapping[str, tuple[str, str]]],
     ) -> None:
-        """`wake`: publishes; `envelopes`: those for `announce_wakes`."""
+        """`envelopes`: those for `announce_wakes`."""
         self._ledger = ledger
         self._wake = wake
+        self._heard = True
+        """Whether the broker accepted the last wake-ups, or a message since."""
         self._envelopes = envelopes
         # A connection of its own, since it blocks.
         self._redis: redis.asyncio.Redis = async_client(
@@ -74,9 +88,15 @@ class WakeRelay:
             if (now := time.monotonic()) >= self._announced_at + ANNOUNCED_EVERY:
                 await self._ledger(announce_wakes(self._envelopes(), ANNOUNCED_FOR), patience=0)
                 self._announced_at = now
+            # Another worker may reach the broker: it must find them.
+            if not self._heard and not await asyncio.to_thread(self._wake.heard):
+                return PAUSE
+            self._heard = True
             found: Any = await self._redis.blmpop(
                 BLOCK, 2, WAKES, BULK_WAKES, direction="RIGHT", count=BATCH
             )
+            if found:
+                await self._pass_on(found[0], found[1])
         except (RedisError, LedgerUnavailable) as error:
             if not self._away:
                 log.warning("no wake-up is relayed now", error=type(error).__name__)
@@ -87,10 +107,18 @@ class WakeRelay:
         if self._away:
             log.info("wake-ups are relayed again")
             self._away = False
-        if found:
-            # kombu publishes synchronously; in a thread, it does not block the loop.
-            await asyncio.to_thread(self._wake, list(_read(found[1])))
-        return 0.0
+        return 0.0 if self._heard else PAUSE
+
+    async def _pass_on(self, key: bytes, items: list[bytes]) -> None:
+        wakes = list(_read(items))
+        # kombu publishes synchronously; in a thread, it does not block the loop.
+        sent = await asyncio.to_thread(self._wake, wakes)
+        # One that this broker refuses for ever must not keep the others from their turn: it is put
+        # back only if the broker accepts nothing.
+        self._heard = sent == len(wakes) or await asyncio.to_thread(self._wake.heard)
+        if not self._heard:
+            back = [f"{wake.lane} {wake.member}" for wake in reversed(wakes[sent:])]
+            await self._redis.rpush(key, *back)
 
     async def aclose(self) -> None:
         """Close the connection."""

@@ -79,12 +79,12 @@ class AlarmClock:
         if rung.wakes:
             wakes = await asyncio.to_thread(self._needed, rung.wakes)
             sent = await asyncio.to_thread(self._wake, wakes)
-            log.debug("alarms", due=rung.due, woken=sent)
+            log.debug("alarms", due=rung.due, published=sent)
             self._heard = sent == len(wakes)
         if not self._heard:
             return self._period
         if rung.due == MOST:
-            return 0.0
+            return SHORTEST  # others use the ledger too
         if not rung.next_at:
             return self._period
         return min(self._period, max(SHORTEST, (rung.next_at - rung.at) / 1000))

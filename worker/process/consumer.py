@@ -360,6 +360,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         """Check each message; only a valid one reaches Celery."""
         handle = super().create_task_handler(*args, **kwargs)
         check = Messages(self.app.tasks).check
+        callbacks = self.on_task_message
         broken = (*self.connection_errors, *self.channel_errors)
 
         def received(message: Any) -> None:
@@ -373,7 +374,13 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
                 self.set_aside(message, f"it could not be checked ({type(error).__name__})")
                 return
             try:
-                handle(message)
+                if isinstance(message, Wakeup) and self._maximum_prefetch_restored:
+                    # Acknowledging it sends nothing, so Celery's promises have nothing to do.
+                    start = self.strategies[message.headers["task"]]
+                    ends = message.ack_log_error, message.reject_log_error
+                    start(message, None, *ends, callbacks)
+                else:
+                    handle(message)
             except broken:
                 raise
             except Exception as error:  # noqa: BLE001 -- whatever it was, it must not stop us

@@ -205,61 +205,88 @@ local BULK_WAKES = WAKES .. ':bulk'
 -- The most wake-ups that wait to be passed on; above that, alarms replace them.
 local MOST_WAKES = 10000
 
--- Let a worker pass a wake-up on to the broker; return false if an alarm must replace it. A list of
--- a wrong type must not keep a job from its end.
-local function relay(member, lane)
+-- Let a worker pass a wake-up on to the broker; return false if an alarm must replace it. No list of
+-- a wrong type keeps a job from its end. One that is urgent goes before all others: a place is kept
+-- for it for a moment, or somebody waits for an event.
+local function relay(member, lane, urgent)
+  local item = lane .. ' ' .. member
+  if urgent then
+    local queued = redis.pcall('RPUSH', WAKES, item)
+    if type(queued) ~= 'number' then return false end
+    if queued <= 2 * MOST_WAKES then return true end
+    redis.pcall('RPOP', WAKES)
+    return false
+  end
   local list = lane == 'bulk' and BULK_WAKES or WAKES
-  local queued = redis.pcall('LPUSH', list, lane .. ' ' .. member)
-  if type(queued) ~= 'number' then return false end
-  if queued <= MOST_WAKES then return true end
-  redis.call('LPOP', list)
+  -- Not with `redis.pcall`: a caller without the right to it is refused before anything is written.
+  local well, queued = pcall(function() return redis.call('LPUSH', list, item) end)
+  if well and queued <= MOST_WAKES then return true end
+  if well then redis.call('LPOP', list) end
   return false
 end
 
+-- Names that one script encodes have much in common.
 local SIXTY_FOUR = 'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/'
+local ENCODED = {}
 local function base64(text)
-  local function digit(number)
-    local at = math.floor(number) % 64 + 1
-    return SIXTY_FOUR:sub(at, at)
-  end
-  local digits = {}
-  for i = 1, #text, 3 do
-    local a, b, c = text:byte(i, i + 2)
-    local number = a * 65536 + (b or 0) * 256 + (c or 0)
-    digits[#digits + 1] = digit(number / 262144) .. digit(number / 4096)
-      .. (b and digit(number / 64) or '=') .. (c and digit(number) or '=')
-  end
-  return table.concat(digits)
+  local function digit(number) return SIXTY_FOUR:sub(number + 1, number + 1) end
+  return (text:gsub('..?.?', function(group)
+    local found = ENCODED[group]
+    if found then return found end
+    local a, b, c = group:byte(1, 3)
+    local low = (b or 0) % 16 * 256 + (c or 0)
+    found = digit((a - a % 4) / 4) .. digit(a % 4 * 16 + ((b or 0) - (b or 0) % 16) / 16)
+      .. (b and digit((low - low % 64) / 64) or '=') .. (c and digit(low % 64) or '=')
+    ENCODED[group] = found
+    return found
+  end))
 end
 
--- A lane's list at the broker and the envelope of a wake-up; nil if the broker is not here.
-local function broker_list(lane)
-  local function read() return redis.call('HMGET', WAKING, lane)[1] or '' end
-  return once(WAKING .. lane, read):match('^([^\n]*)\n(.*)$')
+-- By lane, its list at the broker, and the parts of a wake-up's envelope between the values; false
+-- if the broker is not here.
+local LANES = {}
+local function lane_here(name)
+  local lane = LANES[name]
+  if lane ~= nil then return lane end
+  local announced = (peek('HMGET', WAKING, name) or {})[1] or ''
+  local list, form = announced:match('^([^\n]+)\n(.*)$')
+  lane = list and {list = list} or false
+  if lane then
+    local last = 1
+    for from, value, to in form:gmatch('()%$(%w+)%$()') do
+      lane[#lane + 1], lane[#lane + 2], last = form:sub(last, from - 1), value, to
+    end
+    lane[#lane + 1] = form:sub(last)
+  end
+  LANES[name] = lane
+  return lane
 end
 
--- Put a wake-up into the broker's list; return false if that is not possible. `tag`: unique for
--- each wake-up; `encoded`: the member in base64, if the caller has it.
-local function put(member, lane, tag, encoded)
-  local list, form = broker_list(lane)
+-- Put a wake-up into the broker's list; return false if that is not possible. `encoded`: the member
+-- in base64, if the caller has it.
+local function put(member, name, at, encoded)
+  local lane = lane_here(name)
   -- A member that would have to be spelt in another way in JSON is left to a worker.
-  if not list or #member > 200 or member:find('[^%w%.:_~-]') then return false end
-  local values = {id = member, tag = tag}
-  if lane == 'delivery' then
+  if not lane or #member > 200 or member:find('[^%w%.:_~-]') then return false end
+  -- The broker's clients expect a tag of its own for each.
+  local values, parts = {id = member, tag = member .. '.' .. at}, {}
+  if name == 'delivery' then
     values.body = base64('[["' .. member .. '"], {}, {}]')
   elseif #member % 3 == 0 then
     values.base64 = encoded or base64(member)
   else
     return false
   end
+  for i, part in ipairs(lane) do parts[i] = i % 2 == 0 and values[part] or part end
   -- The caller may have no right to the list, or a cluster may have it on another node.
-  return type(redis.pcall('LPUSH', list, (form:gsub('%$(%w+)%$', values)))) == 'number'
+  return type(redis.pcall('LPUSH', lane.list, table.concat(parts))) == 'number'
 end
 
--- Wake a worker for a job or a delivery: through the broker if it is here, otherwise through another
--- worker. Returns whether a worker is woken; if not, an alarm must do it.
-local function wake(member, lane, tag, encoded)
-  return put(member, lane, tag, encoded) or relay(member, lane)
+-- Wake a worker for a job or a delivery that must not wait: through the broker if it is here,
+-- otherwise through another worker. An alarm remains in case the wake-up is lost.
+local function wake_now(member, lane, at)
+  local woken = put(member, lane, at) or relay(member, lane, true)
+  alarm(member, woken and at + FIRST_PUSH or at)
 end
 
 -- Release the job's place among its account's calls, and pass it on to the first waiting job.
@@ -276,10 +303,8 @@ local function leave(id, job, at, was)
   local first = redis.call('ZPOPMIN', waiting)
   learn(waiting)
   redis.call('ZADD', inflight, at + KEPT, first[1])
-  -- Its own alarm remains, in case the wake-up is lost.
-  alarm(first[1], at + FIRST_PUSH)
   local lane = peek('HGET', job_key(first[1]), 'lane') == 'bulk' and 'bulk' or 'live'
-  wake(first[1], lane, id .. '.' .. at)
+  wake_now(first[1], lane, at)
 end
 
 -- Write an event to the endpoints, args[from] and on, that are streams; return the other names. The
@@ -325,8 +350,7 @@ local function tell(id, at, args, from, job)
       'endpoint', endpoint, 'event', sealed, 'tries', '0', 'state', 'pending',
       'created_at', at, 'provider', job.provider, 'account', job.account, 'trace', trace)
     redis.call('ZADD', pending, at, member)
-    alarm(member, at + FIRST_PUSH)
-    wake(member, 'delivery', member .. '.' .. at)
+    wake_now(member, 'delivery', at)
   end
 end
 
@@ -449,9 +473,7 @@ local function vacate(member, endpoint, at)
   if redis.call('ZREM', trying, member) == 0 then return end
   local first = redis.call('ZPOPMIN', line)
   if not first[1] then return end
-  -- Its own alarm remains, in case the wake-up is lost.
-  alarm(first[1], at + FIRST_PUSH)
-  wake(first[1], 'delivery', member .. '.' .. at)
+  wake_now(first[1], 'delivery', at)
 end
 
 -- The end of a failed delivery: no alarm, kept for some time for a person to replay.

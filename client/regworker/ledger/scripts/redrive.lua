@@ -28,6 +28,5 @@ set(id, job, {
   log = noted(job.log, at, 'redriven: the worker asks first'),
 })
 redis.call('HINCRBY', PREFIX .. 'stats', 'redriven', 1)
-alarm(id, at)
-wake(id, job.lane, ARGV[4])
+wake_now(id, job.lane, at)
 return {'done', 'unknown'}

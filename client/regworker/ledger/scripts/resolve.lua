@@ -21,8 +21,7 @@ if decision == 'resend' then
   changes.asks, changes.attempts, changes.due_at, changes.wakes = 0, 0, 0, 0
   changes.reopened = job.reopened + 1
   set(id, job, changes)
-  alarm(id, at)
-  wake(id, job.lane, ARGV[4])
+  wake_now(id, job.lane, at)
   return {'done', 'unknown'}
 end
 -- May be corrected once, since a person has decided it.

@@ -16,8 +16,8 @@ local woken, unreadable, crowded = {}, {}, {}
 -- Whether a lane at this server is full.
 local function full(lane)
   if crowded[lane] == nil then
-    local list = broker_list(lane)
-    crowded[lane] = list ~= nil and (tonumber(peek('LLEN', list)) or 0) > most
+    local here = lane_here(lane)
+    crowded[lane] = here and (tonumber(peek('LLEN', here.list)) or 0) > most
   end
   return crowded[lane]
 end
@@ -36,7 +36,7 @@ for _, member in ipairs(due) do
     redis.call('HSET', key, 'wakes', wakes + 1)
     local lane = delivery and 'delivery' or seen[3] == 'bulk' and 'bulk' or 'live'
     local sure = state ~= 'queued' and state ~= 'pending' or wakes % SURE == 0
-    if (sure or not full(lane)) and not put(member, lane, member .. '.' .. at) then
+    if (sure or not full(lane)) and not put(member, lane, at) then
       woken[#woken + 1] = member
       woken[#woken + 1] = lane
       woken[#woken + 1] = sure and 1 or 0
