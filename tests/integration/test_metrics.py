@@ -380,7 +380,7 @@ def test_an_account_that_is_refused_is_told(observed: Observed) -> None:
 def test_a_group_that_does_not_read_is_told(observed: Observed) -> None:
     """The alert says how far the group is behind."""
     redis = observed.here.ledger.redis
-    redis.xgroup_create("{reg}:results", "slow", "0")
+    redis.xgroup_create("{reg}:results", "slow", "0", mkstream=True)
     observed.firing("RegworkerGroupLag")
     lines = redis.pipeline(transaction=False)
     for _ in range(1001):

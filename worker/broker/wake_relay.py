@@ -44,7 +44,7 @@ BLOCK = SOCKET_TIMEOUT / 2
 PAUSE = 1.0
 
 
-class Publisher(Protocol):
+class WakePublisher(Protocol):
     """Publishes wake-ups: `worker.broker.wakeups`."""
 
     def __call__(self, wakes: Iterable[Wake]) -> int:
@@ -62,7 +62,7 @@ class WakeRelay:
     def __init__(
         self,
         ledger: AsyncLedger,
-        wake: Publisher,
+        wake: WakePublisher,
         url: str,
         envelopes: Callable[[], Mapping[str, tuple[str, str]]],
     ) -> None:

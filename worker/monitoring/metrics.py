@@ -149,7 +149,7 @@ class Meter:
         )
         self.wakeups = Tally(
             "regworker_wakeups",
-            "Wake-ups published (result sent), or not accepted by the broker (result failed).",
+            "Wake-ups that a worker published (sent), or the broker did not accept (failed).",
             ("result",),
         )
 
