@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Iterator
@@ -18,6 +19,7 @@ from regworker.ledger import AsyncLedger
 from regworker.ledger.servers import async_client
 from tests.integration.brokers import BROKERS, Proxy
 from tests.integration.installation import PATIENCE, installation
+from tests.integration.jobs import email_of, skypostal
 from tests.rabbitmq import borrowed
 from worker.broker.redis_transport import _Connection
 from worker.broker.wake_relay import WakeRelay
@@ -236,6 +238,23 @@ def test_a_worker_ends_whenever_its_broker_falls_silent(
         here.workers[0].terminate()
         assert here.workers[0].wait(PATIENCE) == 0
         here.wait_for_line("worker stopped")
+
+
+def test_a_worker_finishes_its_calls_at_sigquit(tmp_path: Path) -> None:
+    """A call that is cut off may have made a customer."""
+    with installation(tmp_path, broker_url="") as here:
+        job = skypostal()
+        hangs = {"kind": "hang", "commit": True, "email": email_of(job)}
+        here.sandbox.faults.configure({"script": [hangs]})
+        job_id = here.producer.enqueue(job).job_id
+        stack.until(lambda: here.made(email_of(job)) > 0, "the call", PATIENCE)
+        here.workers[0].send_signal(signal.SIGQUIT)
+        assert here.workers[0].wait(PATIENCE) == 0
+        assert here.producer.status(job_id).state == "registered"
+        assert here.made(email_of(job)) == 1
+        lines = [json.loads(line) for line in here.log().read_text("utf-8").splitlines()]
+    assert [line for line in lines if line["level"] in {"error", "critical"}] == []
+    assert [line["by"] for line in lines if line["event"] == "worker stops"] == ["SIGQUIT"]
 
 
 # ── a process that hangs all the same ─────────────────────────────────────────────────────────

@@ -96,6 +96,12 @@ class TaskPool(BasePool):  # type: ignore[misc]
         self._idle.wait()
         super().on_stop()
 
+    def terminate_job(self, pid: int, signal: Any = None) -> None:
+        """Called at SIGQUIT for each task under way: it goes on, and the worker waits for it.
+
+        A call that is cut off may have made a customer. Only SIGKILL ends the process at once.
+        """
+
     def _start(self) -> None:
         """Start queued requests while there are free slots."""
         self._asked = False
