@@ -32,6 +32,7 @@ from regworker.ledger.transitions import (
     DEAD,
     PREFIX,
     REVIEWS,
+    URGENT_WAKES,
     WAKES,
     ClaimRules,
     Publication,
@@ -178,7 +179,7 @@ class Ledger:
                 found.rest[key] = pairs(content)
             elif key in zsets:
                 zsets[key].update({name: float(at) for name, at in pairs(content).items()})
-            elif key in {WAKES, BULK_WAKES}:
+            elif key in {WAKES, BULK_WAKES, URGENT_WAKES}:
                 assert len(content) <= MOST_WAKES, "wake-ups that nobody passes on"
             elif key == RESULTS:
                 found.events = [json.loads(event) for event in content]

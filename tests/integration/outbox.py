@@ -18,6 +18,7 @@ from regworker.ledger.records import Claim, Delivery, Settled, Tried, Wake
 from regworker.ledger.transitions import (
     ALARMS,
     BULK_WAKES,
+    URGENT_WAKES,
     WAKES,
     ClaimRules,
     Decision,
@@ -51,7 +52,7 @@ def open_shop(ledger: SyncLedger) -> SyncLedger:
 def woken(ledger: SyncLedger) -> list[Wake]:
     """Take the wake-ups that the ledger's scripts have left for a worker to pass on."""
     found = []
-    for key in (WAKES, BULK_WAKES):
+    for key in (URGENT_WAKES, WAKES, BULK_WAKES):
         for item in ledger.redis.rpop(key, 10_000) or []:
             lane, _, member = item.decode().partition(" ")
             found.append(Wake(member, lane))

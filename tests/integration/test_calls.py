@@ -13,13 +13,14 @@ from regworker.domain.errors import LedgerUnavailable
 from regworker.domain.job import Job
 from regworker.ledger import AsyncLedger, SyncLedger
 from regworker.ledger.admin import Limits, announce
-from regworker.ledger.calls import MOST
+from regworker.ledger.calls import LARGE, MOST
 from regworker.ledger.records import Accepted, Claim, Unconfigured
 from regworker.ledger.replication import Wanted
 from regworker.ledger.transitions import (
     CONFIGURED,
     ClaimRules,
     Command,
+    Publication,
     accept,
     claim,
     job_key,
@@ -70,6 +71,16 @@ def test_what_is_asked_together_is_one_call(redis_url: str, count: int) -> None:
         assert await calls_since(ledger, before) == -(-count // MOST)
 
     run(redis_url, use)
+
+
+def test_events_for_many_endpoints_are_written_in_several_calls() -> None:
+    """Each endpoint's delivery takes the server as long as a small job."""
+    few, many = (
+        Publication("id", "type", b"event", "sealed", "kept", endpoints=tuple(map(str, range(n))))
+        for n in (1, 8)
+    )
+    assert MOST * few.size < LARGE
+    assert 5 * many.size < LARGE < MOST // 2 * many.size
 
 
 def test_a_server_that_lost_its_scripts_gets_both(redis_url: str) -> None:

@@ -11,6 +11,7 @@ from pydantic import SecretStr
 
 from regworker.ledger import AsyncLedger, SyncLedger
 from regworker.ledger.endpoints import bury, disable, enable, replay
+from regworker.ledger.job_data import forget
 from regworker.ledger.records import Delivery, Idle, Tried, Wake
 from regworker.ledger.transitions import (
     ALARMS,
@@ -20,12 +21,14 @@ from regworker.ledger.transitions import (
     deliver,
     delivered,
     delivery_key,
+    look,
     ring,
 )
 from regworker.sealing.keyring import Keyring
 from regworker.settings import WebhookEndpoint
 from sandbox.server import ReceiverServer
 from tests.integration.installation import PATIENCE, SECRET
+from tests.integration.jobs import ACTOR
 from tests.integration.outbox import (
     DAY,
     KEYRING,
@@ -110,6 +113,32 @@ def test_a_place_that_gets_free_is_passed_on_the_oldest_first(
     assert alarm(shop, c) <= 10
     tried(shop, c)
     assert isinstance(shop(deliver(d, 30)), Idle)
+
+
+def test_a_place_is_passed_on_to_a_delivery_that_exists(shop: SyncLedger) -> None:
+    """Of those that wait, some may be gone."""
+    a, b, c, d = due(shop, "a", "b", "c", "d")
+    first = tried(shop, a)
+    tried(shop, b)
+    for member in (c, d):
+        shop(deliver(member, 30))
+    shop.redis.delete(delivery_key(c))
+    settled(shop, first, "arrived")
+    assert woken(shop) == [Wake(d, "delivery")]
+
+
+def test_an_erased_job_passes_its_places_on_to_others(shop: SyncLedger) -> None:
+    """And not to another delivery of the same job, which is erased as well."""
+    a, b, c, d = due(shop, "a", "b", "c", "d")
+    for member in (a, b):
+        tried(shop, member)
+    for member in (c, d):
+        shop(deliver(member, 30))
+    job_id = a.split(":")[1].split(".")[0]
+    found = shop(look(job_id))
+    woken(shop)
+    assert shop(forget(job_id, found, ACTOR, [], [a, c])) is not None
+    assert woken(shop) == [Wake(d, "delivery")]
 
 
 def test_a_settle_whose_answer_was_lost_passes_one_place_on(shop: SyncLedger) -> None:

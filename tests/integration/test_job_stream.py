@@ -20,7 +20,16 @@ from regworker.ledger import AsyncLedger, SyncLedger
 from regworker.ledger.admin import Limits, announce, hold, quarantined
 from regworker.ledger.records import Claim, Quarantined, Record
 from regworker.ledger.streams import LARGEST_JOB, PAGE, START, GroupReader
-from regworker.ledger.transitions import BULK_WAKES, JOBS, WAKES, ClaimRules, claim, job_key, look
+from regworker.ledger.transitions import (
+    BULK_WAKES,
+    JOBS,
+    URGENT_WAKES,
+    WAKES,
+    ClaimRules,
+    claim,
+    job_key,
+    look,
+)
 from regworker.sealing import seals
 from regworker.sealing.keyring import Keyring
 from regworker.settings import Settings
@@ -278,7 +287,7 @@ def test_the_answer_goes_where_the_request_says_if_that_is_configured(
     deliveries = redis.keys("{reg}:delivery:d:refused-*:crm")
     assert len(deliveries) == 2
     assert len(published(redis)) == 2
-    assert [item.split()[0] for item in redis.lrange(WAKES, 0, -1)] == [b"delivery", b"delivery"]
+    assert [item.split()[0] for item in redis.lrange(URGENT_WAKES, 0, -1)] == [b"delivery"] * 2
 
 
 def test_only_sealed_registrations_are_taken_where_that_is_required(

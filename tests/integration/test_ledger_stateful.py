@@ -147,7 +147,9 @@ MUTATIONS = {
         "local function alarm(member, at) redis.call(",
         "local function alarm(member, at) redis.call('ZADD', ALARMS, 1, member .. '+') redis.call(",
     ),
-    "no alarm for a delivery": Mutation("_lib", "alarm(member, at + FIRST_PUSH)", ""),
+    "no alarm for a delivery": Mutation(
+        "_lib", "alarm(member, woken and at + FIRST_PUSH or at)", ""
+    ),
     "no alarm for a new job": Mutation("accept", "alarm(id, at + FIRST_PUSH)", ""),
     "a key is taken twice": Mutation(
         "accept", "\n  return {'conflict', state, accepted_at}", "\n", seed=1

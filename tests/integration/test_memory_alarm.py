@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from kombu import Connection
 
-from regworker.ledger.transitions import BULK_WAKES, WAKES
+from regworker.ledger.transitions import BULK_WAKES, URGENT_WAKES, WAKES
 from tests.integration.installation import PATIENCE, Installation, installation
 from tests.integration.jobs import skypostal
 from tests.rabbitmq import amqp_url, borrowed, hung, memory_alarm
@@ -33,7 +33,11 @@ def backlog(here: Installation) -> None:
     jobs = (skypostal() for _ in range(400))
     list(here.producer.enqueue_many(jobs))
     redis: Any = here.ledger.redis
-    stack.until(lambda: not redis.exists(WAKES, BULK_WAKES), "all wake-ups passed on", PATIENCE)
+    stack.until(
+        lambda: not redis.exists(WAKES, BULK_WAKES, URGENT_WAKES),
+        "all wake-ups passed on",
+        PATIENCE,
+    )
     here.wait_for_line('"called"')
 
 

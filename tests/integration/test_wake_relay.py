@@ -3,7 +3,7 @@
 import asyncio
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -24,6 +24,7 @@ from regworker.ledger.transitions import (
     ALARMS,
     BULK_WAKES,
     CROWD,
+    URGENT_WAKES,
     WAKES,
     WAKING,
     Decision,
@@ -46,6 +47,7 @@ from worker.cli.local import stack
 
 KEYS = Keyring.new("test")
 LIMITS = [Limits("skypostal", "default", 0, 0, 0)]
+LISTS = (URGENT_WAKES, WAKES, BULK_WAKES)
 
 
 @contextmanager
@@ -67,7 +69,7 @@ def enqueue(ledger: SyncLedger, key: str = "one", lane: Any = "live") -> str:
 
 def relayed(ledger: SyncLedger) -> list[str]:
     """The wake-ups that wait for a worker to pass them on."""
-    lists: list[Any] = [ledger.redis.lrange(key, 0, -1) for key in (WAKES, BULK_WAKES)]
+    lists: list[Any] = [ledger.redis.lrange(key, 0, -1) for key in LISTS]
     return [item.decode() for items in lists for item in reversed(items)]
 
 
@@ -78,17 +80,20 @@ class Broker:
         self.taken: list[str] = []
         self.lanes: set[str] = set()
         self.away = False
+        self.dead = False
+        """Whether the next call finds a dead connection."""
 
-    def __call__(self, wakes: Iterable[Wake]) -> int:
+    def publish(self, wakes: Sequence[Wake]) -> list[Wake]:
         """Take wake-ups in order, up to the first that it refuses."""
-        sent = 0
-        for wake in wakes:
-            if self.away or wake.member == "poison":
-                break
+        left = list(wakes)
+        if self.dead:
+            self.dead = False
+            return left
+        while left and not self.away and left[0].member != "poison":
+            wake = left.pop(0)
             self.taken.append(wake.member)
             self.lanes.add(wake.lane)
-            sent += 1
-        return sent
+        return left
 
     def heard(self) -> bool:
         """Whether it is there."""
@@ -269,7 +274,7 @@ def test_taking_a_job_back_has_its_event_delivered(ledger: SyncLedger, redis_url
     ledger(announce(LIMITS, ["results", "crm"], settings.streams()))
     job = Job(provider="skypostal", idempotency_key="back", reply_to=("crm",), registration={})
     assert isinstance(ledger(accept(job, "sealed", ["k:1"], 3600)), Accepted)
-    ledger.redis.delete(WAKES)
+    ledger.redis.delete(*LISTS)
     with Producer(settings) as producer:
         producer.cancel(job.id)
     [woken] = relayed(ledger)
@@ -376,11 +381,13 @@ def test_a_full_lane_gets_only_wake_ups_that_are_sure(ledger: SyncLedger, redis_
 
 
 @pytest.mark.parametrize("together", [False, True], ids=["alone", "in a batch"])
-@pytest.mark.parametrize("spoilt", [WAKES, WAKING, *QUEUES.values()])
+@pytest.mark.parametrize("lane", ["live", "bulk"])
+@pytest.mark.parametrize("spoilt", [*LISTS, WAKING, *QUEUES.values()])
 def test_no_key_of_a_wrong_type_keeps_a_job_from_its_end(
-    ledger: SyncLedger, redis_url: str, spoilt: str, together: bool
+    ledger: SyncLedger, redis_url: str, spoilt: str, lane: Any, together: bool
 ) -> None:
-    """Its delivery's alarm is due at once if nobody could be woken."""
+    """Nor a delivery, or a job that waits for its place: its alarm is due at once if nobody could
+    be woken."""
     opened(ledger, redis_url)
     jobs = [
         Job(provider="acme", idempotency_key=key, registration={}, reply_to=("crm",))
@@ -391,9 +398,14 @@ def test_no_key_of_a_wrong_type_keeps_a_job_from_its_end(
         ledger(accept(job, "sealed", ["k:1"], DAY))
         held.append(ledger(claim(job.id, CLAIM, 0)))
         ledger.redis.delete("{reg}:inflight:acme:default")
-    ledger.redis.delete(*QUEUES.values(), WAKES)
-    nowhere = spoilt == WAKES
-    for key in (spoilt, QUEUES["delivery"]) if nowhere else (spoilt,):
+    waits = Job(provider="acme", idempotency_key="c", lane=lane, registration={})
+    ledger(accept(waits, "sealed", ["k:1"], DAY))
+    for number, job in enumerate(jobs):
+        ledger.redis.zadd("{reg}:inflight:acme:default", {job.id: ledger.now() + 60_000 + number})
+    assert isinstance(ledger(claim(waits.id, CLAIM, 0)), NotNow)
+    ledger.redis.delete(*QUEUES.values(), *LISTS)
+    nowhere = spoilt == URGENT_WAKES
+    for key in (spoilt, *QUEUES.values()) if nowhere else (spoilt,):
         ledger.redis.delete(key)
         ledger.redis.set(key, "junk")
     ends = []
@@ -409,14 +421,15 @@ def test_no_key_of_a_wrong_type_keeps_a_job_from_its_end(
         found = [ledger(end) for end in ends]
     assert found == [Settled(State.REGISTERED, 0)] * 2
     now: Any = ledger.now()
-    for job in jobs:
-        due: Any = ledger.redis.zscore(ALARMS, f"d:{job.id}.registered:crm")
-        assert (due <= now) == nowhere
-    assert ledger(ring(10)).due == 2 * nowhere
+    for member in (*(f"d:{job.id}.registered:crm" for job in jobs), waits.id):
+        due: Any = ledger.redis.zscore(ALARMS, member)
+        assert (due <= now) == nowhere, member
+    assert ledger(ring(10)).due == 3 * nowhere
 
 
-def test_what_must_not_wait_goes_before_a_flood(ledger: SyncLedger) -> None:
-    """A delivery, and a job whose place is kept for a moment; beyond the limit for others, too."""
+def test_what_must_not_wait_has_a_list_of_its_own(ledger: SyncLedger, redis_url: str) -> None:
+    """A delivery, and a job whose place is kept for a moment: no flood keeps them waiting, and they
+    no other for long."""
     ledger(announce([Limits("acme", "default", 0, 0, 1)], ["results", "crm"]))
     first, second = (
         Job(provider="acme", idempotency_key=key, lane="bulk", registration={}, reply_to=("crm",))
@@ -427,16 +440,46 @@ def test_what_must_not_wait_goes_before_a_flood(ledger: SyncLedger) -> None:
     held = ledger(claim(first.id, CLAIM, 0))
     assert isinstance(held, Claim)
     assert isinstance(ledger(claim(second.id, CLAIM, 0)), NotNow)
+    ledger.redis.delete(BULK_WAKES)
     for key in (WAKES, BULK_WAKES):
         ledger.redis.lpush(key, *["live x"] * 10_000)
     event = ANNOUNCER.registered(held.record, held.at, Registered({"customer_key": "x"}))
     ledger(settle(held, Decision("registered"), SETTLE, event))
-    next_: Any = ledger.redis.rpop(WAKES, 2)
-    assert {item.decode() for item in next_} == {
-        f"bulk {second.id}",
-        f"delivery d:{first.id}.registered:crm",
-    }
-    assert ledger.redis.llen(WAKES) == 10_000
+    urgent = {second.id, f"d:{first.id}.registered:crm"}
+    assert {item.split()[1] for item in relayed(ledger)[:2]} == urgent
+    ledger.redis.lpush(URGENT_WAKES, *["live y"] * 2 * BATCH)
+    broker = Broker()
+
+    async def turns() -> None:
+        own = AsyncLedger(redis_url)
+        relay = WakeRelay(own, broker, redis_url, dict)
+        for _ in range(4):
+            assert await relay.relay_once() == 0
+        await relay.aclose()
+        await own.aclose()
+
+    asyncio.run(turns())
+    assert urgent < set(broker.taken[:BATCH])
+    assert (broker.taken.count("x"), len(broker.taken)) == (2 * BATCH, 4 * BATCH)
+
+
+def test_a_key_that_is_no_list_is_set_aside(ledger: SyncLedger, redis_url: str) -> None:
+    """Otherwise nothing would be passed on until somebody sees it."""
+    ledger.redis.set(WAKES, "junk")
+    ledger.redis.lpush(BULK_WAKES, "bulk a")
+    broker = Broker()
+
+    async def turns() -> None:
+        own = AsyncLedger(redis_url)
+        relay = WakeRelay(own, broker, redis_url, dict)
+        for _ in range(2):
+            await relay.relay_once()
+        await relay.aclose()
+        await own.aclose()
+
+    asyncio.run(turns())
+    assert broker.taken == ["a"]
+    assert ledger.redis.get(f"{WAKES}.set-aside") == b"junk"
 
 
 def test_a_relay_whose_broker_is_away_leaves_wake_ups_to_others(
@@ -458,6 +501,7 @@ def test_a_relay_whose_broker_is_away_leaves_wake_ups_to_others(
         assert await relay.relay_once() == 0
         assert await relay.relay_once() == 0
         ledger.redis.lpush(WAKES, "live d", "live poison", "live e")
+        broker.dead = True
         ledger.redis.lpush(BULK_WAKES, "bulk f")
         assert await relay.relay_once() == 0
         assert await relay.relay_once() == 0
@@ -465,7 +509,7 @@ def test_a_relay_whose_broker_is_away_leaves_wake_ups_to_others(
         await own.aclose()
 
     asyncio.run(turns())
-    assert broker.taken == ["a", "b", "c", "d", "f"]
+    assert broker.taken == ["a", "b", "c", "d", "e", "f"]
     assert relayed(ledger) == []
 
 

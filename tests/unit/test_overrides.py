@@ -174,6 +174,11 @@ def test_a_name_that_is_relied_on_is_there(one: Any, names: str) -> None:
     assert [name for name in names.split() if not hasattr(one, name)] == []
 
 
+def test_celery_says_whether_its_prefetch_count_is_restored() -> None:
+    """Without that, wake-ups take Celery's own, longer way."""
+    assert f"self.{consumer.RESTORED} = True" in inspect.getsource(consumer.CeleryConsumer.__init__)
+
+
 def test_celerys_step_for_remote_control_is_the_one_that_is_replaced() -> None:
     """It is listed by its name among the consumer's steps."""
     steps = consumer.Consumer.Blueprint.default_steps

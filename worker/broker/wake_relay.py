@@ -2,16 +2,18 @@
 
 If the ledger's own server is the broker, the script that accepts a job, passes on a place or makes
 a delivery also puts its wake-up on the broker: workers announce the lists and the envelopes.
-Otherwise the wake-up goes onto the ledger's list `{reg}:wakes` or, for a bulk job,
-`{reg}:wakes:bulk`, and a worker passes it on to the broker: those of bulk jobs only while there is
-no other.
+Otherwise the wake-up goes onto a list of the ledger, and a worker passes it on to the broker: an
+accepted job's onto `{reg}:wakes` or, if it is a bulk job, `{reg}:wakes:bulk`, which is read while
+there is no other; a delivery's and that of a job for which a place is kept onto
+`{reg}:wakes:urgent`.
 
 A lost wake-up costs time and nothing else: every unfinished job and every delivery has an alarm.
 """
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 import redis.asyncio
@@ -24,7 +26,7 @@ from regworker.ledger.admin import announce_wakes
 from regworker.ledger.client import CONNECT_TIMEOUT, SOCKET_TIMEOUT
 from regworker.ledger.records import Wake, text
 from regworker.ledger.servers import async_client
-from regworker.ledger.transitions import BULK_WAKES, WAKES
+from regworker.ledger.transitions import BULK_WAKES, URGENT_WAKES, WAKES
 from worker.broker.wakeups import QUEUES
 
 log = structlog.get_logger(__name__)
@@ -47,8 +49,8 @@ PAUSE = 1.0
 class WakePublisher(Protocol):
     """Publishes wake-ups: `worker.broker.wakeups`."""
 
-    def __call__(self, wakes: Iterable[Wake]) -> int:
-        """Publish; the number published."""
+    def publish(self, wakes: Sequence[Wake]) -> list[Wake]:
+        """Publish; those that were not published."""
         ...
 
     def heard(self) -> bool:
@@ -69,6 +71,7 @@ class WakeRelay:
         """`envelopes`: those for `announce_wakes`."""
         self._ledger = ledger
         self._wake = wake
+        self._turn = False
         self._heard = True
         """Whether the broker accepted the last wake-ups, or a message since."""
         self._envelopes = envelopes
@@ -92,12 +95,17 @@ class WakeRelay:
             if not self._heard and not await asyncio.to_thread(self._wake.heard):
                 return PAUSE
             self._heard = True
+            # Urgent ones first, but every other turn belongs to the others if they wait.
+            self._turn = not self._turn
+            keys = (URGENT_WAKES, WAKES) if self._turn else (WAKES, URGENT_WAKES)
             found: Any = await self._redis.blmpop(
-                BLOCK, 2, WAKES, BULK_WAKES, direction="RIGHT", count=BATCH
+                BLOCK, 3, *keys, BULK_WAKES, direction="RIGHT", count=BATCH
             )
             if found:
                 await self._pass_on(found[0], found[1])
         except (RedisError, LedgerUnavailable) as error:
+            if "WRONGTYPE" in str(error):
+                await self._set_aside()
             if not self._away:
                 log.warning("no wake-up is relayed now", error=type(error).__name__)
             self._away = True
@@ -110,15 +118,27 @@ class WakeRelay:
         return 0.0 if self._heard else PAUSE
 
     async def _pass_on(self, key: bytes, items: list[bytes]) -> None:
-        wakes = list(_read(items))
         # kombu publishes synchronously; in a thread, it does not block the loop.
-        sent = await asyncio.to_thread(self._wake, wakes)
-        # One that this broker refuses for ever must not keep the others from their turn: it is put
-        # back only if the broker accepts nothing.
-        self._heard = sent == len(wakes) or await asyncio.to_thread(self._wake.heard)
-        if not self._heard:
-            back = [f"{wake.lane} {wake.member}" for wake in reversed(wakes[sent:])]
-            await self._redis.rpush(key, *back)
+        left = await asyncio.to_thread(self._wake.publish, list(_read(items)))
+        while left:
+            if not await asyncio.to_thread(self._wake.heard):
+                break
+            # A connection may have died, or the broker refuses the first of them for ever: that one
+            # must not keep the others from their turn. Its alarm replaces it.
+            again = await asyncio.to_thread(self._wake.publish, left)
+            left = left[1:] if len(again) == len(left) else again
+        self._heard = not left
+        if left:
+            await self._redis.rpush(key, *[f"{wake.lane} {wake.member}" for wake in left[::-1]])
+
+    async def _set_aside(self) -> None:
+        """Rename keys that stand in the place of a list, and on which every read fails."""
+        with suppress(RedisError):
+            for key in (URGENT_WAKES, WAKES, BULK_WAKES):
+                kind = text(await self._redis.type(key))
+                if kind not in {"list", "none"}:
+                    await self._redis.rename(key, f"{key}.set-aside")
+                    log.error("a key was no list: renamed", key=key, kind=kind)
 
     async def aclose(self) -> None:
         """Close the connection."""

@@ -9,10 +9,10 @@ import json
 import logging
 import re
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache
+from itertools import groupby
 from threading import Lock
 from typing import Any
 from uuid import uuid4
@@ -40,6 +40,7 @@ QUEUES = {
 """The queue of each lane, in the order in which they are consumed."""
 
 _LANES = {queue: lane for lane, queue in QUEUES.items()}
+_ORDER = {lane: number for number, lane in enumerate(QUEUES)}
 
 #: The routing key of a message that only tests whether the broker accepts messages. No queue has
 #: this name.
@@ -84,14 +85,18 @@ class Wakeups:
     def __call__(self, wakes: Iterable[Wake]) -> int:
         """Publish; return the number that was published. Never raises if the broker fails."""
         wakes = list(wakes)
+        return len(wakes) - len(self.publish(wakes))
+
+    def publish(self, wakes: Sequence[Wake]) -> list[Wake]:
+        """The same; return those that were not published."""
+        left = sorted(wakes, key=lambda wake: _ORDER[wake.lane])  # one command for each lane
         started = self._now()
-        if not wakes or started < self._not_before:
-            self._on_published(len(wakes), 0)
-            return 0
-        sent = 0
+        if not left or started < self._not_before:
+            self._on_published(len(left), 0)
+            return left
         try:
-            for taken in self._publish(wakes):
-                sent += taken
+            for taken in self._published(left):
+                del left[:taken]
         except Exception as error:  # noqa: BLE001
             # Any exception: a broker refuses in more ways (READONLY, OOM, a nack, a closed channel)
             # than kombu has classes for, and the ledger has the job in any case.
@@ -100,12 +105,12 @@ class Wakeups:
             self._not_before = now + min(PATIENCE_RATIO * (now - started), LONGEST_PAUSE)
             logger.warning(
                 "the broker did not take %d of %d wake-ups (%s); their alarms will",
-                len(wakes) - sent,
+                len(left),
                 len(wakes),
                 type(error).__name__,
             )
-        self._on_published(len(wakes), sent)
-        return sent
+        self._on_published(len(wakes), len(wakes) - len(left))
+        return left
 
     def envelopes(self, ledger_url: str) -> dict[str, tuple[str, str]]:
         """By lane, the broker's list and a wake-up's envelope; empty if the ledger's server is not
@@ -187,14 +192,14 @@ class Wakeups:
             with suppress(Exception):
                 kept[0].close()
 
-    def _publish(self, wakes: Iterable[Wake]) -> Iterator[int]:
-        """Publish; yield after each step how many more the broker has accepted."""
+    def _published(self, wakes: Sequence[Wake]) -> Iterator[int]:
+        """Publish in order; yield after each step how many more the broker has accepted."""
         put_many = self._put_many()
         if put_many is None:  # RabbitMQ confirms each message
             # A producer out of the pool; the pool replaces one whose connection failed.
             with self._app.producer_or_acquire() as producer:
                 try:
-                    for wake in wakes:
+                    for wake in list(wakes):
                         self._send(wake, producer)
                         yield 1
                 except Exception:
@@ -204,9 +209,10 @@ class Wakeups:
                     raise
             return
         origin = anon_nodename()
-        lanes = defaultdict(list)
-        for wake in wakes:
-            lanes[wake.lane].append(wake.member)
+        lanes = {
+            lane: [wake.member for wake in some]
+            for lane, some in groupby(wakes, key=lambda wake: wake.lane)
+        }
         for lane, members in lanes.items():
             put_many(QUEUES[lane], envelopes(lane, members, origin))
             yield len(members)

@@ -57,6 +57,9 @@ STOPPED = 0.1
 #: endless wait: it is asked every second.
 ANSWERED = 4.0
 
+#: Celery's attribute: whether the prefetch count has its value from before a reconnection.
+RESTORED = "_maximum_prefetch_restored"
+
 #: Seconds between two batches of Celery's events. A batch costs as much as some twenty events.
 EVENTS = 0.1
 
@@ -374,8 +377,8 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
                 self.set_aside(message, f"it could not be checked ({type(error).__name__})")
                 return
             try:
-                if isinstance(message, Wakeup) and self._maximum_prefetch_restored:
-                    # Acknowledging it sends nothing, so Celery's promises have nothing to do.
+                if isinstance(message, Wakeup) and getattr(self, RESTORED, False):
+                    # Acknowledging it sends nothing: Celery's promises would have nothing to do.
                     start = self.strategies[message.headers["task"]]
                     ends = message.ack_log_error, message.reject_log_error
                     start(message, None, *ends, callbacks)

@@ -56,8 +56,8 @@ STREAMS = f"{PREFIX}streams"
 """By the endpoint's name, the streams that workers have announced: `plain <key>`, `sealed
 <key>`."""
 
-WAKES, BULK_WAKES = f"{PREFIX}wakes", f"{PREFIX}wakes:bulk"
-"""Wake-ups that a worker must pass on to the broker: a list of `<lane> <member>`."""
+WAKES, BULK_WAKES, URGENT_WAKES = f"{PREFIX}wakes", f"{PREFIX}wakes:bulk", f"{PREFIX}wakes:urgent"
+"""Wake-ups that a worker must pass on to the broker: lists of `<lane> <member>`."""
 
 #: If more wake-ups than this wait in a lane, no job in it gets another one: twice the default
 #: number of a process's slots.

@@ -196,30 +196,20 @@ end
 -- milliseconds, and a lost one must not block a place for others.
 local KEPT = 2000
 
--- How workers are woken: wake-ups that a worker must pass on to the broker, those of bulk jobs
--- after all others; and by lane the broker's list and the envelope of a wake-up, while workers
+-- How workers are woken: wake-ups that a worker must pass on to the broker, first those for which a
+-- place is kept or somebody waits, and last those of bulk jobs; and by lane the broker's list and the envelope of a wake-up, while workers
 -- announce that the broker is this server. A delivery's lane is 'delivery'.
 local WAKES, WAKING = PREFIX .. 'wakes', PREFIX .. 'waking'
-local BULK_WAKES = WAKES .. ':bulk'
+local BULK_WAKES, URGENT_WAKES = WAKES .. ':bulk', WAKES .. ':urgent'
 
 -- The most wake-ups that wait to be passed on; above that, alarms replace them.
 local MOST_WAKES = 10000
 
--- Let a worker pass a wake-up on to the broker; return false if an alarm must replace it. No list of
--- a wrong type keeps a job from its end. One that is urgent goes before all others: a place is kept
--- for it for a moment, or somebody waits for an event.
-local function relay(member, lane, urgent)
-  local item = lane .. ' ' .. member
-  if urgent then
-    local queued = redis.pcall('RPUSH', WAKES, item)
-    if type(queued) ~= 'number' then return false end
-    if queued <= 2 * MOST_WAKES then return true end
-    redis.pcall('RPOP', WAKES)
-    return false
-  end
-  local list = lane == 'bulk' and BULK_WAKES or WAKES
+-- Let a worker pass a wake-up on to the broker; return false if an alarm must replace it. A list of a
+-- wrong type must not keep a job from its end.
+local function relay(member, lane, list)
   -- Not with `redis.pcall`: a caller without the right to it is refused before anything is written.
-  local well, queued = pcall(function() return redis.call('LPUSH', list, item) end)
+  local well, queued = pcall(function() return redis.call('LPUSH', list, lane .. ' ' .. member) end)
   if well and queued <= MOST_WAKES then return true end
   if well then redis.call('LPOP', list) end
   return false
@@ -268,7 +258,7 @@ local function put(member, name, at, encoded)
   local lane = lane_here(name)
   -- A member that would have to be spelt in another way in JSON is left to a worker.
   if not lane or #member > 200 or member:find('[^%w%.:_~-]') then return false end
-  -- The broker's clients expect a tag of its own for each.
+  -- Our workers give each message a tag of their own when they read it.
   local values, parts = {id = member, tag = member .. '.' .. at}, {}
   if name == 'delivery' then
     values.body = base64('[["' .. member .. '"], {}, {}]')
@@ -285,7 +275,7 @@ end
 -- Wake a worker for a job or a delivery that must not wait: through the broker if it is here,
 -- otherwise through another worker. An alarm remains in case the wake-up is lost.
 local function wake_now(member, lane, at)
-  local woken = put(member, lane, at) or relay(member, lane, true)
+  local woken = put(member, lane, at) or relay(member, lane, URGENT_WAKES)
   alarm(member, woken and at + FIRST_PUSH or at)
 end
 
@@ -471,9 +461,13 @@ local function vacate(member, endpoint, at)
   local _, _, trying, line = endpoint_keys(endpoint)
   redis.call('ZREM', line, member)
   if redis.call('ZREM', trying, member) == 0 then return end
-  local first = redis.call('ZPOPMIN', line)
-  if not first[1] then return end
-  wake_now(first[1], 'delivery', at)
+  local first
+  repeat
+    first = redis.call('ZPOPMIN', line)[1]
+    if not first then return end
+    local seen = peek('HMGET', delivery_key(first), 'state')
+  until seen and seen[1] == 'pending'
+  wake_now(first, 'delivery', at)
 end
 
 -- The end of a failed delivery: no alarm, kept for some time for a person to replay.

@@ -67,7 +67,8 @@ set(id, {due_at = 0}, {
   provider = ARGV[6], account = ARGV[7], key = ARGV[8], lane = ARGV[9], if_exists = ARGV[10],
   reply_to = ARGV[11], metadata = ARGV[12], payload = ARGV[13], trace = ARGV[14],
   by = ARGV[17],
-  wakes = (put(id, ARGV[9], at, ARGV[15]) or relay(id, ARGV[9])) and 1 or 0,
+  wakes = (put(id, ARGV[9], at, ARGV[15])
+    or relay(id, ARGV[9], ARGV[9] == 'bulk' and BULK_WAKES or WAKES)) and 1 or 0,
 })
 alarm(id, at + FIRST_PUSH)
 count('accepted')

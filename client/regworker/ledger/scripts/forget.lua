@@ -18,6 +18,14 @@ if seen ~= ARGV[2] or (job[1] and not job[4]) then return {'stale', state} end
 local first, entries = 5 + 2 * tonumber(ARGV[4]), 0
 for i = 5, first - 1, 2 do entries = entries + redis.call('XDEL', ARGV[i], ARGV[i + 1]) end
 local deliveries, undelivered = 0, 0
+-- Before any of them passes its place on: not to another one that is erased.
+for i = first, #ARGV do
+  local endpoint = redis.call('HMGET', delivery_key(ARGV[i]), 'endpoint')[1]
+  if endpoint then
+    local _, _, _, line = endpoint_keys(endpoint)
+    redis.call('ZREM', line, ARGV[i])
+  end
+end
 for i = first, #ARGV do
   local member = ARGV[i]
   local d = redis.call('HMGET', delivery_key(member), 'state', 'endpoint')
