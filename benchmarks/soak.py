@@ -149,13 +149,15 @@ class Soak:
         Also ends if no result comes for `PATIENCE` seconds: then jobs are lost.
         """
         began = moved = time.monotonic()
-        done = self._books.done
-        while self._books.done < self._books.last and time.monotonic() < moved + PATIENCE:
+        done, over = self._books.done, False
+        while not over:
             time.sleep(every)
             if feeding.done():
                 feeding.result()
             if self._books.done > done:
                 moved, done = time.monotonic(), self._books.done
+            # Before the last sample, which is to show all that came.
+            over = self._books.done >= self._books.last or time.monotonic() > moved + PATIENCE
             yield self._sample(time.monotonic() - began)
 
     def rest(self, most: int | None = None) -> int:
