@@ -20,7 +20,7 @@ from regworker.sealing.keyring import Keyring
 from regworker.settings import Settings
 from tests.integration.brokers import BROKERS, Broken, Message, body, broken
 from tests.integration.entry_points import id_of, plain_client, refusals
-from tests.integration.installation import KEYS, PACE, PATIENCE, Installation
+from tests.integration.installation import KEYS, PATIENCE, Installation
 from tests.integration.jobs import ACTOR, email_of, open2b, skypostal
 from tests.rabbitmq import amqp_url, borrowed
 from worker.broker.wakeups import CANCEL, REGISTER, REQUESTS
@@ -105,17 +105,6 @@ def test_a_job_is_taken_in_any_form_that_clients_send(entry_point: Broken, form:
     FORMS[form](entry_point, job)
     registered(entry_point.here, job)
     entry_point.goes_on()
-
-
-def test_a_request_is_taken_however_many_wake_ups_came_before(entry_point: Broken) -> None:
-    """None of them counts as under way for ever: a worker takes no more requests than slots."""
-    here = entry_point.here
-    slots = int(PACE["concurrency"])
-    for receipt in list(here.producer.enqueue_many(skypostal() for _ in range(3 * slots))):
-        here.producer.wait(receipt.job_id, PATIENCE)  # type: ignore[union-attr]
-    job = open2b()
-    sent(entry_point, REGISTER, job)
-    registered(here, job)
 
 
 def test_a_job_is_taken_back_by_a_task(entry_point: Broken) -> None:

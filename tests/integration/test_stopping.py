@@ -23,6 +23,7 @@ from tests.integration.jobs import email_of, skypostal
 from tests.rabbitmq import borrowed
 from worker.broker.redis_transport import _Connection
 from worker.broker.wake_relay import WakeRelay
+from worker.broker.wakeups import QUEUES
 from worker.cli.local import stack
 from worker.process.runtime import _end, _forever
 
@@ -238,6 +239,16 @@ def test_a_worker_ends_whenever_its_broker_falls_silent(
         here.workers[0].terminate()
         assert here.workers[0].wait(PATIENCE) == 0
         here.wait_for_line("worker stopped")
+
+
+def test_a_worker_that_stops_puts_back_no_wake_up_that_it_has_used(tmp_path: Path) -> None:
+    """Each is acknowledged as soon as its task starts, so that none is kept."""
+    with installation(tmp_path, broker_url="") as here:
+        for receipt in list(here.producer.enqueue_many(skypostal() for _ in range(20))):
+            here.producer.wait(receipt.job_id, PATIENCE)  # type: ignore[union-attr]
+        here.workers[0].terminate()
+        assert here.workers[0].wait(PATIENCE) == 0
+        assert here.ledger.ask(lambda redis: redis.exists(*QUEUES.values())) == 0
 
 
 def test_a_worker_finishes_its_calls_at_sigquit(tmp_path: Path) -> None:

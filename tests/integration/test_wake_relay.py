@@ -540,6 +540,18 @@ def test_the_same_for_a_real_broker_that_is_away(
         assert client.llen(QUEUES["live"]) == 1
 
 
+def test_a_form_that_no_worker_would_announce_is_not_filled_in(
+    ledger: SyncLedger, redis_url: str
+) -> None:
+    """A large one would hold the server at each wake-up."""
+    opened(ledger, redis_url)
+    for form in (f"{QUEUES['live']}\n" + "a$id$" * 1000, "no list", "\n$id$"):
+        ledger.redis.hset(WAKING, "live", form)
+        enqueue(ledger, form[-9:])
+    assert len(relayed(ledger)) == 3
+    assert not ledger.redis.exists(QUEUES["live"], "")
+
+
 @pytest.mark.parametrize("length", range(9))
 def test_a_wake_up_of_any_length_is_encoded(
     ledger: SyncLedger, redis_url: str, length: int

@@ -95,7 +95,7 @@ class Wakeups:
             self._on_published(len(left), 0)
             return left
         try:
-            for taken in self._published(left):
+            for taken in self._published(tuple(left)):
                 del left[:taken]
         except Exception as error:  # noqa: BLE001
             # Any exception: a broker refuses in more ways (READONLY, OOM, a nack, a closed channel)
@@ -199,7 +199,7 @@ class Wakeups:
             # A producer out of the pool; the pool replaces one whose connection failed.
             with self._app.producer_or_acquire() as producer:
                 try:
-                    for wake in list(wakes):
+                    for wake in wakes:
                         self._send(wake, producer)
                         yield 1
                 except Exception:
@@ -209,11 +209,8 @@ class Wakeups:
                     raise
             return
         origin = anon_nodename()
-        lanes = {
-            lane: [wake.member for wake in some]
-            for lane, some in groupby(wakes, key=lambda wake: wake.lane)
-        }
-        for lane, members in lanes.items():
+        for lane, some in groupby(wakes, key=lambda wake: wake.lane):
+            members = [wake.member for wake in some]
             put_many(QUEUES[lane], envelopes(lane, members, origin))
             yield len(members)
 

@@ -117,7 +117,7 @@ class Publication:
 
     @property
     def size(self) -> int:
-        """What it adds to a call, in bytes: it is written for each endpoint."""
+        """What it adds to a call, in bytes; writing it for an endpoint counts as a KiB."""
         each = 1024 * len(self.endpoints)
         return len(self.event) + len(self.sealed) + len(self.kept) + each
 

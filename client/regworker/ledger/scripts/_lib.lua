@@ -197,8 +197,9 @@ end
 local KEPT = 2000
 
 -- How workers are woken: wake-ups that a worker must pass on to the broker, first those for which a
--- place is kept or somebody waits, and last those of bulk jobs; and by lane the broker's list and the envelope of a wake-up, while workers
--- announce that the broker is this server. A delivery's lane is 'delivery'.
+-- place is kept or somebody waits, and last those of bulk jobs; and by lane the broker's list and
+-- the envelope of a wake-up, while workers announce that the broker is this server. A delivery's
+-- lane is 'delivery'.
 local WAKES, WAKING = PREFIX .. 'wakes', PREFIX .. 'waking'
 local BULK_WAKES, URGENT_WAKES = WAKES .. ':bulk', WAKES .. ':urgent'
 
@@ -234,13 +235,14 @@ end
 
 -- By lane, its list at the broker, and the parts of a wake-up's envelope between the values; false
 -- if the broker is not here.
-local LANES = {}
+local LANES, LONGEST_FORM = {}, 4096
 local function lane_here(name)
   local lane = LANES[name]
   if lane ~= nil then return lane end
   local announced = (peek('HMGET', WAKING, name) or {})[1] or ''
-  local list, form = announced:match('^([^\n]+)\n(.*)$')
-  lane = list and {list = list} or false
+  -- Workers announce some hundred bytes; filling in a junk form of a megabyte holds the server.
+  local list, form = announced:sub(1, LONGEST_FORM):match('^([^\n]+)\n(.*)$')
+  lane = list and #announced < LONGEST_FORM and {list = list} or false
   if lane then
     local last = 1
     for from, value, to in form:gmatch('()%$(%w+)%$()') do
