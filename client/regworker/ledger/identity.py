@@ -5,6 +5,7 @@ worker checks the server whenever it connects, before it sends a claim. In doubt
 before they are sent: lost data costs a lookup, never a second customer.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import redis.asyncio
@@ -27,6 +28,9 @@ MARGIN = 120.0
 KEPT = 86400.0
 
 
+#: Before a worker's first claim.
+NO_CLAIM = ("", 0)
+
 #: Replaces a run id that is not shown.
 HIDDEN = "hidden"
 
@@ -37,10 +41,19 @@ def hidden(error: ResponseError) -> bool:
 
 
 class Memory:
-    """What a worker process remembers of the ledger, to notice lost data."""
+    """What a worker process remembers of the ledger, to notice lost data: its last mark, and its
+    last claim since then."""
 
-    def __init__(self, name: str, wanted: Wanted) -> None:
-        """`name`: the unique name of this process."""
+    def __init__(
+        self,
+        name: str,
+        wanted: Wanted,
+        last_claim: Callable[[], tuple[str, int]] = lambda: NO_CLAIM,
+    ) -> None:
+        """`name`: the unique name of this process. `last_claim`: job id and fence of the last claim
+        under which something may have been sent."""
+        self._last_claim = last_claim
+        self._marked = NO_CLAIM
         self._keys = (IDENTITY, f"{PREFIX}mark:{name}")
         self._wanted = wanted
         self._mark = 0
@@ -62,10 +75,12 @@ class Memory:
         always = await _always(connection)
         self._may_ask = always is not None
         self._keeps = int(info.get("aof_enabled", "0")) * (always or 0)
-        answer = await _ask(
-            connection, "EVAL", source, 3, *self._keys, ABSENT, *self._said(), info["run_id"]
-        )
-        return self._heard(answer)
+        claim = self._last_claim()
+        if claim == self._marked:
+            # A mark that followed it proves as much, also once the job's record is deleted.
+            claim = NO_CLAIM
+        said = (*self._said(), info["run_id"], *claim)
+        return self._heard(await _ask(connection, "EVAL", source, 3, *self._keys, ABSENT, *said))
 
     async def look(self, redis: "redis.asyncio.Redis") -> None:
         """Check again whether the server syncs before it answers: that can be changed while it
@@ -88,8 +103,14 @@ class Memory:
 
         Reads whether jobs are in doubt from now on, like `greet`.
         """
+        claim = self._last_claim()
+
+        def heard(answer: Any) -> bool:
+            self._marked = claim
+            return self._heard(answer)
+
         # Marked as durable, so that it is sent after a greeting, like claims.
-        return Command("identity", self._keys, self._said(), self._heard, durable=True)
+        return Command("identity", self._keys, self._said(), heard, durable=True)
 
     def _said(self) -> tuple[int, ...]:
         return (self._mark, ms(KEPT), self._wanted.replicas, self._keeps, ms(FRESH), ms(MARGIN))

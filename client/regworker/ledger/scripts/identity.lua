@@ -2,17 +2,18 @@
 -- KEYS: identity, the worker's own mark
 -- ARGV: the mark that the worker remembers, how long it and the number of replicas are kept (ms),
 --       how many replicas must have the worker's writes, kept ('1': writes are on disk before they
---       are answered), fresh_ms, margin_ms, then, for a new connection, the server's run id; for a
---       heartbeat none
+--       are answered), fresh_ms, margin_ms, then, for a new connection, the server's run id, and
+--       job id and fence of a claim that the worker remembers ('', 0: none); for a heartbeat none
 -- Returns {mark, doubted (1 | 0)}. A restarted server has a run id that the ledger does not know
 -- yet, and a promoted one has its primary's replication id as its second. Then, unless it is sure
 -- that nothing is lost, each job that was accepted until now plus a margin is looked up before it
 -- is sent (`claim`). Two cases are sure. First, a recent restart of a server that syncs before it
 -- answers and had no replica (which might have been started as the primary). Second, a replica in
 -- its primary's place, if recent workers waited for all replicas: while one is promoted, a live
--- primary may continue with another. A mark below the one that its worker remembers proves a loss.
+-- primary may continue with another. A mark below the one that its worker remembers proves a loss,
+-- and so does a claim that is not in the ledger.
 local at, remembered, waits, kept = now(), tonumber(ARGV[1]), tonumber(ARGV[3]), ARGV[4]
-local fresh_ms, run = tonumber(ARGV[5]), ARGV[7]
+local fresh_ms, run, claimed, fence = tonumber(ARGV[5]), ARGV[7], ARGV[8] or '', tonumber(ARGV[9] or 0)
 local seen = redis.call('HMGET', KEYS[1], 'run_id', 'replid', 'kept', 'heard_at', 'doubted_run', 'replicas',
   'unwaited_at', 'replicas_at')
 local mark, doubted = tonumber(redis.call('GET', KEYS[2]) or 0), 0
@@ -20,7 +21,12 @@ local said = redis.pcall('INFO', 'replication') -- hidden by some managed servic
 if type(said) ~= 'string' then said = '' end
 local replid, before = said:match('master_replid:(%x+)') or '', said:match('master_replid2:(%x+)') or ''
 -- A server that hides its ids has the same ones after each failover.
-local doubtful = run and mark < remembered and (seen[5] ~= run or run == 'hidden')
+local lost = mark < remembered
+if claimed ~= '' then
+  local held = redis.pcall('HMGET', job_key(claimed), 'fence')
+  lost = lost or (tonumber(held[1] or 0) or 0) < fence
+end
+local doubtful = run and lost and (seen[5] ~= run or run == 'hidden')
 -- A primary that was demoted and promoted again keeps its run id, but has another server's data.
 local promoted = before:find('[^0]')
 if seen[1] and (run and seen[1] ~= run or promoted and seen[2] ~= replid) then
