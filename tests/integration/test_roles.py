@@ -1,5 +1,6 @@
 """Each role's rights on a real server suffice for its work and allow nothing else."""
 
+import asyncio
 import json
 import os
 import subprocess
@@ -15,6 +16,8 @@ import redis
 from celery import Celery
 
 from regworker.domain.job import canonical
+from regworker.ledger import AsyncLedger
+from regworker.ledger.transitions import WAKES
 from regworker.producer import Producer
 from regworker.results import ResultConsumer
 from regworker.sealing import seals
@@ -28,6 +31,8 @@ from tests.integration.installation import (
     installation,
 )
 from tests.integration.jobs import open2b, skypostal
+from worker.broker.wake_relay import WakeRelay
+from worker.broker.wakeups import QUEUES
 from worker.cli.local import stack
 from worker.monitoring.overview import Observer
 from worker.operations.roles import ROLES
@@ -178,6 +183,26 @@ def regworker(here: Installation, role: str, *arguments: str) -> str:
 def test_an_operator_runs_every_command(here: Installation, command: str) -> None:
     """Commands that read; pause and resume are tested elsewhere."""
     regworker(here, "operator", *command.split())
+
+
+def test_a_worker_sets_aside_what_stands_in_the_place_of_its_lists(here: Installation) -> None:
+    """At the broker, and at a ledger beside a broker of another kind."""
+    admin: Any = here.ledger.redis
+    for key in (QUEUES["bulk"], WAKES):
+        admin.delete(key)
+        admin.set(key, "junk")
+    stack.until(lambda: admin.exists(f"{QUEUES['bulk']}.set-aside"), "the rename", PATIENCE)
+
+    async def relay() -> None:
+        own = AsyncLedger(url(here, "worker"))
+        it = WakeRelay(own, None, url(here, "worker"), dict)  # type: ignore[arg-type]
+        await it.relay_once()
+        await it.aclose()
+        await own.aclose()
+
+    asyncio.run(relay())
+    assert admin.get(f"{WAKES}.set-aside") == b"junk"
+    admin.delete(f"{QUEUES['bulk']}.set-aside", f"{WAKES}.set-aside")
 
 
 def test_an_operator_exports_and_erases(here: Installation) -> None:

@@ -160,6 +160,7 @@ ROLES: tuple[Role, ...] = (
                 "scard",
                 "hgetall",
                 "hvals",
+                "rename",
             ),
         ),
         (
