@@ -21,7 +21,7 @@ from regworker.domain.job import Job
 from regworker.domain.states import FINAL, PARKED, UNFINISHED, State, may
 from regworker.ledger import Command
 from regworker.ledger.calls import scripts
-from regworker.ledger.records import Claim, Record, pairs
+from regworker.ledger.records import USUAL, Claim, Record, pairs
 from regworker.ledger.snapshot import LATER, OPEN, place
 from regworker.ledger.transitions import (
     ALARMS,
@@ -304,7 +304,8 @@ class Books(RuleBasedStateMachine):
 
     def check_index(self) -> None:
         """The indexes by which jobs are counted agree with the jobs' records."""
-        jobs = {id_: job for id_, job in self.seen.jobs.items() if job["state"] not in FINAL}
+        unfinished = (one for one in self.seen.jobs.items() if one[1]["state"] not in FINAL)
+        jobs = {id_: {**USUAL, **job} for id_, job in unfinished}
         assert self.seen.open == {
             id_: place(State(job["state"]), job["lane"], int(job["accepted_at"]))
             for id_, job in jobs.items()

@@ -134,7 +134,7 @@ class Record:
 
 
 USUAL = {"lane": "live", "if_exists": "reject", "reply_to": '["results"]', "metadata": "{}"}
-"""The values of most jobs, which the record of a finished job omits; the same in `_lib.lua`."""
+"""The values of most jobs, which their records omit; the same in `_lib.lua`."""
 
 _STATES = {str(state): state for state in State}
 

@@ -76,7 +76,7 @@ local function table_of(flat)
   return found
 end
 
--- What most jobs have. The record of a finished job keeps only what differs.
+-- What most jobs have. A record keeps only what differs.
 local USUAL = {lane = 'live', if_exists = 'reject', reply_to = '["results"]', metadata = '{}'}
 
 -- The fields of a job's record that transitions use: texts, '' if missing, and numbers, 0 if
@@ -426,9 +426,6 @@ local function finish(id, job, at, state, retention, args, from, changes)
   -- The payload must not outlive its job; the other fields are no longer needed.
   local gone = {'payload', 'token', 'leased_by', 'lease_until', 'claimed_at', 'slot_at', 'wakes',
     'asks', 'due_at', 'settle_until', 'trace', 'epoch'}
-  for name, usual in pairs(USUAL) do
-    if job[name] == usual then gone[#gone + 1] = name end
-  end
   redis.call('HDEL', job_key(id), unpack(gone))
   changes.state, changes.finished_at, changes.event = state, at, args[from + 4]
   changes.fingerprint = shortened(job.fingerprint)

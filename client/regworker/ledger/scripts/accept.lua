@@ -60,8 +60,10 @@ if missing[1] then
   if missing[1] then return {'unconfigured', missing, known} end
 end
 local wait = tonumber(ARGV[3])
+local fresh = {due_at = 0}
+for name, usual in pairs(USUAL) do fresh[name] = usual end
 -- It has one wake-up already: in a full lane another would only double the backlog.
-set(id, {due_at = 0}, {
+set(id, fresh, {
   state = 'queued', ticket = ARGV[2], fingerprint = ARGV[FIRST], accepted_at = at,
   deadline_at = wait > 0 and at + wait or tonumber(ARGV[4]), log = noted('', at, 'accepted'),
   provider = ARGV[6], account = ARGV[7], key = ARGV[8], lane = ARGV[9], if_exists = ARGV[10],

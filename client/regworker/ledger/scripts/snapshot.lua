@@ -22,7 +22,7 @@ for state, rank in pairs(RANKS) do
     if oldest[1] then
       found[4] = tonumber(oldest[2]) - low
       local seen = peek('HMGET', job_key(oldest[1]), 'state', 'lane') or {}
-      if seen[1] ~= state or seen[2] ~= lane then astray[#astray + 1] = oldest[1] end
+      if seen[1] ~= state or (seen[2] or USUAL.lane) ~= lane then astray[#astray + 1] = oldest[1] end
     end
     if state == 'queued' then found[5] = between(KEYS[2], low + at + 1, low + RANK) end
     jobs[#jobs + 1] = found
