@@ -142,7 +142,7 @@ class Cli:
         ):
             ended = run(list(arguments))
         assert code is None or ended == code, complained.getvalue()
-        return printed.getvalue() + (complained.getvalue() if code else "")
+        return printed.getvalue() + ("" if code == 0 else complained.getvalue())
 
     def json(self, *arguments: str, code: int | None = 0) -> list[dict[str, Any]]:
         """Run a command with `--json`; return the objects that it printed."""

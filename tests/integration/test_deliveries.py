@@ -363,6 +363,34 @@ def test_an_endpoint_is_disabled_once_and_told_of_once(shop: SyncLedger) -> None
     assert not crm(shop).disabled
 
 
+def test_an_old_410_does_not_disable_an_endpoint_that_was_enabled_since(
+    shop: SyncLedger, redis_url: str
+) -> None:
+    """Its request was sent before the receiver was repaired; the delivery is tried again."""
+    a, b = due(shop, "a", "b")
+
+    class Repaired(Says):
+        async def publish(self, *args: Any, **more: Any) -> Delivered:
+            """Meanwhile another is refused, and an operator repairs the receiver."""
+            shop(disable(crm(shop), "HTTP 410", EVENT, only_if_failing=False))
+            shop(enable("crm"))
+            return await super().publish(*args, **more)
+
+    async def work() -> str:
+        ledger = AsyncLedger(redis_url)
+        publisher = Repaired(Gone("HTTP 410"))
+        said = await Deliveries(ledger, KEYRING, {"crm": publisher}, RULES)(a)
+        await ledger.aclose()
+        return said
+
+    assert asyncio.run(work()) == "pending: HTTP 410"
+    assert not crm(shop).disabled
+    assert record(shop, b)["state"] == "pending"
+    shop.redis.hset(delivery_key(a), "due_at", 0)
+    assert asyncio.run(_once(redis_url, a, Gone("HTTP 410"))).startswith("dead"), "a new one does"
+    assert crm(shop).disabled
+
+
 def test_what_is_being_tried_when_its_endpoint_is_disabled_settles_itself(
     shop: SyncLedger,
 ) -> None:

@@ -13,7 +13,7 @@ from regworker.domain.outcome import Code, Fault, Registered
 from regworker.domain.states import State
 from regworker.event_builder import EventBuilder
 from regworker.ledger import SyncLedger, replication
-from regworker.ledger.admin import Limits, announce, redrive
+from regworker.ledger.admin import Limits, announce, hold, redrive
 from regworker.ledger.calls import scripts
 from regworker.ledger.identity import IDENTITY
 from regworker.ledger.records import (
@@ -53,6 +53,7 @@ from regworker.ledger.transitions import (
 from regworker.sealing import seals
 from regworker.sealing.keyring import Keyring
 from regworker.settings import Settings
+from tests.integration.jobs import ACTOR
 from tests.integration.outbox import woken
 
 DAY = 86_400.0
@@ -251,8 +252,7 @@ def test_a_record_holds_nothing_that_nobody_needs(shop: SyncLedger) -> None:
     expected = {b"state", b"provider", b"account", b"key"}
     expected |= {b"accepted_at", b"deadline_at", b"log", b"ticket", b"fingerprint"}
     queued: Any = shop.redis.hgetall(key)
-    usual = {name.encode() for name in USUAL}
-    assert set(queued) == expected | usual | {b"payload", b"wakes"}
+    assert set(queued) == expected | {b"payload", b"wakes"}
     concluded(shop, claimed(shop), "registered")
     over: Any = shop.redis.hgetall(key)
     assert set(over) == expected | {b"attempts", b"fence", b"finished_at", b"settled", b"event"}
@@ -269,7 +269,7 @@ def test_a_record_of_a_job_that_is_over_is_small(shop: SyncLedger) -> None:
     assert sum(len(name) + len(value) for name, value in found.items()) < 780
 
 
-def test_what_an_ended_record_leaves_out_is_what_most_jobs_say() -> None:
+def test_what_a_record_leaves_out_is_what_most_jobs_say() -> None:
     """The model, the reader of records and the script that omits them agree on the values."""
     names = ("lane", "if_exists", "reply_to", "metadata")
     given = job(reply_to=("results",))
@@ -813,3 +813,34 @@ def test_the_timeline_does_not_grow_without_end(shop: SyncLedger, accepted: Reco
     timeline = record(shop).timeline
     assert len(timeline) == 40
     assert timeline[-1][1].startswith("queued")
+
+
+# -- an account is held ----------------------------------------------------------------------------
+
+
+def test_the_batches_of_a_resume_do_not_undo_what_others_do_meanwhile(ledger: SyncLedger) -> None:
+    """A pause, or credentials that are refused again; it is in the audit log once."""
+    serve(ledger, cap=1)
+    account = account_key("acme", "default")
+    waiting = "{reg}:waiting:acme:default"
+    for others in ("pause", "refused"):
+        ledger(hold(("acme", "default"), "pause", "first", actor=ACTOR))
+        ledger.redis.zadd(waiting, {f"job{number}": number for number in range(9)})
+        resume = hold(("acme", "default"), "resume", "", 2, actor=ACTOR)
+        assert [ledger(resume), ledger(resume)] == [2, 2]
+        if others == "pause":
+            mine = hold(("acme", "default"), "pause", "mine", actor=ACTOR)
+            ledger(mine)
+            assert ledger(resume) == 0, "no job is released into the pause"
+            assert ledger.redis.hmget(account, "paused", "reason") == [b"1", b"mine"]
+            ledger(hold(("acme", "default"), "resume", "", 0, actor=ACTOR))
+            ledger(mine)
+            assert ledger.redis.hget(account, "paused") == b"0", "nor does a pause's repeat"
+        else:
+            ledger.redis.hset(account, "breaker", "refused")
+            assert ledger(resume) == 2
+            assert ledger.redis.hget(account, "breaker") == b"refused"
+        ledger.redis.delete(waiting)
+    acts: Any = ledger.redis.xrange("{reg}:audit")
+    done = [fields[b"what"].decode().removeprefix("account.") for _, fields in acts]
+    assert done == ["pause", "resume", "pause", "resume", "pause", "resume"]

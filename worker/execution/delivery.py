@@ -103,9 +103,12 @@ class Deliveries:
         began = steady()
         came = await self._try(delivery)
         took = steady() - began
-        if isinstance(came, Gone):
-            # First: if the worker dies in between, the delivery finds its endpoint disabled.
-            await self._disable(delivery.endpoint, came.reason)
+        # First: if the worker dies in between, the delivery finds its endpoint disabled.
+        if isinstance(came, Gone) and not await self._disable(
+            delivery.endpoint, came.reason, disables=delivery.disables
+        ):
+            # It was enabled after this request was sent: an operator has repaired it.
+            came = Later(came.reason)
         tried = await self._settle(delivery, came)
         self._meter.delivered(delivery.endpoint, tried.state, took)
         longest = self._rules.disable_after.get(delivery.endpoint, 0.0)
@@ -191,17 +194,26 @@ class Deliveries:
     def _jitter(self) -> float:
         return 1 + JITTER * (2 * self._rules.chance() - 1)
 
-    async def _disable(self, name: str, why: str, *, only_if_failing: bool = False) -> None:
-        """Send nothing more to an endpoint, publish an event about it, and give up its
-        deliveries."""
+    async def _disable(
+        self, name: str, why: str, *, disables: int | None = None, only_if_failing: bool = False
+    ) -> bool:
+        """Send nothing more to an endpoint, publish an event about it, and give up its deliveries;
+        False: it is enabled.
+
+        `disables`: not if it was disabled more often than that, and enabled again.
+        """
         seen = await self._ledger(look_at_endpoint(name))
         if not seen.disabled:
+            if disables not in {None, seen.disables}:
+                return False
             publication = self._told(seen, why)
             command = disable(seen, why, publication, only_if_failing=only_if_failing)
-            if await self._ledger(command, patience=60):
-                alert("endpoint disabled", kind="endpoint", endpoint=name, reason=why)
+            if not await self._ledger(command, patience=60):
+                return False
+            alert("endpoint disabled", kind="endpoint", endpoint=name, reason=why)
         while await self._ledger(bury(name, BATCH)):
             pass
+        return True
 
     def _told(self, seen: EndpointState, why: str) -> Publication:
         event = Notice(

@@ -12,6 +12,7 @@ from regworker import tls
 from regworker.addresses import unquoted
 from regworker.announced import accounts_of, check_key
 from regworker.domain.errors import SettingsError
+from regworker.ledger.records import number
 from regworker.ledger.snapshot import Snapshot
 from regworker.settings import Settings, WebhookEndpoint, variable
 from regworker.settings.account_ledgers import AccountLedgers
@@ -138,6 +139,27 @@ def encryption(settings: Settings) -> list[Finding]:
     return found or [Finding("ok", "encryption", well)]
 
 
+#: Whoever has access to the ledger may have written anything there.
+CORRECT_KEY = "look at the key's type and content; delete it, or rename it to keep it for a search"
+
+
+def unreadable(keys: Sequence[str]) -> Finding:
+    """Records and counters that cannot be read, and count as empty."""
+    if not keys:
+        return Finding("ok", "records", "all can be read")
+    named = ", ".join(keys[:_NAMED]) + (", ..." if len(keys) > _NAMED else "")
+    return Finding("warning", "records", f"{len(keys)} cannot be read: {named}", CORRECT_KEY)
+
+
+def wrong_key(part: str, error: str) -> Finding:
+    """A part of the ledger that the server could not read for this check."""
+    return Finding("unsafe", f"ledger: {part}", error, CORRECT_KEY)
+
+
+#: Unreadable keys that are named; a list may have very many.
+_NAMED = 5
+
+
 def alarms(overdue: float) -> Finding:
     """How late the oldest alarm is; seconds, negative if none is due."""
     if overdue < LATE:
@@ -240,7 +262,7 @@ def plain_input(marks: Mapping[str, str], at: float, period: float, replicas: in
             f"allow workers to run INFO, BGREWRITEAOF and BGSAVE, or run these yourself; or {seal}"
         )
         return Finding("warning", subject, f"keep plain registrations: {why}", advice)
-    since = (at - float(marks.get("since", at))) / 1000
+    since = (at - (number(marks["since"]) if "since" in marks else at)) / 1000
     if since and not period:
         advice = f"set {variable('rewrite_period')}; or {seal}"
         return Finding(

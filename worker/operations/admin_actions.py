@@ -236,16 +236,8 @@ class AdminActions:
 
         `ways`: also test each account with a harmless lookup at its provider.
         """
-        ledger = self._ledger
         try:
-            info = ledger.ask(lambda redis: look_at_server(redis, self._settings.replicas), 3)
-            seen = whole(ledger, 3)
-            names = ledger.ask(announced, 3)
-            plain: Any = ledger.ask(lambda redis: redis.hgetall(PLAIN), 3)
-            kid = self._keyring.kids[0]
-            sealed = ledger(ledger_seals(kid), 3)
-            refused = ledger(lacking(), 3)
-            readers = [one for name in streams(ledger) for one in consumer_groups(ledger, name)]
+            findings = self._ledgers_findings()
         except SettingsError as error:
             [(name, what)] = error.problems
             return [doctor.Finding("unsafe", "ledger", what, f"change {name}")]
@@ -257,31 +249,60 @@ class AdminActions:
                     "unsafe", "ledger", str(error), "start the server, or set its address"
                 )
             ]
-        findings = doctor.server(info, self._settings.replicas, self._settings.durability)
-        findings += availability.examine(
-            ledger.redis, info, self._settings.replicas, self._settings.redis_url
-        )
-        findings.append(doctor.rights(refused))
         findings += doctor.pace(self._settings)
         findings += doctor.encryption(self._settings)
-        findings.append(doctor.alarms(seen.overdue_by))
-        findings.append(doctor.announced(names, seen))
-        findings.append(doctor.sealing_key(self._keyring.marks[0], names))
-        findings += doctor.lacking(seen, names)
-        findings += doctor.of_another_ledger(self._settings, seen, names)
-        findings.append(doctor.waiting_for_a_person(seen.reviews))
-        findings.append(doctor.seals(kid, sealed))
-        marks, now = {text(k): text(v) for k, v in plain.items()}, ledger.now()
-        period, replicas = (
-            self._settings.rewrite_period,
-            int(info.get("connected_slaves", info.get(ONLINE, 0))),
-        )
-        findings.append(doctor.plain_input(marks, now, period, replicas))
-        findings += [doctor.account(f"{a.provider}/{a.account}", a.breaker, a.paused, a.reason)
-                     for a in seen.accounts]  # fmt: skip
-        findings += [doctor.consumer_group(g.name, g.stream, g.behind, g.lag) for g in readers]
         findings += self._broker()
         findings += self._ways() if ways else []
+        return findings
+
+    def _ledgers_findings(self) -> list[doctor.Finding]:
+        """What the ledger shows. Each part is looked at by itself: a key that cannot be read is a
+        finding, and hides no other."""
+        ledger, settings = self._ledger, self._settings
+        info = ledger.ask(lambda redis: look_at_server(redis, settings.replicas), 3)
+        findings = doctor.server(info, settings.replicas, settings.durability)
+        findings += availability.examine(ledger.redis, info, settings.replicas, settings.redis_url)
+
+        def by_workers() -> Iterator[doctor.Finding]:
+            names = ledger.ask(announced, 3)
+            yield doctor.sealing_key(self._keyring.marks[0], names)
+            seen = whole(ledger, 3)
+            yield doctor.unreadable(seen.unreadable)
+            yield doctor.alarms(seen.overdue_by)
+            yield doctor.announced(names, seen)
+            yield from doctor.lacking(seen, names)
+            yield from doctor.of_another_ledger(settings, seen, names)
+            yield doctor.waiting_for_a_person(seen.reviews)
+            for one in seen.accounts:
+                name = f"{one.provider}/{one.account}"
+                yield doctor.account(name, one.breaker, one.paused, one.reason)
+
+        def by_keys() -> Iterator[doctor.Finding]:
+            kid = self._keyring.kids[0]
+            yield doctor.seals(kid, ledger(ledger_seals(kid), 3))
+
+        def by_files() -> Iterator[doctor.Finding]:
+            plain: Any = ledger.ask(lambda redis: redis.hgetall(PLAIN), 3)
+            marks = {text(name): text(mark) for name, mark in plain.items()}
+            replicas = int(info.get("connected_slaves", info.get(ONLINE, 0)))
+            yield doctor.plain_input(marks, ledger.now(), settings.rewrite_period, replicas)
+
+        def by_readers() -> Iterator[doctor.Finding]:
+            for stream in streams(ledger):
+                for one in consumer_groups(ledger, stream):
+                    yield doctor.consumer_group(one.name, one.stream, one.behind, one.lag)
+
+        def by_rights() -> Iterator[doctor.Finding]:
+            refused = ledger(lacking(), 3)
+            yield doctor.rights(refused)
+
+        for look_at in (by_rights, by_workers, by_keys, by_files, by_readers):
+            try:
+                findings.extend(look_at())
+            except NoPermissionError:
+                raise
+            except ResponseError as error:
+                findings.append(doctor.wrong_key(look_at.__name__.removeprefix("by_"), str(error)))
         return findings
 
     def close(self) -> None:

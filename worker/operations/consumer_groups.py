@@ -42,10 +42,12 @@ def groups(ledger: SyncLedger, stream: str) -> list[ConsumerGroup]:
         if not any(one in str(error) for one in ("no such key", "WRONGTYPE")):
             raise
         return []
-    return [_group(ledger, stream, one) for one in found]
+    there = (_group(ledger, stream, one) for one in found)
+    return [one for one in there if one is not None]
 
 
-def _group(ledger: SyncLedger, stream: str, info: Mapping[str, Any]) -> ConsumerGroup:
+def _group(ledger: SyncLedger, stream: str, info: Mapping[str, Any]) -> ConsumerGroup | None:
+    """A group; None if it was dropped meanwhile."""
     name = text(info["name"])
     last = text(info["last-delivered-id"])
 
@@ -56,7 +58,12 @@ def _group(ledger: SyncLedger, stream: str, info: Mapping[str, Any]) -> Consumer
         pipeline.xinfo_consumers(stream, name)
         return pipeline.execute()
 
-    (seconds, micros), pending, consumers = ledger.ask(look)
+    try:
+        (seconds, micros), pending, consumers = ledger.ask(look)
+    except ResponseError as error:
+        if "NOGROUP" not in str(error):
+            raise
+        return None
     oldest = pending["min"] or ledger(edge(stream, last))
     now = seconds + micros / 1e6
     since = int(text(oldest).partition("-")[0]) / 1000 if oldest else now

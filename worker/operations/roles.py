@@ -82,7 +82,8 @@ class Role:
             yield from (found.lower() for found in _CALL.findall(scripts()[name]))
 
 
-_CALL = re.compile(r"redis\.p?call\('([A-Z]+)'")
+#: A call of a command, directly or by a function that tolerates keys of a wrong type.
+_CALL = re.compile(r"(?:redis\.p?call|peek|size|all|named)\((?:unreadable, )?'([A-Z]+)'")
 
 ROLES: tuple[Role, ...] = (
     Role(

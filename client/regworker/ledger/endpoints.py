@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from regworker.domain.actor import Actor, packed
-from regworker.ledger.records import Flat, pairs, text
+from regworker.ledger.records import Flat, number, pairs, text
 from regworker.ledger.transitions import ALARMS, DEAD, PREFIX, Command, Publication, ms
 
 
@@ -65,7 +65,7 @@ class EndpointState:
             in_line=int(answer[3]),
             disabled=found.get("disabled") == "1",
             why=found.get("why", ""),
-            **{one: int(found.get(one) or 0) for one in numbers},
+            **{one: number(found.get(one)) for one in numbers},
         )
 
 
@@ -97,7 +97,7 @@ class Waiting:
         if values[3] is None:
             return None
         found = {name: text(one or b"") for name, one in zip(cls.FIELDS, values, strict=True)}
-        number = {name: int(found[name] or 0) for name in _NUMBERS}
+        numbers = {name: number(found[name]) for name in _NUMBERS}
         return cls(
             id=id_,
             job_id=found["job"],
@@ -105,7 +105,7 @@ class Waiting:
             endpoint=found["endpoint"],
             state=found["state"],
             why=found["why"],
-            **number,
+            **numbers,
         )
 
 

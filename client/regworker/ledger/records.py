@@ -288,12 +288,14 @@ class Delivery:
     trace: str = field(default="", repr=False)
     stray: bool = False
     """Whether the endpoint has sent unrequested bytes."""
+    disables: int = 0
+    """How often its endpoint had been disabled when the try began."""
 
     @classmethod
     def read(cls, member: str, at: int, values: Sequence[Any]) -> Self:
         """Parse the answer of `deliver` to a worker, in the script's order."""
         job_id, event_id, endpoint, tries, fence, created_at, started_at, *values = values
-        provider, account, trace, event, stray_at = map(text, values)
+        provider, account, trace, event, stray_at = map(text, values[:5])
         return cls(
             member=member,
             job_id=text(job_id),
@@ -309,6 +311,7 @@ class Delivery:
             account=account,
             trace=trace,
             stray=bool(stray_at),
+            disables=values[5],
         )
 
 
@@ -356,13 +359,13 @@ class Quarantined:
         found = pairs(flat)
         return cls(
             id=id_,
-            queue=found["queue"],
-            reason=found["reason"],
-            size=int(found["size"]),
-            whole=found["whole"] == "1",
-            times=int(found["times"]),
-            first_at=int(found["first_at"]),
-            at=int(found["at"]),
+            queue=found.get("queue", "?"),
+            reason=found.get("reason", "?"),
+            size=number(found.get("size")),
+            whole=found.get("whole") == "1",
+            times=number(found.get("times")),
+            first_at=number(found.get("first_at")),
+            at=number(found.get("at")),
             content=found.get("content", ""),
         )
 
@@ -373,6 +376,15 @@ def text(value: Any) -> str:
     Invalid UTF-8 was not written by us; one such name must not make a whole answer unreadable.
     """
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def number(value: Any) -> int:
+    """A number of a record for people; 0 for what is none: whoever wrote it, it must not make a
+    whole list unreadable."""
+    try:
+        return int(float(text(value or 0)))
+    except (ValueError, OverflowError):
+        return 0
 
 
 def pairs(flat: Flat) -> dict[str, str]:

@@ -302,13 +302,14 @@ def whole(ledger: SyncLedger, patience: float = 10.0) -> Snapshot:
     pages = [
         ledger(read_streams(keys[at : at + PAGE]), patience) for at in range(0, len(keys), PAGE)
     ]
+    unreadable = [*found.unreadable, *rest.unreadable]
     return replace(
         found,
         streams=tuple(sorted((*found.streams, *chain(*pages)), key=lambda one: one.name)),
         accounts=rest.accounts,
         endpoints=rest.endpoints,
-        stats={text(name): int(number) for name, number in stats.items()},
-        unreadable=(*found.unreadable, *rest.unreadable),
+        stats=_counters(stats, unreadable),
+        unreadable=tuple(unreadable),
         partial=False,
     )
 
@@ -369,9 +370,9 @@ def _read(answer: Any) -> Snapshot:
         review_since=int(found["reviews"][1]),
         dead=dict(found["dead"]),
         quarantine=found["quarantine"],
-        stats={name: int(n) for name, n in dict(found["stats"]).items()},
+        stats=_counters(dict(found["stats"]), unreadable),
         astray=tuple(found["astray"]),
-        unreadable=tuple(unreadable),
+        unreadable=tuple(dict.fromkeys(unreadable)),
         partial=found["partial"],
     )
 
@@ -387,7 +388,9 @@ def _described(
 ) -> tuple[tuple[AccountSnapshot, ...], tuple[EndpointSnapshot, ...]]:
     at = int(found["at"])
     accounts = _each(lambda one: _account(one, at), found["accounts"], "account", unreadable)
-    endpoints = (EndpointSnapshot(**one) for one in found["endpoints"])
+    endpoints = _each(
+        lambda one: EndpointSnapshot(**one), found["endpoints"], "endpoint", unreadable
+    )
     return (
         tuple(sorted(accounts, key=lambda one: (one.provider, one.account))),
         tuple(sorted(endpoints, key=lambda one: one.name)),
@@ -404,6 +407,16 @@ def _each(
             whole.append(read(one))
         except (LookupError, ValueError, TypeError, AttributeError):
             unreadable.append(f"{PREFIX}{kind}:{one.get('name', '?')}")
+    return whole
+
+
+def _counters(found: Mapping[Any, Any], unreadable: list[str]) -> dict[str, int]:
+    whole = {}
+    for name, count in found.items():
+        try:
+            whole[text(name)] = int(count)
+        except ValueError:
+            unreadable.append(f"{STATS} {text(name)}")
     return whole
 
 

@@ -37,7 +37,7 @@ local function weigh(bytes)
   if bytes > 8 * MOST_WEIGHT then error('ERR the record is too large to be answered', 0) end
   WEIGHT = WEIGHT + bytes
 end
-local function count(what) COUNTED[what] = (COUNTED[what] or 0) + 1 end
+local function count(what, by) COUNTED[what] = (COUNTED[what] or 0) + (by or 1) end
 local function keep(key, duration)
   local kept = 'kept ' .. key
   if KNOWN[kept] then return end
@@ -60,7 +60,7 @@ local function parted(scores)
 end
 
 local function write_all()
-  for what, number in pairs(COUNTED) do redis.pcall('HINCRBY', PREFIX .. 'stats', what, number) end
+  for what, number in pairs(COUNTED) do increase(PREFIX .. 'stats', what, number) end
   local added, removed = parted(DUE)
   if added[1] then redis.call('ZADD', ALARMS, unpack(added)) end
   if removed[1] then redis.call('ZREM', ALARMS, unpack(removed)) end

@@ -155,8 +155,17 @@ local function no_alarm(member) redis.call('ZREM', ALARMS, member) end
 -- Bytes that a script will answer: a batch ends when they are many.
 local function weigh() end
 
--- Count something for monitoring. A counter that is no number must not keep a job from its end.
-local function count(what) redis.pcall('HINCRBY', PREFIX .. 'stats', what, 1) end
+-- Add to a counter; return its sum. One that is no number begins anew: it must not keep a job or a
+-- delivery from its end.
+local function increase(key, name, by)
+  local sum = redis.pcall('HINCRBY', key, name, by)
+  if type(sum) == 'number' then return sum end
+  redis.pcall('HSET', key, name, by)
+  return by
+end
+
+-- Count something for monitoring.
+local function count(what, by) increase(PREFIX .. 'stats', what, by or 1) end
 
 -- Keep a key for so many ms from now on.
 local function keep(key, duration) redis.call('PEXPIRE', key, duration) end
@@ -474,14 +483,14 @@ local function bury(member, d, at, why)
   local endpoint, pending, trying, line = endpoint_keys(d.endpoint)
   local kept = tonumber(redis.call('HMGET', endpoint, 'dead_retention')[1] or DEAD_RETENTION)
   local dropped = redis.call('ZREMRANGEBYSCORE', DEAD, '-inf', at - kept)
-  if dropped > 0 then redis.call('HINCRBY', PREFIX .. 'stats', 'dead_dropped', dropped) end
+  if dropped > 0 then count('dead_dropped', dropped) end
   redis.call('ZADD', DEAD, at, member)
   redis.call('PEXPIRE', DEAD, kept)
   redis.call('HSET', delivery_key(member), 'state', 'dead', 'dead_at', at, 'why', why,
     'lease_until', '0', 'token', '')
   redis.call('PEXPIRE', delivery_key(member), kept)
   for _, key in ipairs({ALARMS, pending, trying, line}) do redis.call('ZREM', key, member) end
-  redis.call('HINCRBY', PREFIX .. 'stats', 'dead', 1)
+  count('dead')
 end
 
 -- Add a delivery's result to its job's timeline, if the job still exists.
@@ -521,10 +530,10 @@ local function described(names, at, unreadable)
     end
     local endpoint = name:match('^endpoint:(.+)$')
     -- Streams get no deliveries: the event is written with the job's end.
-    if endpoint and endpoint ~= 'results' and redis.call('HEXISTS', STREAMS, endpoint) == 0 then
+    if endpoint and endpoint ~= 'results' and peek('HEXISTS', STREAMS, endpoint) ~= 1 then
       local record, pending, trying, line = endpoint_keys(endpoint)
       local found = named(unreadable, 'HMGET', record, 'disabled', 'failing_since', 'stray_at') or {}
-      if redis.call('SISMEMBER', CONFIGURED, name) == 1 or redis.call('EXISTS', pending) == 1 then
+      if peek('SISMEMBER', CONFIGURED, name) == 1 or redis.call('EXISTS', pending) == 1 then
         endpoints[#endpoints + 1] = {
           name = endpoint, disabled = found[1] == '1', failing_since = tonumber(found[2]) or 0,
           stray_at = tonumber(found[3]) or 0,

@@ -19,5 +19,5 @@ record_act(ARGV[3], 'review.correct', id, decided, to)
 tell(id, at, ARGV, 5, job)
 redis.call('HSET', KEYS[1], 'corrected', to, 'corrected_at', at, 'corrected_as', ARGV[4], 'correction',
   ARGV[9], 'log', noted(job.log, at, 'corrected to ' .. to .. ' by ' .. name_of(ARGV[3])))
-redis.call('HINCRBY', PREFIX .. 'stats', 'corrected', 1)
+count('corrected')
 return {'done', job.state}

@@ -8,26 +8,28 @@
 -- `token` distinguishes a client's retry after a lost answer from a second worker.
 local member, token, at = ARGV[1], ARGV[2], now()
 local d = table_of(redis.call('HGETALL', KEYS[1]))
-if d.state ~= 'pending' then
+if d.state ~= 'pending' or not d.endpoint then
   redis.call('ZREM', KEYS[2], member)
   return {'over', at, d.state or 'gone'}
 end
-local lease_until, due_at = tonumber(d.lease_until or '0'), tonumber(d.due_at or '0')
-local stray_at
+local lease_until, due_at = tonumber(d.lease_until) or 0, tonumber(d.due_at) or 0
+local stray_at, disables
 local function try()
-  return {'try', at, d.job, d.event_id, d.endpoint, tonumber(d.tries), tonumber(d.fence),
-    tonumber(d.created_at), tonumber(d.started_at or d.created_at), d.provider or '',
-    d.account or '', d.trace or '', d.event, stray_at or ''}
+  local created_at = tonumber(d.created_at) or at
+  return {'try', at, d.job or '', d.event_id or '', d.endpoint, tonumber(d.tries) or 0, tonumber(d.fence) or 0,
+    created_at, tonumber(d.started_at) or created_at, d.provider or '',
+    d.account or '', d.trace or '', d.event or '', stray_at or '', tonumber(disables or 0) or 0}
 end
 if d.token == token and lease_until > at then
-  stray_at = redis.call('HMGET', (endpoint_keys(d.endpoint)), 'stray_at')[1]
+  local e = redis.call('HMGET', (endpoint_keys(d.endpoint)), 'stray_at', 'disables')
+  stray_at, disables = e[1], e[2]
   return try()
 end
 if lease_until > at or due_at > at then return {'busy', at, math.max(lease_until, due_at)} end
 
 local endpoint, _, trying, line = endpoint_keys(d.endpoint)
 local e = table_of(redis.call('HGETALL', endpoint))
-stray_at = e.stray_at
+stray_at, disables = e.stray_at, e.disables
 if e.disabled == '1' then
   local why = 'the endpoint is disabled: ' .. (e.why or '')
   tell_job(d, at, 'dead ' .. why)
@@ -35,14 +37,14 @@ if e.disabled == '1' then
   return {'dead', at, why}
 end
 redis.call('ZREMRANGEBYSCORE', trying, '-inf', at)
-local cap, taken = tonumber(e.max_in_flight or '0'), redis.call('ZCARD', trying)
+local cap, taken = tonumber(e.max_in_flight) or 0, redis.call('ZCARD', trying)
 if cap > 0 and taken >= cap then
   stand_in_line(member, d, at)
   return {'full', at, at + IN_LINE}
 end
 
 local till = at + tonumber(ARGV[3])
-d.fence = (d.fence or 0) + 1
+d.fence = (tonumber(d.fence) or 0) + 1
 redis.call('HSET', KEYS[1], 'lease_until', till, 'fence', d.fence, 'token', token, 'wakes', 0)
 redis.call('ZADD', trying, till, member)
 redis.call('ZADD', KEYS[2], till, member)

@@ -42,7 +42,7 @@ if verdict == 'arrived' then
     redis.call('ZREM', pending, member)
   end
   redis.call('DEL', KEYS[1])
-  redis.call('HINCRBY', PREFIX .. 'stats', 'delivered', 1)
+  count('delivered')
   return answer('delivered')
 end
 
@@ -52,8 +52,8 @@ if blamed then
     redis.call('HSET', endpoint, 'failing_since', at, 'failures', '0')
   end
   redis.call('HSET', endpoint, 'failed_at', at)
-  redis.call('HINCRBY', endpoint, 'failures', 1)
-  redis.call('HINCRBY', KEYS[1], 'tries', 1)
+  increase(endpoint, 'failures', 1)
+  increase(KEYS[1], 'tries', 1)
 end
 vacate(member, d.endpoint, at)
 redis.call('HSET', KEYS[1], 'lease_until', '0', 'why', ARGV[4],

@@ -14,5 +14,5 @@ if ARGV[2] ~= '' and e.failing_since ~= ARGV[2] then return 0 end
 tell('', at, ARGV, 5)
 redis.call('HSET', KEYS[1], 'disabled', '1', 'disables', ARGV[1], 'since', ARGV[3],
   'disabled_at', at, 'why', ARGV[4])
-redis.call('HINCRBY', PREFIX .. 'stats', 'endpoints_disabled', 1)
+count('endpoints_disabled')
 return 1

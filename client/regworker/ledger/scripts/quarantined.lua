@@ -3,7 +3,7 @@
 -- ARGV: at most how many
 -- Returns {how many there are, how many were dropped to limit it, {id, field, value, ...}, ...}
 local dropped = redis.call('HGET', PREFIX .. 'stats', 'quarantine_dropped')
-local answer = {redis.call('ZCARD', KEYS[1]), tonumber(dropped or '0')}
+local answer = {redis.call('ZCARD', KEYS[1]), tonumber(dropped or 0) or 0}
 for _, id in ipairs(redis.call('ZREVRANGE', KEYS[1], 0, ARGV[1] - 1)) do
   local entry = {id}
   local fields = {'first_at', 'at', 'times', 'queue', 'reason', 'size', 'whole'}

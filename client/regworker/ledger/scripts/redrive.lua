@@ -27,6 +27,6 @@ set(id, job, {
   due_at = 0, reopened = job.reopened + 1, unknowns = job.unknowns + 1, settle_until = at, deadline_at = at + tonumber(ARGV[3]),
   log = noted(job.log, at, 'redriven: the worker asks first'),
 })
-redis.call('HINCRBY', PREFIX .. 'stats', 'redriven', 1)
+count('redriven')
 wake_now(id, job.lane, at)
 return {'done', 'unknown'}

@@ -15,10 +15,10 @@ if entry == '' then
 elseif #redis.call('XRANGE', KEYS[2], entry, entry) == 0 then
   return 0
 end
-redis.call('HINCRBY', PREFIX .. 'stats', 'refused', 1)
+count('refused')
 local spent = math.max(at, tonumber(redis.call('GET', BUDGET) or 0)) + INTERVAL
 if spent - at > BURST * INTERVAL then
-  redis.call('HINCRBY', PREFIX .. 'stats', 'refused_unreported', 1)
+  count('refused_unreported')
   if entry ~= '' then handled(entry) end
   return 2
 end

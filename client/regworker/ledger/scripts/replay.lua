@@ -33,7 +33,7 @@ for i = 3, #ARGV do
         let_go[d.endpoint] = gone + 1
       end
       tell_job(d, at, 'replayed')
-      redis.call('HINCRBY', PREFIX .. 'stats', 'replayed', 1)
+      count('replayed')
     end
   end
   answer[#answer + 1] = said

@@ -16,5 +16,5 @@ for i = 4, #ARGV, 3 do
   if is == ARGV[i + 1] then redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 2]) end
   if is == ARGV[i + 1] or is == ARGV[i + 2] then done = done + 1 end
 end
-redis.call('HINCRBY', PREFIX .. 'stats', 'resealed', done)
+count('resealed', done)
 return done

@@ -8,7 +8,7 @@ local EACH = {accepted = 4, again = 2, refused = 3, quarantined = 2, review = 2,
   corrected = 2, resealed = 1}
 local total = 0
 for name, times in pairs(EACH) do
-  total = total + times * tonumber(redis.call('HGET', KEYS[2], name) or '0')
+  total = total + times * (tonumber(redis.call('HGET', KEYS[2], name) or 0) or 0)
 end
 if ARGV[2] == '1' then redis.call('HSETNX', KEYS[1], ARGV[1], total) end
-return total - tonumber(redis.call('HGET', KEYS[1], ARGV[1]) or '0')
+return total - (tonumber(redis.call('HGET', KEYS[1], ARGV[1]) or 0) or 0)

@@ -24,7 +24,7 @@ local function health()
     end
   elseif ARGV[8] == 'fault' then
     learn(account)
-    local failures = redis.call('HINCRBY', account, 'failures', 1)
+    local failures = increase(account, 'failures', 1)
     if failures >= tonumber(ARGV[9]) and redis.call('HMGET', account, 'breaker')[1] ~= 'refused' then
       redis.call('HSET', account, 'breaker', 'open', 'reason', reason,
         'retry_at', at + tonumber(ARGV[10]))

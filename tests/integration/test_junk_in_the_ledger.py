@@ -1,0 +1,122 @@
+"""Whoever has access to the ledger may write anything: it costs what it replaces, and no more."""
+
+from typing import Any
+
+import pytest
+
+from regworker.ledger import SyncLedger
+from regworker.ledger.records import Delivery, Idle
+from regworker.ledger.transitions import DEAD, STATS, account_key, deliver, delivery_key
+from regworker.settings import Settings
+from tests.gateway.service import serves
+from tests.integration.outbox import Cli, crm, due, open_shop, settled, tried
+from tests.integration.test_ledger import KEYS, claimed, concluded, job, take_in
+from worker.intake.quarantine import Quarantine, QuarantineEntry
+
+#: Commands that look; in a ledger whose key is spoilt, they show everything else.
+LOOKS = [
+    *(["doctor"], ["stats"], ["health"], ["exporter", "--once"], ["jobs"], ["review", "list"]),
+    *(["deliveries", "list"], ["deliveries", "endpoints"], ["providers", "list"], ["audit"]),
+    *(["quarantine", "list"], ["results", "groups"], ["keys", "list"]),
+]
+
+#: Keys that hold something for many jobs.
+KEYS_OF_MANY = [
+    *("stats", "configured", "announced", "streams", "alarms", "reviews", "dead", "open", "later"),
+    *("audit", "quarantine", "plain", "sealing", "workers", "identity", "replicas"),
+    *("endpoint:crm", "pending:crm", "line:crm", "trying:crm", "account:acme:default"),
+]
+
+#: A value that is no number.
+JUNK = b"\xff\xfe nan 1e999"
+
+
+@pytest.fixture
+def spoilt(ledger: SyncLedger, redis_url: str) -> tuple[Any, Cli]:
+    """A ledger with something of everything, and its command."""
+    settings = Settings.load(redis_url=redis_url, sealing_keys=KEYS)
+    due(open_shop(ledger), "a", "b")
+    serves(ledger, settings)
+    quarantine = Quarantine(settings)
+    for number in range(2):
+        quarantine.keep(QuarantineEntry.of_entry({b"x": b"%d" % number}, "no job"))
+    return ledger.redis, Cli(REGWORKER_REDIS_URL=redis_url, REGWORKER_SEALING_KEYS=KEYS, USER="ann")
+
+
+def spoil(server: Any, key: str) -> None:
+    """Put junk into a key, of whatever type it is."""
+    match server.type(key):
+        case b"hash":
+            server.hset(key, mapping=dict.fromkeys([*server.hkeys(key), "accepted", "since"], JUNK))
+        case b"zset":
+            server.zadd(key, {b"\xff\xfe::": float("inf"), b"": -1e300, b"{}": 1e18})
+        case b"set":
+            server.sadd(key, b"\xff\xfe", b"account:x", b"endpoint:")
+        case b"stream":
+            server.xadd(key, {b"\xff": b"\xfe"})
+        case _:
+            server.set(key, JUNK)
+
+
+@pytest.mark.parametrize("how", ["of another type", "of other content"])
+@pytest.mark.parametrize("name", KEYS_OF_MANY)
+def test_a_spoilt_key_costs_no_command_that_looks(
+    spoilt: tuple[Any, Cli], name: str, how: str
+) -> None:
+    """Each shows what it can; the doctor's other checks are all there, and its advice is right."""
+    server, cli = spoilt
+    subjects = {one["subject"] for one in cli.json("doctor", code=None)}
+    key = f"{{reg}}:{name}"
+    if how == "of another type":
+        server.delete(key)
+        server.set(key, "junk")
+    else:
+        spoil(server, key)
+    for command in LOOKS:
+        for more in ([], ["--json"]):
+            said = cli(*command, *more, code=None)
+            for unwanted in ("unexpectedly", "Traceback", "start the server"):
+                assert unwanted not in said, (command, said)
+    if name not in {"workers", "configured"}:
+        cli("exporter", "--once")
+    left = {one["subject"] for one in cli.json("doctor", code=None)}
+    assert {"persistence", "encryption", "broker"} & subjects <= left
+
+
+#: Numbers in the records of a delivery and of its endpoint.
+NUMBERS = [
+    *(("delivery", one) for one in ("tries", "fence", "created_at", "started_at", "due_at")),
+    *(("delivery", one) for one in ("lease_until", "wakes")),
+    *(("endpoint", one) for one in ("failures", "failing_since", "max_in_flight", "disables")),
+]
+
+
+@pytest.mark.parametrize(("kind", "field"), NUMBERS)
+def test_a_number_that_is_none_keeps_no_delivery_from_its_end(
+    ledger: SyncLedger, kind: str, field: str
+) -> None:
+    """In its record, or in that of its endpoint: one fails and is dead, another arrives."""
+    shop = open_shop(ledger)
+    for member, verdict in zip(due(shop, "a", "b"), ("dead", "arrived"), strict=True):
+        key = delivery_key(member) if kind == "delivery" else "{reg}:endpoint:crm"
+        ledger.redis.hset(key, field, JUNK)
+        one = shop(deliver(member, 30))
+        assert isinstance(one, Delivery), one
+        assert settled(shop, one, verdict).state in {"dead", "delivered"}
+        assert shop(deliver(member, 30)) == Idle("over", "dead" if verdict == "dead" else "gone")
+    assert ledger.redis.zcard(DEAD) == 1
+    assert crm(shop).pending == 0
+
+
+def test_counters_that_are_none_keep_nothing_from_its_end(ledger: SyncLedger) -> None:
+    """They begin anew."""
+    shop = open_shop(ledger)
+    names = ("accepted", "registered:acme:default", "dead", "delivered", "quarantined")
+    ledger.redis.hset(STATS, mapping=dict.fromkeys(names, JUNK))
+    ledger.redis.hset(account_key("acme", "default"), "failures", JUNK)
+    take_in(shop, job("one"))
+    concluded(shop, claimed(shop, "one"), "retry", health="fault")
+    [member] = due(shop, "a")
+    settled(shop, tried(shop, member), "dead")
+    assert ledger.redis.hget(account_key("acme", "default"), "failures") == b"1"
+    assert ledger.redis.hget(STATS, "dead") == b"1"
