@@ -22,7 +22,7 @@ from regworker.domain.errors import SealingError
 from regworker.domain.job import Job, canonical
 from regworker.ledger import SyncLedger
 from regworker.ledger.admin import QUARANTINE, reseal
-from regworker.ledger.records import text
+from regworker.ledger.records import USUAL, text
 from regworker.ledger.streams import page
 from regworker.ledger.transitions import JOBS, PREFIX, STREAMS, announced
 from regworker.sealing import seals
@@ -249,7 +249,7 @@ class _Record:
 
     def job(self) -> Job:
         """The job of the record, without its sealed fields."""
-        values = self.values
+        values = USUAL | self.values
         return Job.model_validate(
             {
                 **{name: values[name] for name in ("provider", "account", "if_exists")},
