@@ -13,7 +13,16 @@ from regworker.domain.outcome import Code, Fault, Registered
 from regworker.domain.states import State
 from regworker.event_builder import EventBuilder
 from regworker.ledger import SyncLedger, replication
-from regworker.ledger.admin import Limits, announce, hold, redrive
+from regworker.ledger.admin import (
+    Limits,
+    announce,
+    drop_group,
+    hold,
+    redrive,
+    stray,
+    trust,
+    unquarantine,
+)
 from regworker.ledger.calls import scripts
 from regworker.ledger.identity import IDENTITY
 from regworker.ledger.records import (
@@ -35,6 +44,7 @@ from regworker.ledger.records import (
 from regworker.ledger.transitions import (
     ALARMS,
     ClaimRules,
+    Command,
     Decision,
     SettleRules,
     abandon,
@@ -844,3 +854,24 @@ def test_the_batches_of_a_resume_do_not_undo_what_others_do_meanwhile(ledger: Sy
     acts: Any = ledger.redis.xrange("{reg}:audit")
     done = [fields[b"what"].decode().removeprefix("account.") for _, fields in acts]
     assert done == ["pause", "resume", "pause", "resume", "pause", "resume"]
+
+
+def test_an_act_whose_answer_was_lost_has_the_same_answer_when_it_is_repeated(
+    ledger: SyncLedger,
+) -> None:
+    """What it acted on is gone by then; another such act finds nothing."""
+    ledger.redis.xgroup_create(RESULTS, "crm", mkstream=True)
+    ledger.redis.zadd("{reg}:quarantine", {"one": 1})
+    ledger.redis.hset("{reg}:quarantine:one", "times", "1")
+    ledger(stray(account_key("acme", "default")))
+
+    def acts() -> list[Command[bool]]:
+        return [
+            drop_group(RESULTS, "crm", ACTOR),
+            unquarantine("one", ACTOR, "dropped", 1),
+            trust(account_key("acme", "default"), "account", "acme/default", ACTOR),
+        ]
+
+    for first, second in zip(acts(), acts(), strict=True):
+        assert [ledger(first), ledger(first), ledger(second)] == [True, True, False], first.script
+    assert ledger.redis.xlen("{reg}:audit") == 3

@@ -253,12 +253,13 @@ def stray(key: str) -> Command[bool]:
 
     `key`: of its record.
     """
-    return Command("stray", (key,), ("seen", "", "", ""), bool)
+    return Command("stray", (key,), ("seen", "", "", "", ""), bool)
 
 
 def trust(key: str, kind: str, name: str, actor: Actor) -> Command[bool]:
     """Trust an account or endpoint (`kind`) again. Returns whether that is new."""
-    return Command("stray", (key,), ("trusted", actor.packed, f"{kind}.trust", name), bool)
+    ticket = secrets.token_hex(8)
+    return Command("stray", (key,), ("trusted", actor.packed, f"{kind}.trust", name, ticket), bool)
 
 
 def hold(
@@ -363,7 +364,7 @@ def unquarantine(id_: str, actor: Actor, after: str, times: int = 0) -> Command[
     `after`: `dropped`, or `requeued`. 0 times: in any case. Returns whether it was removed.
     """
     what = "quarantine.requeue" if after == "requeued" else "quarantine.drop"
-    arguments = (id_, times, actor.packed, what, after)
+    arguments = (id_, times, actor.packed, what, after, secrets.token_hex(8))
     return Command("unquarantine", (QUARANTINE, quarantine_key(id_)), arguments, bool)
 
 
@@ -402,7 +403,7 @@ def token(
 
 def drop_group(stream: str, group: str, actor: Actor) -> Command[bool]:
     """Drop a consumer group; False if it did not exist."""
-    return Command("drop_group", (stream,), (group, actor.packed), bool)
+    return Command("drop_group", (stream,), (group, actor.packed, secrets.token_hex(8)), bool)
 
 
 def _named(refused: Any) -> list[str]:

@@ -187,6 +187,12 @@ local function record_act(actor, what, on, before, after)
     'why', why, 'before', before, 'after', after)
 end
 
+-- Whether this act was done and its answer lost, if what it acted on is gone; and note that it is.
+-- A client repeats a command within seconds.
+local ACT = PREFIX .. 'act:'
+local function was_done(ticket) return redis.call('EXISTS', ACT .. ticket) == 1 end
+local function note_done(ticket) redis.call('SET', ACT .. ticket, '1', 'PX', 120000) end
+
 -- The name of a packed actor, for a job's timeline.
 local function name_of(actor) return actor:match('^[^\n]*') end
 
