@@ -43,12 +43,12 @@ from regworker.ledger.admin import (
 )
 from regworker.ledger.admin import seals as ledger_seals
 from regworker.ledger.records import Conflict, Record, Settled, Stale, text
+from regworker.ledger.scans import scanned
 from regworker.ledger.servers import WrongServer
 from regworker.ledger.snapshot import AccountSnapshot, whole
 from regworker.ledger.steps import carry
 from regworker.ledger.transitions import (
     REVIEWS,
-    SCANNED,
     Publication,
     account_key,
     announced,
@@ -97,7 +97,7 @@ class AdminActions:
 
     def reviews(self) -> Iterator[Record]:
         """Jobs in review, the oldest first."""
-        since: Any = self._ledger.ask(lambda redis: dict(redis.zscan_iter(REVIEWS, count=SCANNED)))
+        since = self._ledger.ask(lambda redis: scanned(redis, "zscan", REVIEWS))
         for job_id in map(text, sorted(since, key=lambda one: (since[one], one))):
             try:
                 record = self._ledger(look(job_id))

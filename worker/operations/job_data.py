@@ -17,22 +17,18 @@ from regworker.domain.actor import Actor
 from regworker.domain.errors import JobNotOver, SealingError, UnknownJob
 from regworker.domain.event import moment
 from regworker.event_builder import EventBuilder
-from regworker.ledger.endpoints import pending_key
 from regworker.ledger.job_data import Erased, Mention, forget, mentions, note_export
 from regworker.ledger.records import Record, pairs, text
+from regworker.ledger.scans import Scan
 from regworker.ledger.steps import Ask, Steps
 from regworker.ledger.transitions import (
     ALARMS,
-    ANNOUNCED,
     AUDIT,
-    CONFIGURED,
-    DEAD,
     LOOKS,
     REVIEWS,
     STREAMS,
     Command,
     delivery_key,
-    endpoint_name,
     look,
 )
 from regworker.results import RESULTS
@@ -40,9 +36,6 @@ from regworker.sealing import seals
 from regworker.sealing.keyring import Keyring
 from regworker.settings import Settings
 from worker.operations.audit import AuditEntry
-
-#: Members that one step of `ZSCAN` reads.
-STEP = 1000
 
 SHUT = "sealed with a key that is not set here"
 """Replaces what cannot be opened."""
@@ -138,12 +131,11 @@ class JobData:
             for one in (yield from _mentioned(stream, job_id)):
                 if self._is_about(one.fields, job_id):
                     found.entries.append(one)
-        for key in (yield from _delivery_indexes()):
-            for pattern in (f"d:{job_id}.*", "d:refused-*"):
-                for member in (yield from _members(key, pattern)):
-                    [record] = yield [Command("look", (delivery_key(member),), (), pairs)]
-                    if member.startswith(f"d:{job_id}.") or self._is_about(record, job_id):
-                        found.deliveries[member] = record
+        own = f"d:{job_id}."
+        for member in (yield from _deliveries((own, "d:refused-"))):
+            [record] = yield [Command("look", (delivery_key(member),), (), pairs)]
+            if member.startswith(own) or self._is_about(record, job_id):
+                found.deliveries[member] = record
         return found
 
     def _is_about(self, fields: Mapping[str, str], job_id: str) -> bool:
@@ -213,31 +205,24 @@ def _mentioned(stream: str, job_id: str) -> Steps[list[Mention]]:
     return found
 
 
-def _delivery_indexes() -> Steps[list[str]]:
-    """The keys of all indexes of deliveries: by endpoint, and of the dead ones."""
-    known: Any = yield Ask(lambda redis: redis.smembers(CONFIGURED))
-    were: Any = yield Ask(lambda redis: redis.zrange(ANNOUNCED, 0, -1))
-    prefix = endpoint_name("")
-    names = {name for one in (*known, *were) if (name := text(one)).startswith(prefix)}
-    return [DEAD, *sorted(pending_key(name.removeprefix(prefix)) for name in names)]
+def _deliveries(prefixes: tuple[str, ...]) -> Steps[list[str]]:
+    """The deliveries whose members begin with one of these.
 
-
-def _scan(key: str, cursor: int, pattern: str, redis: Any) -> Any:
-    return redis.zscan(key, cursor, match=pattern, count=STEP)
+    Their records are searched, not the indexes of pending and of dead deliveries: one that changes
+    meanwhile would be missing in both, and an index may have dropped what still has its record.
+    """
+    scan, found = Scan("scan", match=delivery_key("*")), set[str]()
+    while not scan.done:
+        some = scan.take((yield Ask(scan.page)))
+        if scan.first:
+            found.clear()
+        members = (text(key).removeprefix(delivery_key("")) for key in some)
+        found.update(one for one in members if one.startswith(prefixes))
+    return sorted(found)
 
 
 def _score(key: str, member: str, redis: Any) -> Any:
     return redis.zscore(key, member)
-
-
-def _members(key: str, pattern: str) -> Steps[list[str]]:
-    found: set[str] = set()
-    cursor = 0
-    while True:
-        cursor, some = yield Ask(partial(_scan, key, cursor, pattern))
-        found |= {text(member) for member, _ in some}
-        if not cursor:
-            return sorted(found)
 
 
 def _indexes(job_id: str, record: Record) -> Steps[list[str]]:

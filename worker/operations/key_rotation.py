@@ -23,6 +23,7 @@ from regworker.domain.job import Job, canonical
 from regworker.ledger import SyncLedger
 from regworker.ledger.admin import QUARANTINE, reseal
 from regworker.ledger.records import USUAL, text
+from regworker.ledger.scans import Scan
 from regworker.ledger.streams import page
 from regworker.ledger.transitions import JOBS, PREFIX, STREAMS, announced
 from regworker.sealing import seals
@@ -73,6 +74,12 @@ class RotationTally:
     shut: Counter[str] = field(default_factory=Counter)
     """Values under a key that this keyring cannot open."""
 
+    def start(self) -> None:
+        """All records are read, perhaps again; what was resealed stays so."""
+        self.done = 0
+        for found in (self.kept, self.until, self.shut):
+            found.clear()
+
     def under(self, kid: str) -> dict[str, int]:
         """The values under a key, by kind."""
         return {kind: self.kept[kid, kind] for kind in KINDS}
@@ -106,19 +113,19 @@ class Rotation:
         `actor`.
 
         Yields the same tally each time, updated. At the end, every record that existed at the start
-        has been read.
+        has been read; `LedgerUnavailable` if that is not possible.
         """
         if writing:
             check_key(self._keyring.marks[0], self._ledger.ask(announced))
-        tally, cursor = RotationTally(), 0
+        tally, scan = RotationTally(), Scan("scan", match=f"{PREFIX}*", count=BATCH)
         self._act = (actor, secrets.token_hex(8))
-        while True:
-            cursor, keys = self._scan(cursor)
+        while not scan.done:
+            keys = list(map(text, scan.take(self._ledger.ask(scan.page))))
+            if scan.first:
+                tally.start()
             self._look(keys, tally, writing=writing)
             tally.done += len(keys)
             yield tally
-            if not cursor:
-                break
         for stream, name in self._streams():
             for kids in self._entries(stream, name):
                 tally.kept.update((kid, "streams") for kid in kids)
@@ -133,11 +140,6 @@ class Rotation:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _scan(self, cursor: int) -> tuple[int, list[str]]:
-        redis = self._ledger.redis
-        found: Any = self._ledger.patiently(lambda: redis.scan(cursor, f"{PREFIX}*", BATCH), 10)
-        return int(found[0]), list(map(text, found[1]))
 
     def _look(self, keys: Sequence[str], tally: RotationTally, *, writing: bool) -> None:
         records = [_Record(key, fields) for key in keys if (fields := _fields(key))]

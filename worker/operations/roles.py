@@ -136,7 +136,10 @@ ROLES: tuple[Role, ...] = (
     Role(
         "exporter",
         "serves metrics; top and stats",
-        ("info", "llen", "exists", "smembers", "multi", "exec", "sscan", "hscan", "zscan"),
+        (
+            *("info", "llen", "exists", "smembers", "multi", "exec", "sscan", "hscan", "zscan"),
+            "script|exists",
+        ),
         (f"~{_ALL}", f"%R~{REQUESTS}*", f"%R~{_BINDINGS}"),
         calls=("snapshot", "accounts", "streams", "repair"),
     ),

@@ -10,8 +10,9 @@ from typing import Any, Self
 
 from regworker.domain.states import FINAL, State
 from regworker.ledger.records import Record, text
+from regworker.ledger.scans import scanned
 from regworker.ledger.snapshot import OPEN, RANKS, place
-from regworker.ledger.transitions import PREFIX, SCANNED, STATS, Command
+from regworker.ledger.transitions import PREFIX, STATS, Command
 
 #: Records that one script reads: one to two milliseconds of the server's time.
 SLICE = 100
@@ -156,7 +157,7 @@ def ended_indexes(ended: Sequence[tuple[State, str, str]]) -> list[Index]:
 def ended_accounts(redis: Any) -> list[tuple[State, str, str]]:
     """The states and accounts of finished jobs, as a request for `SyncLedger.ask`."""
     found = []
-    for field in {text(name) for name, _ in redis.hscan_iter(STATS, count=SCANNED)}:
+    for field in map(text, scanned(redis, "hscan", STATS)):
         state, _, rest = field.partition(":")
         provider, _, account = rest.partition(":")
         if account and state in FINAL:

@@ -16,12 +16,12 @@ from regworker.domain.liveness import silent
 from regworker.domain.states import State
 from regworker.ledger.client import SyncLedger
 from regworker.ledger.records import text
+from regworker.ledger.scans import scanned
 from regworker.ledger.transitions import (
     ALARMS,
     CONFIGURED,
     PREFIX,
     REVIEWS,
-    SCANNED,
     STATS,
     STREAMS,
     Argument,
@@ -295,8 +295,8 @@ def whole(ledger: SyncLedger, patience: float = 10.0) -> Snapshot:
         if name.startswith(endpoint_name("")) and name not in served
     ]
     rest = parts(ledger, [*sorted(served), *were], patience)
-    stats: Any = ledger.ask(lambda redis: dict(redis.hscan_iter(STATS, count=SCANNED)), patience)
-    forms: Any = ledger.ask(lambda redis: dict(redis.hscan_iter(STREAMS, count=SCANNED)), patience)
+    stats = ledger.ask(lambda redis: scanned(redis, "hscan", STATS), patience)
+    forms = ledger.ask(lambda redis: scanned(redis, "hscan", STREAMS), patience)
     more = {text(form).partition(" ")[2] for form in forms.values()}
     keys = sorted(more - {one.name for one in found.streams})
     pages = [

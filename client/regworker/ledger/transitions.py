@@ -32,6 +32,7 @@ from regworker.ledger.records import (
     Wake,
     text,
 )
+from regworker.ledger.scans import scanned
 from regworker.sealing.random import nonce
 
 PREFIX = "{reg}:"
@@ -71,11 +72,6 @@ envelope."""
 #: a cluster moves our slot key by key, a node refuses a command if it lacks one of its keys.
 #: Without this key, such a script would start, and stop halfway at the first key that has moved.
 ABSENT = f"{PREFIX}absent"
-
-
-#: Names that one command reads from a set or hash with names for each account: well below a
-#: millisecond, in which the server does nothing else.
-SCANNED = 1000
 
 
 Argument = str | bytes | int | float
@@ -159,12 +155,12 @@ def delivery_key(member: str) -> str:
 
 def announced(redis: Any) -> list[str]:
     """The announced names, as a request for `SyncLedger.ask`."""
-    return list({text(name) for name in redis.sscan_iter(CONFIGURED, count=SCANNED)})
+    return [text(name) for name in scanned(redis, "sscan", CONFIGURED)]
 
 
 def were_announced(redis: Any) -> list[str]:
     """The names that were announced in the last 30 days, as a request for `SyncLedger.ask`."""
-    return list({text(name) for name, _ in redis.zscan_iter(ANNOUNCED, count=SCANNED)})
+    return [text(name) for name in scanned(redis, "zscan", ANNOUNCED)]
 
 
 def ms(seconds: float) -> int:

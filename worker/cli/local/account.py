@@ -12,7 +12,8 @@ from rich.table import Table
 from regworker.domain.event import read_event
 from regworker.domain.states import State
 from regworker.ledger import SyncLedger
-from regworker.ledger.records import Record
+from regworker.ledger.records import Record, text
+from regworker.ledger.scans import scanned
 from regworker.ledger.transitions import PREFIX, look
 from regworker.producer import Producer, Receipt, Refused
 from regworker.settings import Settings
@@ -142,7 +143,8 @@ def show(console: Console, account: DemoTotals, rows: Sequence[Row], results: Re
 
 def _records(ledger: SyncLedger) -> dict[str, Record]:
     prefix = f"{PREFIX}job:"
-    ids = [key.decode().removeprefix(prefix) for key in ledger.redis.scan_iter(f"{prefix}*")]
+    keys = ledger.ask(lambda redis: scanned(redis, "scan", match=f"{prefix}*"))
+    ids = [text(key).removeprefix(prefix) for key in keys]
     return {record.id: record for record in ledger.many([look(id_) for id_ in ids]) if record}
 
 
