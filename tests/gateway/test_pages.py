@@ -421,7 +421,8 @@ def test_a_body_that_is_no_form_is_refused(site: Site, kind: str, body: bytes, s
 QUERIES = [
     ("/jobs?state=nonsense", 422), ("/jobs?metadata=novalue", 422), ("/jobs?after=nonsense", 422),
     ("/jobs?age=9y", 422), ("/jobs?account=%00/%00", 200), ("/audit?before=nonsense", 422),
-    ("/reviews?after=nonsense", 422), ("/deliveries?state=x&skip=-1", 200), ("/jobs/none", 404),
+    ("/reviews?after=nonsense", 422), ("/deliveries?after=nonsense", 422),
+    ("/deliveries?state=x&skip=-1", 200), ("/jobs/none", 404),
     ("/deliveries?skip=99999999999999999999", 200), ("/runbook/nonsense", 404),
     ("/plans/nonsense", 404), ("/plans/%7Breg%7D", 404),
     ("/static/../sessions.py", 404), ("/static/sessions.py", 404),

@@ -1,8 +1,9 @@
 """Pending and dead deliveries: for a person to read and to replay."""
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from itertools import islice
@@ -32,6 +33,7 @@ from regworker.ledger.transitions import (
     endpoint_name,
     were_announced,
 )
+from worker.operations.jobs import WrongCursor
 
 T = TypeVar("T")
 
@@ -90,18 +92,22 @@ class DeliveryAdmin:
             raise UnknownEndpoint(f"no worker delivers to the endpoint {name}")
         return self._ledger(look_at_endpoint(name))
 
-    def deliveries(self, wanted: Filter) -> Iterator[Waiting]:
+    def deliveries(self, wanted: Filter, after: str = "") -> Iterator[Waiting]:
         """The pending deliveries, the oldest first for each endpoint; then the dead ones, in order
-        of death.
+        of death. `after`: only those behind one, by its `place`. Raises `WrongCursor`.
 
         They are read lazily: a delivery that arrives meanwhile may or may not be included.
         """
-        if wanted.state != "dead":
-            names = [wanted.endpoint] if wanted.endpoint else self._names()
-            for name in names:
-                yield from self._read(self._pending(name, wanted), wanted)
+        state, start = _read_place(after)
+        if wanted.state != "dead" and state != "dead":
+            last = _endpoint_of(text(start[1]))
+            for name in [wanted.endpoint] if wanted.endpoint else self._names():
+                if name >= last:
+                    found = self._pending(name, wanted, start if name == last else _START)
+                    yield from self._read(found, replace(wanted, state="pending"))
         if wanted.state != "pending":
-            yield from self._read(self._dead(wanted.endpoint), wanted)
+            dead = self._dead(wanted.endpoint, start if state == "dead" else _START)
+            yield from self._read(dead, replace(wanted, state="dead"))
 
     def by_ids(self, ids: Iterable[str]) -> list[Waiting]:
         """The stored deliveries with these ids."""
@@ -109,7 +115,7 @@ class DeliveryAdmin:
 
     def died(self, name: str, since: int) -> Iterator[str]:
         """The ids of an endpoint's deliveries that died at or after a time (ms)."""
-        return self._dead(name, since)
+        return self._dead(name, _START, since)
 
     def replay(
         self, ids: Iterable[str], actor: Actor, ticket: str = ""
@@ -150,25 +156,33 @@ class DeliveryAdmin:
         prefix = endpoint_name("")
         return sorted(one.removeprefix(prefix) for one in found if one.startswith(prefix))
 
-    def _pending(self, name: str, wanted: Filter) -> Iterator[str]:
-        key, bounds = pending_key(name), (wanted.earliest, wanted.latest)
-        yield from self._pages(
-            lambda start: self._ledger.redis.zrangebyscore(key, *bounds, start=start, num=BATCH)
-        )
+    def _pending(self, name: str, wanted: Filter, start: "_Place") -> Iterator[str]:
+        return self._pages(pending_key(name), wanted.earliest, wanted.latest, start)
 
-    def _dead(self, name: str | None, since: int = 0) -> Iterator[str]:
-        found = self._pages(
-            lambda start: self._ledger.redis.zrangebyscore(
-                DEAD, since, math.inf, start=start, num=BATCH
+    def _dead(self, name: str | None, start: "_Place", since: int = 0) -> Iterator[str]:
+        found = self._pages(DEAD, since, math.inf, start)
+        return (one for one in found if name is None or _endpoint_of(one) == name)
+
+    def _pages(self, key: str, low: float, high: float, last: "_Place") -> Iterator[str]:
+        """The members of an index behind a place, in order; up to the one that is the last now.
+
+        A page begins behind the previous one's last member, not at an offset: others leave the
+        index meanwhile. Members of one score cannot be skipped, and are read again.
+        """
+        redis: Any = self._ledger.redis
+        ends = self._patiently(lambda: redis.zrange(key, -1, -1, withscores=True))
+        high = min([high, *(score for _, score in ends)])
+        low, most = max(low, last[0]), BATCH
+        while True:
+            found = self._patiently(
+                partial(redis.zrangebyscore, key, low, high, 0, most, withscores=True)
             )
-        )
-        return (one for one in found if name is None or one.endswith(f":{name}"))
-
-    def _pages(self, page: Any) -> Iterator[str]:
-        start = 0
-        while found := self._patiently(partial(page, start)):
-            yield from map(text, found)
-            start += len(found)
+            places = [(score, member) for member, score in found]
+            yield from (text(member) for score, member in places if (score, member) > last)
+            if len(found) < most:
+                return
+            low, last = places[-1][0], max(last, places[-1])
+            most = BATCH + sum(score == low for score, _ in places)
 
     def _read(self, ids: Iterable[str], wanted: Filter) -> Iterator[Waiting]:
         for batch in _batches(ids):
@@ -200,6 +214,30 @@ class DeliveryAdmin:
 
     def _patiently(self, ask: Any) -> Any:
         return self._ledger.patiently(ask, PATIENCE)
+
+
+_Place = tuple[float, bytes]
+"""Where something is in an index: score and member."""
+
+_START: _Place = (-math.inf, b"")
+
+
+def place(one: Waiting) -> str:
+    """Where a delivery is in a list, to continue behind it."""
+    return f"{one.state} {one.dead_at if one.state == 'dead' else one.created_at} {one.id}"
+
+
+def _read_place(after: str) -> tuple[str, _Place]:
+    if not after:
+        return "", _START
+    found = re.fullmatch(r"(pending|dead) (\d{1,15}) (d:.+)", after, re.ASCII)
+    if not found:
+        raise WrongCursor("after: does not belong to this list; start again without it")
+    return found[1], (float(found[2]), found[3].encode())
+
+
+def _endpoint_of(id_: str) -> str:
+    return id_.rpartition(":")[2]
 
 
 def _batches(items: Iterable[T]) -> Iterator[list[T]]:

@@ -24,7 +24,7 @@ from worker.monitoring.totals import finished
 from worker.operations import words
 from worker.operations.accounts import find_accounts
 from worker.operations.audit import AuditFilter, AuditLog
-from worker.operations.deliveries import Filter
+from worker.operations.deliveries import Filter, place
 from worker.operations.jobs import JobFilter, WrongCursor
 
 router = APIRouter()
@@ -170,10 +170,17 @@ def deliveries(request: Request, visitor: Looking, here: Here) -> Response:
         state = "dead"
     endpoint = asked.get("endpoint", "")[:100]
     skip = int(asked["skip"]) if asked.get("skip", "").isdecimal() and len(asked["skip"]) < 6 else 0
-    found = admin.deliveries(Filter(endpoint=endpoint or None, state=state))
-    rows = list(islice(found, skip, skip + MOST + 1))
+    found = admin.deliveries(Filter(endpoint=endpoint or None, state=state), asked.get("after", ""))
+    try:
+        rows = list(islice(found, skip, skip + MOST + 1))
+    except WrongCursor as error:
+        raise NotTaken(HttpProblem(422, "wrong-cursor", str(error))) from None
     search = query({"state": state, "endpoint": endpoint})
-    more = f"/deliveries?{urlencode({**search, 'skip': skip + MOST})}" if len(rows) > MOST else ""
+    more = (
+        f"/deliveries?{urlencode({**search, 'after': place(rows[MOST - 1])})}"
+        if len(rows) > MOST
+        else ""
+    )
     return page(
         request,
         "deliveries.html",
