@@ -73,11 +73,12 @@ class EventBuilder:
         Raises `WrongSeal` if the record was changed since: the outcome would go where its producer
         did not want it.
         """
-        wrong = event_id(record.id, record.reopened, EventType.of(record.state))
+        beyond = from_json(self._keyring.open(record.event, seals.kept(record.id)))
+        # Of the published event, whatever the record says now.
+        wrong = event_id(record.id, beyond["reopened"], EventType.of(beyond["type"]))
         more = {"corrects": wrong, "ended": record.finished_at}
         if isinstance(right, Fault):
             return self._publication(EventType.CORRECTED, record, at, None, (right,), more)
-        beyond = from_json(self._keyring.open(record.event, seals.kept(record.id)))
         if beyond.get("asked") != seals.payload(record).sub:
             raise WrongSeal(f"job {record.id} does not match its producer's request any more")
         return self._publication(EventType.CORRECTED, record, at, right, (), more)

@@ -36,7 +36,8 @@ from tests.gateway.stage import GROUPS, PASSWORD, PROXY, SERVE
 from tests.integration.jobs import open2b, skypostal
 from worker.cli.local import stack
 from worker.gateway.auth import Role
-from worker.gateway.pages import alerts, sessions
+from worker.gateway.pages import actions, alerts, sessions
+from worker.operations.admin_actions import AdminActions
 from worker.operations.audit import AuditFilter, AuditLog
 from worker.operations.plans import Item, PlanStore
 from worker.operations.tokens import TokenStore
@@ -446,21 +447,75 @@ def wanted(site: Site, key: str, number: int) -> list[str]:
 def test_a_persons_step_names_the_person(site: Site) -> None:
     """The steps of a job name the person who decided on it; only other steps name a worker."""
     [job] = wanted(site, "named", 1)
-    builder = EventBuilder(site.settings, Keyring.parse(KEYS))
     held = site.ledger(claim(job, CLAIM, 0))
     assert isinstance(held, Claim)
     site.ledger(settle(held, Decision("unknown", "ReadTimeout"), SETTLE, None))
-    asking = site.ledger(claim(job, CLAIM, 0))
-    assert isinstance(asking, Claim)
-    faults = (Fault(Code.PROVIDER_ERROR, "", "unclear"),)
-    event = builder.failed(EventType.REVIEW, asking.record, site.ledger.now(), faults)
-    site.ledger(settle(asking, Decision("unresolvable", "unclear"), SETTLE, event))
-    site.ledger(resolve(job, "resend", Actor("ann", "operator", "page", ""), 3600, 86400, None))
+    asked = to_review(site, job, "unclear").record
+    person = Actor("ann", "operator", "page", "")
+    site.ledger(resolve(asked, "resend", person, 3600, 86400, None))
     with site.client() as client:
         text = client.get(f"/jobs/{job}").text
     assert "<strong>ann</strong>: to be sent again" in text
     assert "A worker calls the provider" in text
     assert "A worker to be sent" not in text
+
+
+def to_review(site: Site, job: str, why: str) -> Claim:
+    """A worker cannot find out what came of a job."""
+    held = site.ledger(claim(job, CLAIM, 0))
+    assert isinstance(held, Claim)
+    faults = (Fault(Code.PROVIDER_ERROR, "", why),)
+    builder = EventBuilder(site.settings, Keyring.parse(KEYS))
+    event = builder.failed(EventType.REVIEW, held.record, site.ledger.now(), faults)
+    site.ledger(settle(held, Decision("unresolvable", why), SETTLE, event))
+    return held
+
+
+def seen(text: str) -> str:
+    """What a form says of the review that its page shows."""
+    [found] = set(re.findall(r'name="seen" value="([^"]+)"', text))
+    return str(found)
+
+
+#: The decisions on a review that need no answer of the provider, with the fields of their forms.
+DECISIONS: dict[str, dict[str, str]] = {
+    "registered": {"outcome.customer_key": "k", "outcome.customer_box_id": "5"},
+    "rejected": {"message": "somebody else's"},
+    "resend": {},
+}
+
+
+@pytest.mark.parametrize("decision", DECISIONS)
+def test_a_form_of_an_earlier_review_decides_nothing(site: Site, decision: str) -> None:
+    """Somebody had the job tried again, and the new review has another reason; nor does a form
+    that does not say which review it is about."""
+    [job] = wanted(site, f"old-{decision}", 1)
+    to_review(site, job, "no customer has this address")
+    with site.client("support") as client:
+        page = client.get(f"/jobs/{job}").text
+        form = {"form_token": token(page), "confirm": "yes", "why": "I looked"}
+        form |= DECISIONS[decision]
+        with AdminActions(site.settings) as bob:
+            bob.resend(job, Actor("bob"))
+        to_review(site, job, "the customer exists now")
+        for old in ({"seen": seen(page)}, {}):
+            answer = client.post(f"/jobs/{job}/{decision}", data={**form, **old})
+            assert answer.status_code == 409
+            assert "has changed since you looked at it; look again" in answer.text
+        now = client.get(f"/jobs/{job}").text
+        assert "the customer exists now" in now
+        last, *_ = AuditLog(site.ledger).newest(AuditFilter(), most=1)
+        assert (last.who, last.what) == ("bob", "review.resend")
+        done = client.post(f"/jobs/{job}/{decision}", data={**form, "seen": seen(now)})
+        assert done.status_code == 303
+
+
+def test_each_form_that_decides_a_review_says_which() -> None:
+    """Also the form with the provider's answer."""
+    text = (Path(actions.__file__).parent / "templates/job.html").read_text("utf-8")
+    forms = re.findall(r'action="/jobs/\{\{ job.id \}\}/(\w+)">(.*?)</form>', text, re.DOTALL)
+    deciding = {name for name, form in forms if 'name="seen" value="{{ seen }}"' in form}
+    assert deciding == {"found", *DECISIONS}
 
 
 def test_what_a_search_found_is_shown_and_then_done(site: Site) -> None:

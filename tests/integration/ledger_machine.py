@@ -3,6 +3,7 @@
 Hypothesis drives the real Lua scripts, with a simulated provider.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import redis
@@ -452,12 +453,18 @@ class LedgerMachine(Books):
         state, record = self.state(job_id), self.do(look(job_id))
         assert record is not None
         event = None if decision == "resend" else self.publication(record, decision)
-        command = resolve(record.id, decision, ACTOR, DEADLINE / 1000, RULES.retention, event)
-        assert isinstance(self.do(command), Settled) == (state is State.REVIEW)
         if decision != "resend":
             self.decided.add(record.id)
         else:
             self.question[record.id] = int(self.seen.jobs[record.id].get("settle_until", 0))
+        for other in (
+            replace(record, reopened=record.reopened + 1),
+            replace(record, fence=record.fence + 1),
+        ):
+            old = resolve(other, decision, ACTOR, DEADLINE / 1000, RULES.retention, event)
+            assert self.do(old) == Stale(state)
+        command = resolve(record, decision, ACTOR, DEADLINE / 1000, RULES.retention, event)
+        assert isinstance(self.do(command), Settled) == (state is State.REVIEW)
         if lost:
             assert isinstance(self.again(command), Settled)
 

@@ -197,7 +197,7 @@ def ended(ledger: SyncLedger, how: str, retention: float) -> float:
         held = ledger(claim(one.id, RULES, 0.5))
         assert isinstance(held, Claim)
         ledger(settle(held, Decision("unresolvable", "who?"), SETTLE, event))
-        ledger(resolve(one.id, "rejected", ACTOR, 60, retention, event))
+        ledger(resolve(held.record, "rejected", ACTOR, 60, retention, event))
     record = ledger(look(one.id))
     assert record is not None
     assert record.final

@@ -1,6 +1,7 @@
 """The audit log: each act of a person has one entry, written by the script of the act."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -79,7 +80,7 @@ def resolving(decision: str) -> Callable[[SyncLedger, str], Command[Any]]:
         assert isinstance(held, Claim)
         shop(settle(held, Decision("unresolvable", "who?"), SETTLE, publication(job.id)))
         event = None if decision == "resend" else publication(job.id)
-        return resolve(job.id, decision, ACTOR, 3600, 86400, event)
+        return resolve(held.record, decision, ACTOR, 3600, 86400, event)
 
     return prepare
 
@@ -188,7 +189,9 @@ def test_an_act_has_one_entry_also_if_its_answer_was_lost(shop: SyncLedger, what
 def test_an_act_that_is_refused_has_no_entry(shop: SyncLedger) -> None:
     """It changed nothing: the job is no longer in review, or the message does not exist."""
     log, before = AuditLog(shop), AuditLog(shop).last()
-    shop(resolve("nobody", "resend", ACTOR, 3600, 86400, None))
+    found = shop(look(queued(shop, "another")[0].id))
+    assert found is not None
+    shop(resolve(replace(found, id="nobody"), "resend", ACTOR, 3600, 86400, None))
     shop(unquarantine("nothing", ACTOR, "dropped"))
     shop(replay(["d:nobody:crm"], ACTOR))
     shop(enable("nobody", ACTOR))

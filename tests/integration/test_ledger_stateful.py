@@ -188,6 +188,12 @@ MUTATIONS = {
     "what is resolved stays in review": Mutation(
         "resolve", "'resend' then\n  redis.call('ZREM', REVIEWS, id)", "'resend' then", seed=1
     ),
+    "an old view of a review decides it": Mutation(
+        "resolve",
+        "if job.state ~= 'review' or not seen then",
+        "if job.state ~= 'review' then",
+        seed=1,
+    ),
     "what is corrected is corrected again": Mutation(
         "correct", "if corrected then", "if false then", seed=2
     ),

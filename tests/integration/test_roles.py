@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ import redis
 from celery import Celery
 
 from regworker.domain.job import canonical
-from regworker.ledger import AsyncLedger
-from regworker.ledger.transitions import WAKES
+from regworker.ledger import AsyncLedger, SyncLedger
+from regworker.ledger.transitions import CONFIGURED, WAKES, announced
 from regworker.producer import Producer
 from regworker.results import ResultConsumer
 from regworker.sealing import seals
@@ -129,6 +129,16 @@ def test_an_exporter_looks_at_ledger_and_broker(here: Installation) -> None:
     with Observer(settings(here, "exporter")) as observer:
         stack.until(lambda: bool(observer.look().snapshot.workers), "a worker is seen", PATIENCE)
         assert observer.look().queues is not None
+
+
+@pytest.mark.parametrize("role", ["exporter", "operator"])
+def test_who_reads_all_names_may_read_many(here: Installation, role: str) -> None:
+    """More than a server returns at once."""
+    names = {f"key:old:{number}" for number in range(3000)}
+    here.ledger.redis.sadd(CONFIGURED, *names)
+    with closing(SyncLedger(url(here, role))) as ledger:
+        assert names < set(ledger.ask(announced))
+    here.ledger.redis.srem(CONFIGURED, *names)
 
 
 def test_flower_sees_the_workers(here: Installation, unused_port: int, tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def test_a_job_is_counted_in_its_state_and_lane_until_it_is_over(ledger: SyncLed
     ledger(settle(asking, Decision("unresolvable", "who?"), SETTLE, publication(live, "review")))
     assert counted(ledger) == {"review live": 1, "queued bulk": 1}
     assert ledger(snapshot()).review_since
-    ledger(resolve(live, "resend", ACTOR, 3600, 86400, None))
+    ledger(resolve(asking.record, "resend", ACTOR, 3600, 86400, None))
     assert counted(ledger) == {"unknown live": 1, "queued bulk": 1}
     ledger(
         settle(

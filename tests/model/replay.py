@@ -7,6 +7,7 @@ step of the trace: the steps of the model can run in any order, without waiting.
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any
@@ -218,11 +219,13 @@ class Replay:
                 answer = self._do(cancel(record, 1000, self._event(record, "cancelled")))
                 self._expect(isinstance(answer, Settled), answer)
             case "resolve":
-                event = (
-                    self._event(self._record(), step.result) if step.result != "resend" else None
-                )
+                record = self._record()
+                event = self._event(record, step.result) if step.result != "resend" else None
                 deadline = self._until("deadline")
-                answer = self._do(resolve(self._job.id, step.result, ACTOR, deadline, 1000, event))
+                other = replace(record, reopened=record.reopened + 1)
+                refused = self._do(resolve(other, step.result, ACTOR, deadline, 1000, event))
+                self._expect(refused == Stale("review"), refused)
+                answer = self._do(resolve(record, step.result, ACTOR, deadline, 1000, event))
                 self._expect(isinstance(answer, Settled), answer)
             case "redrive":
                 answer = self._do(redrive(self._job, "sealed", ["print"], self._until("deadline")))

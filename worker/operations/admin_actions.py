@@ -29,6 +29,7 @@ from regworker.domain.job import Job
 from regworker.domain.outcome import Code, Fault, Registered
 from regworker.domain.pace import Pace
 from regworker.domain.receipt import Status
+from regworker.domain.states import State
 from regworker.event_builder import EventBuilder
 from regworker.ledger import SyncLedger
 from regworker.ledger.admin import (
@@ -67,6 +68,7 @@ from worker.operations.account_check import check_accounts
 from worker.operations.accounts import find_accounts
 from worker.operations.consumer_groups import groups as consumer_groups
 from worker.operations.consumer_groups import streams
+from worker.operations.jobs import mark_of
 from worker.providers.registry import Registry
 
 #: Jobs that one script releases when an account is resumed: some milliseconds at most.
@@ -114,16 +116,19 @@ class AdminActions:
             core.cancel(job_id, actor=actor), lambda step: self._ledger.carry(step, PATIENCE)
         )
 
-    def registered(self, job_id: str, outcome: dict[str, Any], actor: Actor) -> Settled:
+    def registered(
+        self, job_id: str, outcome: dict[str, Any], actor: Actor, *, seen: str = ""
+    ) -> Settled:
         """Record that the customer exists; `outcome`: the provider's data, as in its events.
 
-        Raises `InvalidOutcome` if the provider never returns such data, since this decision is
-        final; and `WrongSeal` if the record was changed since its job was accepted: the outcome
-        would go where its producer did not want it.
+        `seen`: the job as the person saw it (`mark_of`); `NotInReview` if it has changed since, of
+        every decision. '': as it is now. Raises `InvalidOutcome` if the provider never returns such
+        data, since this decision is final; and `WrongSeal` if the record was changed since its job
+        was accepted: the outcome would go where its producer did not want it.
         """
-        record = self._record(job_id)
+        record = self._seen(job_id, seen)
         if record.final:
-            raise NotInReview(f"job {job_id} is {record.state}, not in review")
+            raise _not_in_review(job_id, record.state)
         if not record.payload:
             raise WrongSeal(f"job {job_id} has no registration any more: its record was changed")
         self._keyring.open(record.payload, seals.payload(record))
@@ -131,10 +136,12 @@ class AdminActions:
         publication = self._event_builder.registered(record, self._ledger.now(), found, asked=True)
         return self._resolve(record, "registered", actor, publication)
 
-    def rejected(self, job_id: str, message: str, actor: Actor, ticket: str = "") -> Settled:
+    def rejected(
+        self, job_id: str, message: str, actor: Actor, ticket: str = "", *, seen: str = ""
+    ) -> Settled:
         """Record that there will be no customer, and why. `ticket` as in
         `regworker.ledger.admin`."""
-        record = self._record(job_id)
+        record = self._seen(job_id, seen)
         asked = False
         with suppress(SealingError):
             asked = bool(self._keyring.open(record.payload, seals.payload(record)))
@@ -163,10 +170,10 @@ class AdminActions:
             raise NotCorrectable(f"job {job_id} is {done.state}: it cannot be corrected")
         return decision
 
-    def resend(self, job_id: str, actor: Actor, ticket: str = "") -> Settled:
+    def resend(self, job_id: str, actor: Actor, ticket: str = "", *, seen: str = "") -> Settled:
         """Let the job continue: the worker looks up first, and calls only if there is no
         customer."""
-        return self._resolve(self._record(job_id), "resend", actor, None, ticket)
+        return self._resolve(self._seen(job_id, seen), "resend", actor, None, ticket)
 
     def redrive(self, given: Job | Mapping[str, Any], actor: Actor) -> Settled:
         """Retry an abandoned job with its content, which the producer sends again.
@@ -332,7 +339,7 @@ class AdminActions:
         self._check_key()
         done = self._ledger(
             resolve(
-                record.id,
+                record,
                 decision,
                 actor,
                 self._settings.deadline,
@@ -342,7 +349,7 @@ class AdminActions:
             )
         )
         if isinstance(done, Stale):
-            raise NotInReview(f"job {record.id} is {done.state}, not in review")
+            raise _not_in_review(record.id, done.state)
         return done
 
     def _found(self, record: Record, outcome: dict[str, Any]) -> Registered:
@@ -352,6 +359,13 @@ class AdminActions:
         record = self._ledger(look(job_id))
         if record is None:
             raise UnknownJob(f"no job {job_id}: never accepted here, or past its retention")
+        return record
+
+    def _seen(self, job_id: str, seen: str) -> Record:
+        """A job's record, if it is still as a person has seen it."""
+        record = self._record(job_id)
+        if seen and mark_of(record) != seen:
+            raise _not_in_review(job_id, record.state)
         return record
 
     def _known(self, provider: str, account: str) -> None:
@@ -393,6 +407,13 @@ class AdminActions:
             for queue in self._app.amqp.queues.values():
                 if queue.queue_arguments and (differs := queue.difference(connection.connection)):
                     yield queue.name, differs
+
+
+def _not_in_review(job_id: str, state: str) -> NotInReview:
+    if state == State.REVIEW:
+        what = "has changed since you looked at it; look again, and decide on what it shows now"
+        return NotInReview(f"job {job_id} {what}")
+    return NotInReview(f"job {job_id} is {state}, not in review")
 
 
 def _fault(message: str) -> Fault:

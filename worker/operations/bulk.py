@@ -16,7 +16,7 @@ from regworker.settings import Settings
 from worker.intake.quarantine import NotInQuarantine, NotRequeued, Quarantine
 from worker.operations.admin_actions import AdminActions
 from worker.operations.deliveries import BATCH, DeliveryAdmin, Filter
-from worker.operations.jobs import JobFilter, JobList
+from worker.operations.jobs import JobFilter, JobList, mark_of
 from worker.operations.plans import BulkAct, Done, Item, Plan, PlanStore
 
 #: Jobs or messages between two notes of results: after a crash, so many are checked again.
@@ -24,11 +24,6 @@ FEW = 20
 
 #: Why a job was skipped, if no other reason applies.
 CHANGED = "it has changed since the preview"
-
-
-def mark_of(job: JobRow) -> str:
-    """A value of a job that changes with every step."""
-    return f"{job.state}:{job.fence}:{job.reopened}"
 
 
 class Bulk:
@@ -172,9 +167,9 @@ class ResolveReviews:
             return Done(item, "changed", well=False, why=f"{CHANGED}: it is {job.state}")
         try:
             if self.rejected is None:
-                self.here.admin.resend(item.id, actor, ticket)
+                self.here.admin.resend(item.id, actor, ticket, seen=item.mark)
             else:
-                self.here.admin.rejected(item.id, self.rejected, actor, ticket)
+                self.here.admin.rejected(item.id, self.rejected, actor, ticket, seen=item.mark)
         except (NotInReview, UnknownJob) as error:
             return Done(item, "changed", well=False, why=str(error))
         return Done(item, word)

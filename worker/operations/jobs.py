@@ -51,6 +51,11 @@ HEADS = 100
 _OPEN, _ENDED = re.compile(r"[0-9]{1,16} .*"), re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
 
 
+def mark_of(job: JobRow | Record) -> str:
+    """A value of a job that changes with every step."""
+    return f"{job.state}:{job.fence}:{job.reopened}"
+
+
 class WrongCursor(RegistrationWorkerError):  # noqa: N818
     """Raised for a cursor that does not come from a page of jobs."""
 

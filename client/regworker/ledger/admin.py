@@ -15,7 +15,7 @@ from regworker.domain.actor import Actor, packed
 from regworker.domain.job import Job
 from regworker.domain.pace import Pace
 from regworker.ledger.calls import scripts
-from regworker.ledger.records import Conflict, Quarantined, Settled, Stale, text
+from regworker.ledger.records import Conflict, Quarantined, Record, Settled, Stale, text
 from regworker.ledger.rights import commands, probe
 from regworker.ledger.transitions import (
     ALARMS,
@@ -172,7 +172,7 @@ def trim(stream: str, retention: float, most: int) -> Command[tuple[int, tuple[s
 
 
 def resolve(
-    job_id: str,
+    record: Record,
     decision: str,
     actor: Actor,
     deadline: float,
@@ -182,14 +182,15 @@ def resolve(
 ) -> Command[Settled | Stale]:
     """review -> registered | rejected (with a publication) | unknown (`resend`); seconds.
 
-    `ticket`: an act that is repeated with it gets the first answer.
+    `Stale("review")`: it is in another review than that of `record`. `ticket`: an act that is
+    repeated with it gets the first answer.
     """
     event = publication.args() if publication else ()
-    ticket = ticket or secrets.token_hex(8)
+    ticket, seen = ticket or secrets.token_hex(8), (record.fence, record.reopened)
     return Command(
         "resolve",
-        (job_key(job_id), ALARMS),
-        (job_id, decision, actor.packed, ticket, ms(deadline), ms(retention), *event),
+        (job_key(record.id), ALARMS),
+        (record.id, decision, actor.packed, ticket, *seen, ms(deadline), ms(retention), *event),
         read_finish,
         durable=True,
     )

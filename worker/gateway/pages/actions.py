@@ -281,16 +281,18 @@ def _corrected(here: Here, act: Act, job_id: str, right: dict[str, Any] | str) -
 def _settled(here: Here, act: Act, job_id: str, decision: str, what: Any) -> Response:
     here.need_keys()
     actor = act.visitor.actor(act.text("why"))
+    # A form without it is of an earlier version's page.
+    seen = act.fields.get("seen") or "nothing"
     try:
         with here.acting() as admin:
             if decision == "registered":
-                admin.registered(job_id, what, actor)
+                admin.registered(job_id, what, actor, seen=seen)
                 said = "Recorded as registered. Its producer receives the outcome now."
             elif decision == "rejected":
-                admin.rejected(job_id, str(what), actor)
+                admin.rejected(job_id, str(what), actor, seen=seen)
                 said = "Recorded as rejected. Its producer is notified that there is no customer."
             else:
-                admin.resend(job_id, actor)
+                admin.resend(job_id, actor, seen=seen)
                 said = "The job continues: a worker asks the provider first."
     except (NotInReview, WrongSeal) as error:
         raise NotTaken(HttpProblem(409, "not-in-review", str(error))) from None

@@ -25,7 +25,7 @@ from worker.operations import words
 from worker.operations.accounts import find_accounts
 from worker.operations.audit import AuditFilter, AuditLog
 from worker.operations.deliveries import Filter, place
-from worker.operations.jobs import JobFilter, WrongCursor
+from worker.operations.jobs import JobFilter, WrongCursor, mark_of
 
 router = APIRouter()
 
@@ -129,6 +129,7 @@ def show_job(
         status=status,
         title="Job",
         job=record,
+        seen=mark_of(record),
         steps=words.grouped(record.timeline),
         why="" if record.final else words.why(record.state, record.why),
         event=event,
