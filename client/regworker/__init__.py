@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         SealingError,
         SettingsError,
         UnknownJob,
+        UnreadableRecord,
     )
     from regworker.domain.event import Event, Notice
     from regworker.domain.job import Job
@@ -42,6 +43,7 @@ _HOMES = {
         *("IdempotencyConflict", "InvalidJob", "JobForgotten", "JobNotCancellable"),
         *("LedgerUnavailable",),
         *("Problem", "RegistrationWorkerError", "SealingError", "SettingsError", "UnknownJob"),
+        "UnreadableRecord",
     ),
     "regworker.domain.event": ("Event", "Notice"),
     "regworker.domain.job": ("Job",),
@@ -86,6 +88,7 @@ __all__ = [
     "Status",
     "UnknownJob",
     "UnreadableEvent",
+    "UnreadableRecord",
 ]
 
 

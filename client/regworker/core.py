@@ -6,21 +6,38 @@ thread or in an asyncio loop.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
+
+from redis.exceptions import ResponseError
 
 from regworker.acceptance import Intake, admitted, facts_of
 from regworker.announced import check_key
 from regworker.domain.actor import Actor
-from regworker.domain.errors import IdempotencyConflict, InvalidJob, JobNotCancellable, UnknownJob
+from regworker.domain.errors import (
+    IdempotencyConflict,
+    InvalidJob,
+    JobNotCancellable,
+    UnknownJob,
+    UnreadableRecord,
+)
 from regworker.domain.event import EventType, moment
 from regworker.domain.job import Job, job_id
 from regworker.domain.receipt import Receipt, Refused, Status
 from regworker.domain.states import State
 from regworker.event_builder import EventBuilder
 from regworker.forms.registry import Forms
-from regworker.ledger.records import Accepted, Conflict, Record, Settled, Unconfigured, text
-from regworker.ledger.steps import Ask, Steps
+from regworker.ledger.records import (
+    UNREADABLE,
+    Accepted,
+    Conflict,
+    Record,
+    Settled,
+    Unconfigured,
+    text,
+)
+from regworker.ledger.steps import Ask, Each, Steps
 from regworker.ledger.transitions import CONFIGURED, LOOKS, Command, cancel, look
 from regworker.sealing.keyring import Keyring
 from regworker.settings import Settings
@@ -60,9 +77,9 @@ class ProducerCore:
         were read from JSON.
         """
         results: dict[int, Receipt | Refused] = {}
-        # Their keys, and not the jobs: these hold secrets, and each has a dozen objects that
-        # Python's garbage collector would follow again and again until the answers come.
-        checked: list[tuple[int, str, Enqueuing]] = []
+        # Their ids and keys, and not the jobs: these hold secrets, and each has a dozen objects
+        # that Python's garbage collector would follow again and again until the answers come.
+        checked: list[tuple[int, str, str, Enqueuing]] = []
 
         def commands() -> Accepting:
             # Lazily, so that the server processes the first ones while the last are checked.
@@ -73,14 +90,16 @@ class ProducerCore:
                     results[number] = Refused(number, error)
                     continue
                 step = enqueuing(job.traceparent, traceparent, **facts_of(job))
-                checked.append((number, job.idempotency_key, step))
+                checked.append((number, job.id, job.idempotency_key, step))
                 yield self._intake.command(job, registration, by=by, trace=step.trace)
 
-        answers = yield commands()
-        for (number, key, step), answer in zip(checked, answers, strict=True):
+        answers = yield Each(commands())
+        for (number, id_, key, step), answer in zip(checked, answers, strict=True):
             try:
+                if isinstance(answer, Exception):
+                    raise (yield from _fault(id_, answer))
                 accepted = admitted(key, answer)
-            except (InvalidJob, IdempotencyConflict) as error:
+            except (InvalidJob, IdempotencyConflict, UnreadableRecord) as error:
                 step.end(error=type(error).__name__)
                 results[number] = Refused(number, error)
                 continue
@@ -115,7 +134,10 @@ class ProducerCore:
             seconds, micros = yield Ask(lambda redis: redis.time())
             now = seconds * 1000 + micros // 1000
             publication = self._event_builder.failed(EventType.CANCELLED, record, now, ())
-            [done] = yield [cancel(record, self.settings.retention, publication, actor)]
+            command = cancel(record, self.settings.retention, publication, actor)
+            [done] = yield Each([command])
+            if isinstance(done, Exception):
+                raise (yield from _fault(id_, done))
             if isinstance(done, Settled):
                 return self._status((yield from self._record(id_)))
             state = done.state
@@ -124,30 +146,63 @@ class ProducerCore:
         raise JobNotCancellable(f"job {id_} is {state}: a request may have been sent already")
 
     def _record(self, id_: str, by: str | None = None) -> Steps[Record]:
-        [record] = yield [look(id_)]
+        record = yield from record_of(id_)
         if record is None or by not in {None, record.by}:
             raise UnknownJob(f"no job {id_}: never accepted here, or past its retention")
         if record.forgotten_at:
             raise UnknownJob(f"job {id_} is forgotten: its data was erased on request")
-        return record  # type: ignore[no-any-return]
+        return record
 
     def _status(self, record: Record) -> Status:
-        return Status(
-            job_id=record.id,
-            idempotency_key=record.idempotency_key,
-            provider=record.provider,
-            account=record.account,
-            state=record.state,
-            attempts=record.attempts,
-            accepted_at=moment(record.accepted_at),
-            deadline=moment(record.deadline_at),
-            due=moment(record.due_at) if record.due_at and not record.final else None,
-            finished_at=moment(record.finished_at) if record.finished_at else None,
-            why=record.why,
-            timeline=tuple((moment(at), what) for at, what in record.timeline),
-            event=self._event_builder.last(record) if self.opens else None,
-            corrected=record.corrected,
-        )
+        with _readable(record.id):
+            return Status(
+                job_id=record.id,
+                idempotency_key=record.idempotency_key,
+                provider=record.provider,
+                account=record.account,
+                state=record.state,
+                attempts=record.attempts,
+                accepted_at=moment(record.accepted_at),
+                deadline=moment(record.deadline_at),
+                due=moment(record.due_at) if record.due_at and not record.final else None,
+                finished_at=moment(record.finished_at) if record.finished_at else None,
+                why=record.why,
+                timeline=tuple((moment(at), what) for at, what in record.timeline),
+                event=self._event_builder.last(record) if self.opens else None,
+                corrected=record.corrected,
+            )
+
+
+def record_of(id_: str) -> Steps[Record | None]:
+    """A job's record; None if there is none. Raises `UnreadableRecord`."""
+    record: Record | None
+    with _readable(id_):
+        [record] = yield [look(id_)]
+    return record
+
+
+@contextmanager
+def _readable(id_: str) -> Iterator[None]:
+    """Raise `UnreadableRecord` for a key that holds no record, or not one of ours."""
+    try:
+        yield
+    except ResponseError as error:
+        if not _wrong_type(error) and not str(error).startswith("TOOLARGE"):
+            raise
+        raise UnreadableRecord(id_) from None
+    except UNREADABLE:
+        raise UnreadableRecord(id_) from None
+
+
+def _fault(id_: str, error: Exception) -> Steps[Exception]:
+    """What to raise for the error of a job's command. Without a record, or if the record is a hash
+    and another key is not what it should be, the error is that of other jobs, too."""
+    record = yield from record_of(id_)
+    return error if record is None or _wrong_type(error) else UnreadableRecord(id_)
+
+
+def _wrong_type(error: Exception) -> bool:
+    return isinstance(error, ResponseError) and str(error).startswith("WRONGTYPE")
 
 
 def named(id_: str | None, key: str | None, provider: str, account: str) -> str:

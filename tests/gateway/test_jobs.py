@@ -15,9 +15,10 @@ import pytest
 
 from regworker import InvalidJob, Producer
 from regworker.domain.event import EventType
+from regworker.domain.job import Job
 from regworker.event_builder import EventBuilder
 from regworker.ledger import AsyncLedger, streams
-from regworker.ledger.transitions import cancel, look
+from regworker.ledger.transitions import cancel, job_key, look
 from regworker.results import RESULTS, is_sealed, opener
 from regworker.sealing.keyring import Keyring
 from regworker.tracing import carried_by
@@ -49,6 +50,28 @@ def test_a_job_is_accepted_once(gateway: Gateway, shop: httpx.Client) -> None:
     record = gateway.ledger(look(found["job_id"]))
     assert record is not None
     assert record.by == "shop"
+
+
+def test_a_record_that_cannot_be_read_is_its_jobs_problem(
+    gateway: Gateway, shop: httpx.Client
+) -> None:
+    """Each answer about the job names it; the other lines of a batch are accepted."""
+    jobs = [open2b() for _ in range(3)]
+    bad = Job.model_validate({**jobs[1], "registration": {}}).id
+    gateway.ledger.redis.set(job_key(bad), "junk")
+    lines = "\n".join(map(json.dumps, jobs))
+    results = [json.loads(one) for one in shop.post("/v1/jobs:batch", content=lines).iter_lines()]
+    assert [one["status"] for one in results] == [201, 422, 201]
+    for answer in (
+        shop.post("/v1/jobs", json=jobs[1]),
+        shop.get(f"/v1/jobs/{bad}"),
+        shop.get("/v1/jobs", params={"provider": "open2b", "key": jobs[1]["idempotency_key"]}),
+        shop.delete(f"/v1/jobs/{bad}"),
+    ):
+        found = answer.json()
+        assert (answer.status_code, found["verdict"]) == (422, "not accepted")
+        assert found["type"].endswith(":unreadable-record")
+        assert found["job_id"] == results[1]["job_id"] == bad
 
 
 def test_a_job_belongs_to_the_trace_of_its_request(gateway: Gateway, shop: httpx.Client) -> None:

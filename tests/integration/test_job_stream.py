@@ -453,6 +453,21 @@ def test_what_the_worker_fails_at_is_set_aside(
     assert redis.xlen(JOBS) == 0
 
 
+def test_an_entry_whose_job_has_no_valid_record_is_set_aside(
+    redis: Any, ledger: SyncLedger, reader: Open
+) -> None:
+    """The job before it and the one after it are accepted; so with a cancel."""
+    jobs = [open2b() for _ in range(3)]
+    redis.set(job_key(id_of(jobs[1])), "junk")
+    for job in jobs:
+        add(redis, job)
+    add(redis, {"job_id": id_of(jobs[1])}, "cancel")
+    reader().turn(2)
+    assert redis.xlen(JOBS) == 0
+    assert [record(ledger, jobs[number]).state for number in (0, 2)] == [State.QUEUED] * 2
+    assert len(kept(ledger)) == 2
+
+
 def test_what_the_ledger_does_not_answer_to_is_read_again(
     ledger: SyncLedger, redis: Any, reader: Open
 ) -> None:

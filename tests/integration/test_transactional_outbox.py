@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, MetaData, create_engine, func, select, text
+from sqlalchemy import Engine, MetaData, create_engine, func, select, text, update
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
@@ -23,6 +23,7 @@ from regworker.domain.errors import InvalidJob, LedgerUnavailable
 from regworker.domain.receipt import Receipt
 from regworker.ledger import SyncLedger
 from regworker.ledger.admin import Limits, announce
+from regworker.ledger.transitions import job_key
 from regworker.outbox import (
     Outbox,
     Outcomes,
@@ -328,6 +329,31 @@ def test_a_relay_that_is_killed_loses_and_doubles_nothing(
         relay.turn(engine)
     assert {producer.status(id_).job_id for id_ in ids} == ids
     assert len(list(ledger.redis.scan_iter("{reg}:job:*"))) == 20
+
+
+def test_rows_that_cannot_be_read_hold_up_no_other(
+    engine: Engine, url: URL, settings: Settings, ledger: SyncLedger
+) -> None:
+    """They stay with their problem: rows that are no JSON, and one whose job has no valid record.
+    The command goes on."""
+    with engine.begin() as connection:
+        ids = [Outbox(settings).add(connection, skypostal()) for _ in range(6)]
+        for number, text in enumerate(['{"a', "", "null", "[" * 100_000]):
+            changed = update(outbox_table).where(outbox_table.c.job_id == ids[number])
+            connection.execute(changed.values(job=text))
+    ledger.redis.set(job_key(ids[4]), "junk")
+    regworker = Cli(
+        REGWORKER_OUTBOX_URL=url.render_as_string(hide_password=False),
+        REGWORKER_REDIS_URL=settings.redis_url,
+        REGWORKER_SEALING_KEYS=KEYS,
+    )
+    assert regworker.json("outbox", "relay", "--once", code=1) == [{"moved": 1, "refused": 5}]
+    problems = {one["job_id"]: one["problem"] for one in regworker.json("outbox", "refused")}
+    assert [word in problems[id_] for id_, word in zip(ids, SAID, strict=False)] == [True] * 5
+
+
+#: The problems of those rows.
+SAID = [*["job: is not JSON"] * 2, "must be an object", "job: is not JSON", "cannot be read"]
 
 
 # ── outcomes ──────────────────────────────────────────────────────────────────────────────────

@@ -23,6 +23,7 @@ from regworker.domain.errors import (
     SealingError,
     SettingsError,
     UnknownJob,
+    UnreadableRecord,
     problems_of,
 )
 from regworker.domain.request import MOST_BYTES
@@ -110,6 +111,9 @@ def problem_of(error: Exception) -> HttpProblem:
             return HttpProblem(409, "idempotency-conflict", what, more={"job_id": job_id})
         case UnknownJob():
             return HttpProblem(404, "unknown-job", "no such job, or past its retention, or erased")
+        case UnreadableRecord(job_id=job_id):
+            what = "the ledger's record of this job cannot be read; tell the service's operator"
+            return HttpProblem(422, "unreadable-record", what, more={"job_id": job_id})
         case JobNotCancellable():
             return HttpProblem(409, "not-cancellable", str(error))
         case NoAnswer():

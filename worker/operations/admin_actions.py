@@ -10,7 +10,7 @@ from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from regworker.acceptance import Intake
 from regworker.announced import check_key
-from regworker.core import ProducerCore
+from regworker.core import ProducerCore, record_of
 from regworker.domain.actor import Actor
 from regworker.domain.errors import (
     IdempotencyConflict,
@@ -356,7 +356,7 @@ class AdminActions:
         return Registered(self._registry.outcome(record.provider, outcome), recovered=True)
 
     def _record(self, job_id: str) -> Record:
-        record = self._ledger(look(job_id))
+        record = carry(record_of(job_id), self._ledger.carry)
         if record is None:
             raise UnknownJob(f"no job {job_id}: never accepted here, or past its retention")
         return record

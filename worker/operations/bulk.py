@@ -1,17 +1,20 @@
 """Acts on many items: each with its choice of items, and a result for each item."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
 
+from regworker.core import record_of
 from regworker.domain.actor import Actor
-from regworker.domain.errors import JobNotCancellable, NotInReview, UnknownJob
+from regworker.domain.errors import JobNotCancellable, NotInReview, UnknownJob, UnreadableRecord
 from regworker.domain.states import State
 from regworker.ledger import SyncLedger
 from regworker.ledger.listing import JobRow
 from regworker.ledger.records import Quarantined, text
-from regworker.ledger.transitions import job_key, look
+from regworker.ledger.steps import carry
+from regworker.ledger.transitions import job_key
 from regworker.settings import Settings
 from worker.intake.quarantine import NotInQuarantine, NotRequeued, Quarantine
 from worker.operations.admin_actions import AdminActions
@@ -66,9 +69,11 @@ class Bulk:
             yield Item(id_, "")
 
     def named_jobs(self, ids: Iterable[str]) -> Iterator[Item]:
-        """Jobs by their ids, in their present state; also ids of no job."""
+        """Jobs by their ids, in their present state; also ids of no job, or of no valid record."""
         for id_ in ids:
-            job = self.record(id_)
+            job = None
+            with suppress(UnreadableRecord):
+                job = self.record(id_)
             yield Item(id_, mark_of(job) if job else "")
 
     def dead_or_pending(self, wanted: Filter) -> Iterator[Item]:
@@ -83,8 +88,8 @@ class Bulk:
                 yield Item(one.id, str(one.times))
 
     def record(self, job_id: str) -> JobRow | None:
-        """The present record of a job; None if it does not exist."""
-        found = self._ledger(look(job_id))
+        """The present record of a job; None if it does not exist. Raises `UnreadableRecord`."""
+        found = carry(record_of(job_id), self._ledger.carry)
         return JobRow.of(found) if found else None
 
     def resolved_by(self, job_id: str, ticket: str) -> bool:
@@ -127,7 +132,10 @@ class CancelJobs:
             yield self._one(item, actor)
 
     def _one(self, item: Item, actor: Actor) -> Done:
-        job = self.here.record(item.id)
+        try:
+            job = self.here.record(item.id)
+        except UnreadableRecord as error:
+            return Done(item, "unreadable", well=False, why=str(error))
         if job is None:
             return Done(item, "gone", well=False, why="the job does not exist any more")
         if job.state is State.CANCELLED:
@@ -158,7 +166,10 @@ class ResolveReviews:
 
     def _one(self, item: Item, ticket: str, actor: Actor) -> Done:
         word = "resent" if self.rejected is None else "rejected"
-        job = self.here.record(item.id)
+        try:
+            job = self.here.record(item.id)
+        except UnreadableRecord as error:
+            return Done(item, "unreadable", well=False, why=str(error))
         if job is None:
             return Done(item, "gone", well=False, why="the job does not exist any more")
         if (item.mark and mark_of(job) != item.mark) or job.state is not State.REVIEW:

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
+from regworker.core import record_of
 from regworker.domain.actor import Actor
 from regworker.domain.errors import JobNotOver, SealingError, UnknownJob
 from regworker.domain.event import moment
@@ -29,7 +30,6 @@ from regworker.ledger.transitions import (
     STREAMS,
     Command,
     delivery_key,
-    look,
 )
 from regworker.results import RESULTS
 from regworker.sealing import seals
@@ -75,7 +75,7 @@ class JobData:
 
     def owner(self, job_id: str) -> Steps[Owner]:
         """The account of a job; `UnknownJob` if it has no record any more."""
-        [record] = yield [look(job_id)]
+        record = yield from record_of(job_id)
         if record is None:
             raise _unknown(job_id)
         return Owner(record.provider, record.account)
@@ -86,7 +86,7 @@ class JobData:
 
         The result may contain a customer's secrets. Raises `UnknownJob`.
         """
-        [record] = yield [look(job_id)]
+        record = yield from record_of(job_id)
         traces = yield from self._traces(job_id)
         if record is None and not (traces.entries or traces.deliveries):
             raise _unknown(job_id)
@@ -111,7 +111,7 @@ class JobData:
         Safe to repeat. Raises `UnknownJob`, and `JobNotOver` with what to do.
         """
         for _ in range(LOOKS):
-            [record] = yield [look(job_id)]
+            record = yield from record_of(job_id)
             if record is not None and not record.final:
                 what = ENDS[record.state].format(id=job_id)
                 raise JobNotOver(f"job {job_id} is {record.state}: {what}")

@@ -5,6 +5,7 @@
     ├── IdempotencyConflict    the key is taken by a job with other content
     │   └── JobForgotten       the key was used by a job whose data was erased on request
     ├── UnknownJob             no job of that id or key
+    ├── UnreadableRecord       the ledger's record of the job cannot be read
     ├── JobNotCancellable      a request of the job may have been sent, or the job has ended
     ├── JobNotOver             the data of an unfinished job cannot be erased
     ├── InvalidOutcome         the entered outcome is not one of the provider's
@@ -99,6 +100,21 @@ class JobForgotten(IdempotencyConflict):
 
 class UnknownJob(RegistrationWorkerError):  # noqa: N818
     """Raised when no job has that id or key: never accepted, or past its retention."""
+
+
+class UnreadableRecord(RegistrationWorkerError):  # noqa: N818
+    """Raised when the ledger's record of a job cannot be read: something else was written there.
+
+    Nothing was done. The job may have been accepted before, so another key could make a second
+    customer. An operator repairs the record.
+    """
+
+    def __init__(self, job_id: str) -> None:
+        self.job_id = job_id
+        super().__init__(
+            f"the ledger's record of job {job_id} cannot be read, and nothing was done; tell an "
+            "operator"
+        )
 
 
 class JobNotCancellable(RegistrationWorkerError):  # noqa: N818

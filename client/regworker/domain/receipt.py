@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from regworker.domain.errors import IdempotencyConflict, InvalidJob
+from regworker.domain.errors import IdempotencyConflict, InvalidJob, UnreadableRecord
 from regworker.domain.states import State
 
 
@@ -51,4 +51,4 @@ class Refused:
     """A refused job of `enqueue_many`; `number` counts the given jobs from 0."""
 
     number: int
-    error: InvalidJob | IdempotencyConflict
+    error: InvalidJob | IdempotencyConflict | UnreadableRecord

@@ -21,6 +21,7 @@ from redis.exceptions import (
     ConnectionError,  # noqa: A004
     MasterDownError,
     MovedError,
+    NoPermissionError,
     NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
@@ -34,6 +35,7 @@ from regworker.domain.errors import LedgerUnavailable, NotReplicated, SettingsEr
 from regworker.ledger.bounded import bounded, within
 from regworker.ledger.calls import BATCH, BATCHED, NotReached, call, joined, scripts
 from regworker.ledger.connection import LedgerConnection, apart
+from regworker.ledger.records import UNREADABLE
 from regworker.ledger.replication import (
     QUESTION,
     DurableLine,
@@ -43,7 +45,7 @@ from regworker.ledger.replication import (
     replicated,
 )
 from regworker.ledger.servers import WrongServer, async_client, async_pool, sync_pool
-from regworker.ledger.steps import Ask, Exchange, Step
+from regworker.ledger.steps import Ask, Each, Exchange, Step
 from regworker.ledger.sync_connections import exact, packed, packs
 from regworker.ledger.transitions import Command
 
@@ -104,6 +106,16 @@ def elsewhere(error: BaseException) -> bool:
     return isinstance(error, _ELSEWHERE) or str(error).startswith(_DEMOTED)
 
 
+def lone(error: BaseException) -> bool:
+    """Whether an error may be that of one command only, for example about its job's record."""
+    of_all = isinstance(error, NoPermissionError | WrongServer) or passing(error)
+    return isinstance(error, ResponseError) and not of_all
+
+
+def _never(_: BaseException) -> bool:
+    return False
+
+
 class AsyncLedger:
     """The ledger for the worker's loop. All commands share a connection, and are sent together.
 
@@ -151,6 +163,23 @@ class AsyncLedger:
 
         They are made in slices, so that the server and the loop work meanwhile.
         """
+        return [command.read(answer) for command, answer in await self._all(commands, patience)]
+
+    async def each(self, commands: Iterable[Command[T]], patience: float) -> list[T | Exception]:
+        """As `many`. The answer of a command that fails alone (`lone`), or whose answer cannot be
+        read, is its error."""
+        return [
+            _read(command, answer)
+            for command, answer in await self._all(commands, patience, spared=lone)
+        ]
+
+    async def _all(
+        self,
+        commands: Iterable[Command[T]],
+        patience: float,
+        spared: Callable[[BaseException], bool] = _never,
+    ) -> list[tuple[Command[T], Any]]:
+        """Commands with their raw answers. `spared`: an error that is its command's answer."""
         end = time.monotonic() + patience
         made: list[Command[T]] = []
         asked: list[asyncio.Future[Any]] = []
@@ -174,11 +203,21 @@ class AsyncLedger:
             _let_go(asked[len(answers) :])
         return [
             # Repeat one by one: most errors affect all, and the first repeat waits for their end.
-            await self(command, max(0.0, end - time.monotonic()))
+            (command, await self._again(command, max(0.0, end - time.monotonic()), spared))
             if isinstance(answer, Exception)
-            else command.read(answer)
+            else (command, answer)
             for command, answer in zip(made, answers, strict=True)
         ]
+
+    async def _again(
+        self, command: Command[Any], patience: float, spared: Callable[[BaseException], bool]
+    ) -> Any:
+        try:
+            return await self.patiently(lambda: self._carry(command), patience)
+        except ResponseError as error:
+            if not spared(error):
+                raise
+            return error
 
     async def patiently(
         self, carry: Callable[[], Awaitable[T]], patience: float = 30.0, *, insist: bool = True
@@ -216,6 +255,8 @@ class AsyncLedger:
                 return await self.patiently(lambda: self.ask(question), patience)
             case Exchange(commands):
                 return await self.exchange(commands)
+            case Each(commands):
+                return await self.each(commands, patience)
             case _:
                 return await self.many(step, patience)
 
@@ -352,6 +393,21 @@ class SyncLedger:
 
         The server processes the first ones while the last are still being made.
         """
+        return [command.read(answer) for command, answer in self._all(commands, patience)]
+
+    def each(self, commands: Iterable[Command[T]], patience: float) -> list[T | Exception]:
+        """As `AsyncLedger.each`."""
+        return [
+            _read(command, answer) for command, answer in self._all(commands, patience, spared=lone)
+        ]
+
+    def _all(
+        self,
+        commands: Iterable[Command[T]],
+        patience: float,
+        spared: Callable[[BaseException], bool] = _never,
+    ) -> list[tuple[Command[T], Any]]:
+        """As `AsyncLedger._all`."""
         made: list[Command[T]] = []
         answers: list[Any] = []
         left: list[int] = []
@@ -371,7 +427,7 @@ class SyncLedger:
                 tried, left[:] = left[:], []
                 fault: Exception | None = None
                 for i, reply in zip(tried, replies, strict=True):
-                    if not isinstance(reply, Exception):
+                    if not isinstance(reply, Exception) or spared(reply):
                         answers[i] = reply
                         continue
                     left.append(i)
@@ -384,7 +440,7 @@ class SyncLedger:
                     return
 
         self.patiently(carry, patience)
-        return [command.read(answer) for command, answer in zip(made, answers, strict=True)]
+        return list(zip(made, answers, strict=True))
 
     def patiently(self, carry: Callable[[], T], patience: float) -> T:
         """Use the server, and repeat while its error is temporary."""
@@ -432,6 +488,8 @@ class SyncLedger:
                 return self.ask(question, patience)
             case Exchange(commands):
                 return self.exchange(commands)
+            case Each(commands):
+                return self.each(commands, patience)
             case _:
                 return self.many(step, patience)
 
@@ -507,6 +565,16 @@ class SyncLedger:
             raise
         finally:
             pool.release(connection)
+
+
+def _read(command: Command[Any], answer: Any) -> Any:
+    """What a command reads, or the error."""
+    if isinstance(answer, Exception):
+        return answer
+    try:
+        return command.read(answer)
+    except UNREADABLE as error:
+        return error
 
 
 def _let_go(asked: Iterable["asyncio.Future[Any]"]) -> None:

@@ -133,6 +133,9 @@ class Record:
         )
 
 
+#: What reading an answer raises if it is made of a record that none of us wrote.
+UNREADABLE = (ArithmeticError, LookupError, RecursionError, TypeError, ValueError)
+
 USUAL = {"lane": "live", "if_exists": "reject", "reply_to": '["results"]', "metadata": "{}"}
 """The values of most jobs, which their records omit; the same in `_lib.lua`."""
 

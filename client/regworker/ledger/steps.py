@@ -1,14 +1,12 @@
 """Rules without input or output: generators that yield their requests to the ledger.
 
-Such a generator is sent each answer, or the server's error is raised in it, and it returns its
-result. The caller may block (`carry`) or await (`carry_async`).
+Such a generator is sent each answer, or the error is raised in it, and it returns its result.
+The caller may block (`carry`) or await (`carry_async`).
 """
 
 from collections.abc import Awaitable, Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
-
-from redis.exceptions import RedisError
 
 from regworker.ledger.transitions import Command
 
@@ -29,8 +27,15 @@ class Exchange:
     commands: list[tuple[str | bytes, ...]]
 
 
-Step = Iterable[Command[Any]] | Ask | Exchange
-"""Whether the answer is a list, as for our commands."""
+@dataclass(frozen=True, slots=True)
+class Each:
+    """Our commands; the answer of one that fails alone is its error (`client.lone`)."""
+
+    commands: Iterable[Command[Any]]
+
+
+Step = Iterable[Command[Any]] | Each | Ask | Exchange
+"""The answer to our commands is a list."""
 
 Steps = Generator[Step, Any, T]
 
@@ -47,7 +52,7 @@ def carry(steps: Steps[T], do: Callable[[Step], Any]) -> T:
             return result
         try:
             answer, go_on = do(step), steps.send
-        except RedisError as error:
+        except Exception as error:  # noqa: BLE001 -- the steps may handle it
             answer, go_on = error, steps.throw
 
 
@@ -63,5 +68,5 @@ async def carry_async(steps: Steps[T], do: Callable[[Step], Awaitable[Any]]) -> 
             return result
         try:
             answer, go_on = await do(step), steps.send
-        except RedisError as error:
+        except Exception as error:  # noqa: BLE001 -- the steps may handle it
             answer, go_on = error, steps.throw

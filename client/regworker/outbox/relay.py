@@ -20,7 +20,7 @@ from sqlalchemy import Connection, Engine, Table, delete, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from regworker.clock import steady
-from regworker.domain.errors import RegistrationWorkerError
+from regworker.domain.errors import InvalidJob, Problem, RegistrationWorkerError
 from regworker.domain.receipt import Receipt, Refused
 from regworker.frames import guarded
 from regworker.outbox.tables import outbox_table
@@ -33,6 +33,9 @@ BATCH = 500
 
 #: Seconds after which rows whose ledger was away are tried again, even if other rows still come.
 AGAIN = 30.0
+
+#: Without any of its content, which may be a secret.
+_NO_JSON = InvalidJob([Problem("invalid", "job", "is not JSON: the row was changed or cut off")])
 
 Fault = RegistrationWorkerError | RedisError
 
@@ -109,14 +112,16 @@ class Relay:
 
     def _hand_over(self, rows: Sequence[Any]) -> list[Receipt | Refused | Fault]:
         """A result for each row. What was answered before an error counts."""
+        read = [_read(number, row.job) for number, row in enumerate(rows)]
+        jobs = [one for one in read if not isinstance(one, Refused)]
         results: list[Receipt | Refused | Fault] = []
         try:
-            jobs = (json.loads(row.job) for row in rows)
             results.extend(self._producer._each(jobs, self._pass.away))
         except (RegistrationWorkerError, RedisError) as error:
             self._pass.stopped = error
-            results += [error] * (len(rows) - len(results))
-        return results
+            results += [error] * (len(jobs) - len(results))
+        answers = iter(results)
+        return [one if isinstance(one, Refused) else next(answers) for one in read]
 
     def _settle(
         self, connection: Connection, rows: Sequence[Any], results: list[Receipt | Refused | Fault]
@@ -150,6 +155,14 @@ class Relay:
             if fault := this.stopped or next(iter(this.away.values()), None):
                 raise fault
         return turn
+
+
+def _read(number: int, job: Any) -> Any:
+    """The job of a row; `Refused` if it is not JSON."""
+    try:
+        return json.loads(job)
+    except (TypeError, ValueError, RecursionError):
+        return Refused(number, _NO_JSON)
 
 
 def _unlocking(engine: E) -> E:

@@ -15,12 +15,11 @@ from pydantic import TypeAdapter, ValidationError
 from redis.exceptions import RedisError
 
 from regworker.carriers import AsyncShell, SyncShell
-from regworker.core import Given, ProducerCore, batches
+from regworker.core import Given, ProducerCore, batches, record_of
 from regworker.domain.errors import LedgerUnavailable, RegistrationWorkerError, SettingsError
 from regworker.domain.job import Job, Name
 from regworker.domain.receipt import Receipt, Refused
 from regworker.ledger.steps import Steps, carry, carry_async
-from regworker.ledger.transitions import look
 from regworker.settings import Settings, variable
 from regworker.settings.account_ledgers import MAIN, AccountLedgers
 from regworker.tracing import span
@@ -306,8 +305,7 @@ def async_shell(settings: Settings, timeout: float) -> AsyncShell | AsyncShells:
 
 
 def _has(id_: str) -> Steps[bool]:
-    [record] = yield [look(id_)]
-    return record is not None
+    return (yield from record_of(id_)) is not None
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import gc
 
 from regworker.core import ProducerCore
 from regworker.domain.job import Job
+from regworker.ledger.steps import Each
 from regworker.sealing.keyring import Keyring
 from regworker.settings import Settings
 from tests.integration.jobs import skypostal
@@ -16,7 +17,9 @@ def test_jobs_are_not_kept_while_the_ledger_works() -> None:
     )
     given = skypostal()
     waiting = core.accept([(0, given)])
-    [command] = next(waiting)
+    step = next(waiting)
+    assert isinstance(step, Each)
+    [command] = step.commands
     gc.collect()
     jobs = [one for one in gc.get_objects() if type(one) is Job]
     assert given["idempotency_key"] in command.args

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 import typer
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-from regworker.domain.errors import IdempotencyConflict, InvalidJob, LedgerUnavailable, Problem
+from regworker.domain.errors import (
+    IdempotencyConflict,
+    InvalidJob,
+    LedgerUnavailable,
+    Problem,
+    UnreadableRecord,
+)
 from worker.cli.connection import open_producer
 from worker.cli.files.csv_columns import Columns
 from worker.cli.files.reading import InputLine, read_csv, read_json, read_ndjson
@@ -206,6 +212,8 @@ def _problems(refused: "Refused") -> tuple[Problem, ...]:
         case IdempotencyConflict(job_id=job_id):
             what = f"is taken by job {job_id} with other content"
             return (Problem("idempotency_conflict", "idempotency_key", what),)
+        case UnreadableRecord():
+            return (Problem("unreadable_record", "", str(refused.error)),)
 
 
 def _await(

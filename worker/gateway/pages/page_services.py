@@ -10,13 +10,13 @@ from fastapi import Request
 from pydantic import BaseModel
 from redis.exceptions import NoPermissionError
 
+from regworker.core import record_of
 from regworker.domain.errors import JobNotOver, NoSealingKeys, SettingsError, UnknownJob
 from regworker.domain.states import State
 from regworker.event_builder import EventBuilder
 from regworker.ledger import SyncLedger
 from regworker.ledger.records import Record
 from regworker.ledger.steps import Steps, carry
-from regworker.ledger.transitions import look
 from regworker.sealing.keyring import Keyring
 from regworker.settings import Settings, variable
 from worker.gateway.pages.history import History
@@ -128,8 +128,8 @@ class PageServices:
             raise NotTaken(HttpProblem(403, "no-rights", RIGHTS)) from None
 
     def record(self, job_id: str) -> Record:
-        """A job. Raises `UnknownJob`."""
-        found = self.ledger(look(job_id), PATIENCE)
+        """A job. Raises `UnknownJob`, `UnreadableRecord`."""
+        found = carry(record_of(job_id), lambda step: self.ledger.carry(step, PATIENCE))
         if found is None:
             raise UnknownJob(f"no job {job_id}: never accepted here, or past its retention")
         return found
