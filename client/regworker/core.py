@@ -8,22 +8,28 @@ thread or in an asyncio loop.
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any
+from typing import Annotated, Any
+from uuid import UUID
 
+from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, ValidationError
 from redis.exceptions import ResponseError
 
 from regworker.acceptance import Intake, admitted, facts_of
 from regworker.announced import check_key
 from regworker.domain.actor import Actor
 from regworker.domain.errors import (
+    FieldError,
     IdempotencyConflict,
     InvalidJob,
     JobNotCancellable,
+    Problem,
     UnknownJob,
     UnreadableRecord,
+    problems_of,
 )
 from regworker.domain.event import EventType, moment
-from regworker.domain.job import Job, job_id
+from regworker.domain.job import Job, Key, Name, job_id
+from regworker.domain.portable import flaw
 from regworker.domain.receipt import Receipt, Refused, Status
 from regworker.domain.states import State
 from regworker.event_builder import EventBuilder
@@ -205,13 +211,45 @@ def _wrong_type(error: Exception) -> bool:
     return isinstance(error, ResponseError) and str(error).startswith("WRONGTYPE")
 
 
+class _Named(BaseModel):
+    """How a caller names a job: as a job's own fields, so that what `enqueue` accepts is found."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    provider: Name
+    account: Name
+    key: Key
+
+
+def _text(value: str) -> str:
+    if what := flaw(value):
+        raise FieldError(what)
+    return value
+
+
+_ID: TypeAdapter[str] = TypeAdapter(Annotated[str, AfterValidator(_text)])
+
+
 def named(id_: str | None, key: str | None, provider: str, account: str) -> str:
-    """The id of the job that a caller of `status` names."""
+    """The id of the job that a caller of `status` names. `InvalidJob` names the wrong arguments."""
     if id_ is not None:
-        return id_
+        return identified(id_)
     if key is None:
-        raise TypeError("status() takes a job's id, or key=, provider= and account=")
-    return job_id(provider, account, key)
+        what = "is required, or key=, provider= and account="
+        raise InvalidJob([Problem("missing", "job_id", what)])
+    try:
+        found = _Named.model_validate({"provider": provider, "account": account, "key": key})
+    except ValidationError as error:
+        raise InvalidJob(problems_of(error)) from None
+    return job_id(found.provider, found.account, found.key)
+
+
+def identified(id_: str) -> str:
+    """A job's id as text: databases return a `UUID`. `InvalidJob` if it can be no id."""
+    try:
+        return str(id_) if isinstance(id_, UUID) else _ID.validate_python(id_)
+    except ValidationError as error:
+        raise InvalidJob(problems_of(error, prefix="job_id")) from None
 
 
 def batches(jobs: Iterable[Given]) -> Iterator[list[tuple[int, Given]]]:

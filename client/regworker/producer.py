@@ -60,8 +60,9 @@ class Producer:
     def enqueue(self, job: "Job | Mapping[str, Any]", *, timeout: float | None = None) -> Receipt:
         """Accept one job. When this returns, the job is in the ledger and will have an outcome.
 
-        Raises `InvalidJob` (every problem at once), `IdempotencyConflict`, `LedgerUnavailable`
-        (it is unknown whether the job was accepted; enqueue it again, its key makes that safe).
+        Raises `InvalidJob` (every problem at once), `IdempotencyConflict`, `UnreadableRecord`,
+        `LedgerUnavailable` (it is unknown whether the job was accepted; enqueue it again, its key
+        makes that safe).
         """
         [result] = self.enqueue_many([job], timeout=timeout)
         if isinstance(result, Refused):
@@ -96,7 +97,10 @@ class Producer:
         account: str = "default",
         timeout: float | None = None,
     ) -> Status:
-        """The status of a job, by its id or by (provider, account, key). Raises `UnknownJob`."""
+        """The status of a job, by its id or by (provider, account, key).
+
+        Raises `UnknownJob`, `UnreadableRecord`, and `InvalidJob` for what can be no id or key.
+        """
         from regworker.core import named
 
         id_ = named(id_, key, provider, account)
@@ -107,10 +111,15 @@ class Producer:
 
         A job in `review` waits for a person, and so does this call, until the timeout.
         """
-        return self._shell.wait(id_, timeout)
+        from regworker.core import identified
+
+        return self._shell.wait(identified(id_), timeout)
 
     def cancel(self, id_: str, *, timeout: float | None = None) -> Status:
         """Cancel a job before any request is sent. Raises `JobNotCancellable`, `UnknownJob`."""
+        from regworker.core import identified
+
+        id_ = identified(id_)
         return self._shell.about(id_, self._shell.core.cancel(id_), timeout)
 
     def close(self) -> None:
@@ -186,10 +195,15 @@ class AsyncProducer:
 
     async def wait(self, id_: str, timeout: float = 60.0) -> dict[str, Any]:  # noqa: ASYNC109
         """As `Producer.wait`. Ten thousand may wait at once."""
-        return await self._shell.wait(id_, timeout)
+        from regworker.core import identified
+
+        return await self._shell.wait(identified(id_), timeout)
 
     async def cancel(self, id_: str, *, timeout: float | None = None) -> Status:  # noqa: ASYNC109
         """As `Producer.cancel`."""
+        from regworker.core import identified
+
+        id_ = identified(id_)
         return await self._shell.about(id_, self._shell.core.cancel(id_), timeout)
 
     async def aclose(self) -> None:

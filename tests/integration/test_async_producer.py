@@ -109,7 +109,7 @@ def test_the_errors_are_the_same(settings: Settings) -> None:
         for call in (producer.status, producer.wait, producer.cancel):
             with pytest.raises(UnknownJob):
                 await call(NOBODY)
-        with pytest.raises(TypeError, match="key="):
+        with pytest.raises(InvalidJob, match="key="):
             await producer.status()
         with pytest.raises(TimeoutError):
             await producer.wait(first.job_id, 0.01)

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Mappin
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from redis.exceptions import RedisError
 
 from regworker.carriers import AsyncShell, SyncShell
@@ -120,10 +120,10 @@ class Routes:
             return self._of(given.provider, given.account)
         if not isinstance(given, Mapping):
             return MAIN  # is refused there, as anywhere
-        provider, account = given.get("provider"), given.get("account", "default")
         try:
+            provider, account = given.get("provider"), given.get("account", "default")
             return self._of(_NAME.validate_python(provider), _NAME.validate_python(account))
-        except ValidationError:
+        except Exception:  # noqa: BLE001 -- a mapping of the host's own raises anything
             return MAIN
 
 

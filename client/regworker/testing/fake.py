@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
 from regworker.acceptance import Intake
+from regworker.core import identified, named
 from regworker.domain.errors import (
     IdempotencyConflict,
     InvalidJob,
@@ -15,7 +16,7 @@ from regworker.domain.errors import (
     Problem,
     UnknownJob,
 )
-from regworker.domain.job import Job, job_id
+from regworker.domain.job import Job
 from regworker.domain.receipt import Receipt, Refused, Status
 from regworker.domain.states import State
 from regworker.forms.registry import Forms
@@ -129,11 +130,7 @@ class FakeProducer:
         timeout: float | None = None,
     ) -> Status:
         """As `Producer.status`."""
-        if id_ is None:
-            if key is None:
-                raise TypeError("status() takes a job's id, or key=, provider= and account=")
-            id_ = job_id(provider, account, key)
-        return self._status(self._find(id_))
+        return self._status(self._find(named(id_, key, provider, account)))
 
     def wait(self, id_: str, timeout: float = 60.0) -> dict[str, Any]:
         """As `Producer.wait`; a job that nothing would end raises `TimeoutError` at once."""
@@ -199,6 +196,7 @@ class FakeProducer:
             raise LedgerUnavailable("the ledger did not answer (as this test wants it)")
 
     def _find(self, id_: str) -> _Held:
+        id_ = identified(id_)
         self._reachable()
         found = self._held.get(id_)
         if found is None:

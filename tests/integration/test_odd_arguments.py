@@ -1,0 +1,144 @@
+"""What a host may pass by mistake: each public method of a producer refuses it with an error of
+this package, which names the argument."""
+
+import asyncio
+import datetime as dt
+import decimal
+import enum
+import uuid
+from collections.abc import Iterator, Mapping
+from typing import Any, Never
+
+import pytest
+
+from regworker.domain.errors import InvalidJob, UnknownJob
+from regworker.domain.receipt import Receipt, Refused
+from regworker.ledger import SyncLedger
+from regworker.producer import AsyncProducer, Producer
+from regworker.settings import Settings
+from regworker.testing import FakeProducer
+from tests.gateway.service import serves
+from tests.integration.entry_points import id_of
+from tests.integration.installation import KEYS
+from tests.integration.jobs import open2b
+
+SECRET = "secret-password"
+
+
+class Failing(Mapping[str, Any]):
+    """A mapping of the host's own that fails when it is read."""
+
+    def __getitem__(self, name: str) -> Never:
+        raise RuntimeError(SECRET)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(["provider"])
+
+    def __len__(self) -> int:
+        return 1
+
+
+class Provider(enum.StrEnum):
+    """A host's own names."""
+
+    OPEN2B = "open2b"
+
+
+#: What is neither an id nor a key nor a name.
+ODD: dict[str, Any] = {
+    "none": None,
+    "number": 123,
+    "huge number": 10**5000,
+    "fraction": 1.5,
+    "not a number": float("nan"),
+    "decimal": decimal.Decimal("1E+999999999"),
+    "truth": True,
+    "list": ["x"],
+    "dict": {"a": 1},
+    "set": {1},
+    "object": object(),
+    "date": dt.datetime.now(dt.UTC),
+    "mapping": Failing(),
+    "half of a surrogate pair": "\ud800",
+    "no UTF-8": b"\xff",
+}
+
+
+@pytest.fixture(params=["one ledger", "several"])
+def settings(request: pytest.FixtureRequest, redis_url: str, ledger: SyncLedger) -> Settings:
+    """A producer's settings; a worker has announced itself to the ledger."""
+    own = Settings.load(redis_url=redis_url, sealing_keys=KEYS)
+    serves(ledger, own)
+    if request.param == "one ledger":
+        return own
+    other = {"redis_url": redis_url.removesuffix("/0") + "/1"}
+    return Settings.load(redis_url=redis_url, sealing_keys=KEYS, ledgers={"b": other})
+
+
+@pytest.fixture(params=["sync", "async", "fake"])
+def call(request: pytest.FixtureRequest, settings: Settings) -> Iterator[Any]:
+    """Calls a method of a producer of each kind, by its name."""
+    if request.param == "async":
+        with asyncio.Runner() as runner:
+            producer = AsyncProducer(settings)
+
+            async def made(name: str, *args: Any, **named: Any) -> Any:
+                return await getattr(producer, name)(*args, **named)
+
+            yield lambda *args, **named: runner.run(made(*args, **named))
+            runner.run(producer.aclose())
+        return
+    with FakeProducer() if request.param == "fake" else Producer(settings) as one:
+        yield lambda name, *args, **named: getattr(one, name)(*args, **named)
+
+
+@pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
+def test_each_method_names_the_argument(call: Any, odd: Any) -> None:
+    """In place of an id, a key, a name, or the whole job."""
+    for name, field, args, named in (
+        ("status", "job_id", [odd], {}),
+        ("wait", "job_id", [odd, 0.01], {}),
+        ("cancel", "job_id", [odd], {}),
+        ("status", "key", [], {"key": odd, "provider": "open2b"}),
+        ("status", "provider", [], {"key": "x", "provider": odd}),
+        ("status", "account", [], {"key": "x", "provider": "open2b", "account": odd}),
+        ("enqueue", "idempotency_key", [{**open2b(), "idempotency_key": odd}], {}),
+        ("enqueue", "provider", [{**open2b(), "provider": odd}], {}),
+        ("enqueue", "account", [{**open2b(), "account": odd}], {}),
+        ("enqueue", "registration", [{**open2b(), "registration": odd}], {}),
+        ("enqueue", "metadata", [{**open2b(), "metadata": {"a": Failing()}}], {}),
+    ):
+        with pytest.raises(InvalidJob) as caught:
+            call(name, *args, **named)
+        fields = {problem.field.split(".")[0] for problem in caught.value.problems}
+        missing = field == "key" and odd is None
+        assert ("job_id" if missing else field) in fields, (name, caught.value)
+        assert SECRET not in str(caught.value)
+    with pytest.raises(InvalidJob):
+        call("enqueue", odd)
+
+
+def test_what_enqueue_takes_is_found(call: Any) -> None:
+    """Text in another form, an id as a database returns it."""
+    for key in (b"bytes", "key", "key\u0301", "k\u00e9y", "x" * 255):
+        job = {**open2b(), "provider": Provider.OPEN2B, "idempotency_key": key}
+        found = call("enqueue", job)
+        assert call("status", key=key, provider=Provider.OPEN2B).job_id == found.job_id
+        assert call("status", uuid.UUID(found.job_id)).job_id == found.job_id
+        assert call("cancel", uuid.UUID(found.job_id)).state == "cancelled"
+    for name in ("status", "wait", "cancel"):
+        for unknown in ("", "x", "\0", "x" * 100_000, str(uuid.uuid4())):
+            with pytest.raises(UnknownJob):
+                call(name, unknown)
+
+
+def test_a_mapping_that_fails_stops_no_other_job(settings: Settings) -> None:
+    """It is a refused one, at its place."""
+    jobs = [open2b(), Failing(), open2b()]
+    with Producer(settings) as producer:
+        results = list(producer.enqueue_many(jobs))
+    assert [type(one) for one in results] == [Receipt, Refused, Receipt]
+    assert [one.job_id for one in results if isinstance(one, Receipt)] == [
+        id_of(jobs[0]),
+        id_of(jobs[2]),
+    ]
