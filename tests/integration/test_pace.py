@@ -124,8 +124,9 @@ def test_a_time_to_come_is_read_in_the_zone_of_the_machine(text: str, end: str) 
     now = datetime(2026, 11, 28, 16, tzinfo=UTC)
     found = time_arguments.ahead(text, "--until", now)
     assert found == datetime.fromisoformat(end).replace(tzinfo=UTC)
-    with pytest.raises(typer.BadParameter, match="past"):
-        time_arguments.ahead("2026-11-28T10:00", "--until", now)
+    for past in ("2026-11-28T10:00", "2026-11-28T16:00Z", "0s", "0d", "000m"):
+        with pytest.raises(typer.BadParameter, match="not in the future"):
+            time_arguments.ahead(past, "--until", now)
     with pytest.raises(typer.BadParameter, match="time of day"):
         time_arguments.ahead("soon", "--until", now)
 
@@ -152,6 +153,34 @@ def test_a_pause_ends_by_itself(ledger: SyncLedger, cli: Cli) -> None:
     assert ledger(claim(job("waits").id, RULES, 0)).why == "paused"
     ledger.redis.hset(account_key(*ACCOUNT), "paused_until", 1)
     assert isinstance(ledger(claim(job("waits").id, RULES, 0)), Claim)
+    found = account(cli)
+    assert (found["paused"], found["paused_until"], found["reason"]) == (False, None, "")
+
+
+@pytest.mark.parametrize("hours", [-5, 5])
+def test_a_pause_ends_by_the_clock_of_the_ledger(
+    ledger: SyncLedger, cli: Cli, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    """The clock of the operator's machine may be wrong."""
+    serve(ledger)
+
+    class Wrong(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return datetime.now(tz) + timedelta(hours=hours)
+
+    monkeypatch.setattr(time_arguments, "datetime", Wrong)
+    cli("providers", "pause", "acme/default", "--until", "2h", "--by", "ann")
+    end = datetime.fromisoformat(account(cli)["paused_until"])
+    left = end.timestamp() * 1000 - float(ledger.now())
+    assert 6_000_000 < left <= 7_200_000
+
+
+def test_a_pause_that_is_over_at_once_is_refused(ledger: SyncLedger, cli: Cli) -> None:
+    """The command says so, and pauses nothing."""
+    serve(ledger)
+    said = cli("providers", "pause", "acme/default", "--until", "0s", "--by", "ann", code=2)
+    assert "not in the future" in said
     assert account(cli)["paused"] is False
 
 

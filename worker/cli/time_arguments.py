@@ -34,18 +34,16 @@ def parse(text: str | None, option: str, now: datetime | None = None) -> datetim
 AHEAD = "a time of day here (18:00), an ISO 8601 time, or how long from now: 90m, 2h"
 
 
-def ahead(text: str | None, option: str, now: datetime | None = None) -> datetime | None:
+def ahead(text: str, option: str, now: datetime) -> datetime:
     """Read an option's future time, in this machine's time zone unless it names another.
 
-    A time of day is the next one. None if the option was not given.
+    A time of day is the next one. `now`: by the clock that will compare it.
     """
-    if text is None:
-        return None
-    here = (now or datetime.now(UTC)).astimezone()
+    here = now.astimezone()
     try:
         if length_ := re.fullmatch(r"(\d{1,6})([smhd])", text, re.ASCII):
-            return here + timedelta(**{_UNITS[length_[2]]: int(length_[1])})
-        if re.fullmatch(r"\d{1,2}:\d\d", text, re.ASCII):
+            found = here + timedelta(**{_UNITS[length_[2]]: int(length_[1])})
+        elif re.fullmatch(r"\d{1,2}:\d\d", text, re.ASCII):
             clock = datetime.strptime(text, "%H:%M").time()
             # Without a zone first: the offset is that of the day itself, also after a clock change.
             found = datetime.combine(here.date(), clock).astimezone()
@@ -56,7 +54,9 @@ def ahead(text: str | None, option: str, now: datetime | None = None) -> datetim
     except (ValueError, OverflowError):
         raise typer.BadParameter(f"takes {AHEAD}", param_hint=option) from None
     if found <= here:
-        raise typer.BadParameter(f"{text} is past: give a future time", param_hint=option)
+        raise typer.BadParameter(
+            f"{text} is not in the future: give a later time", param_hint=option
+        )
     return min(found, _LATEST)
 
 

@@ -24,7 +24,7 @@ from regworker.domain.errors import (
     UnknownJob,
     WrongSeal,
 )
-from regworker.domain.event import EventType
+from regworker.domain.event import EventType, moment
 from regworker.domain.job import Job
 from regworker.domain.outcome import Code, Fault, Registered
 from regworker.domain.pace import Pace
@@ -195,6 +195,10 @@ class AdminActions:
                 raise NotRedrivable(f"job {job.id} is {state}; only abandoned jobs are redriven")
             case Settled():
                 return done
+
+    def now(self) -> datetime:
+        """The time by the ledger's clock, by which a pause ends."""
+        return moment(self._ledger.now())
 
     def accounts(self) -> list[AccountSnapshot]:
         """Every account that a worker has announced, as in the overview."""

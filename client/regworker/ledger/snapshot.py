@@ -422,14 +422,16 @@ def _counters(found: Mapping[Any, Any], unreadable: list[str]) -> dict[str, int]
 
 def _account(found: Mapping[str, Any], at: int) -> AccountSnapshot:
     provider, account = found["name"].split(":", 1)
-    until = int(found.get("paused_until") or 0)
+    until, breaker = int(found.get("paused_until") or 0), found.get("breaker", "closed")
+    paused = found.get("paused") == "1" and not 0 < until <= at
     return AccountSnapshot(
         provider=provider,
         account=account,
-        breaker=found.get("breaker", "closed"),
-        paused=found.get("paused") == "1" and not 0 < until <= at,
-        paused_until=until,
-        reason=found.get("reason", ""),
+        breaker=breaker,
+        paused=paused,
+        paused_until=until if paused else 0,
+        # That of a pause that has ended by itself is still in the record.
+        reason=found.get("reason", "") if paused or breaker != "closed" else "",
         failures=int(found.get("failures") or 0),
         in_flight=found["in_flight"],
         max_in_flight=int(found.get("max_in_flight") or 0),

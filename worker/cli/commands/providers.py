@@ -118,8 +118,8 @@ def pause(
     Examples:
         regworker providers pause open2b/default --why "maintenance until six" --until 18:00
     """
-    end = time_arguments.ahead(until, "--until")
     with open_admin() as admin:
+        end = None if until is None else time_arguments.ahead(until, "--until", admin.now())
         admin.pause(*_parts(name), actor(by, why), end)
     print_line(f"paused {name}{_until(end)}")
 
