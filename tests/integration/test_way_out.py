@@ -20,7 +20,7 @@ from tests.tls import Authority
 from worker.providers.base import Answer, Lost, NotSent, Request
 from worker.providers.http import HttpTransport
 from worker.providers.registry import Accounts, Registry
-from worker.publishers.webhook import Unanswered, WebhookAnswer, WebhookPublisher
+from worker.publishers.webhook import Unanswered, WebhookAnswer, WebhookPublisher, _Guard
 
 CREDENTIALS = f"Basic {base64.b64encode(b'corp:p@ss canary').decode()}"
 SECRET = SecretStr("whsec_dGhlIHNlY3JldCBvZiB0aGUgdGVzdHMgb25seQ==")
@@ -35,6 +35,8 @@ class Network:
 
     authority: Authority
     client_certificate: bool = False
+    certificate: str = "good"
+    """Of the provider: one of `tests.tls.KINDS`."""
     lie: str = ""
     asked: list[bytes] = field(default_factory=list)
     """The heads of requests to the proxy."""
@@ -144,7 +146,7 @@ class Network:
 async def running(network: Network) -> AsyncIterator[Network]:
     """Run both until the end."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(network.authority.certificate("good"))
+    context.load_cert_chain(network.authority.certificate(network.certificate))
     if network.client_certificate:
         context.verify_mode = ssl.CERT_REQUIRED
         context.load_verify_locations(network.authority.file)
@@ -283,8 +285,8 @@ def hook(network: Network, host: str, **more: Any) -> WebhookAnswer | Unanswered
 
 def test_a_webhook_goes_through_the_proxy(authority: Authority) -> None:
     """The proxy resolves the name; only the proxy knows its address."""
-    network = Network(authority)
-    found = hook(network, "localhost")
+    network = Network(authority, certificate="other host")
+    found = hook(network, "other.example")
     assert isinstance(found, WebhookAnswer)
     assert found.status == 200
     assert len(network.asked) == 1
@@ -298,13 +300,32 @@ def test_a_webhook_may_go_directly(authority: Authority) -> None:
     assert not network.asked
 
 
-def test_no_proxy_is_asked_for_an_address_inside(authority: Authority) -> None:
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "LocalHost", "a.b.localhost"])
+def test_no_proxy_is_asked_for_an_address_inside(authority: Authority, host: str) -> None:
     """The proxy may be able to reach addresses that this worker cannot."""
     network = Network(authority)
-    found = hook(network, "127.0.0.1")
+    found = hook(network, host)
     assert isinstance(found, Unanswered)
     assert "loopback" in found.reason
     assert not network.asked
+
+
+@pytest.mark.parametrize("host", ["localhost.", "a.localhost..", "127.0.0.1."])
+def test_no_proxy_is_asked_for_such_an_address_with_a_dot(host: str) -> None:
+    """The settings refuse these; the check before a request does so, too."""
+    with pytest.raises(OSError, match="loopback"):
+        _Guard(False).check_target(host)
+    _Guard(False).check_target("localhost.example.")
+    _Guard(True).check_target(host)
+
+
+def test_a_proxy_is_asked_for_an_address_inside_where_that_is_allowed(
+    authority: Authority,
+) -> None:
+    """`ALLOW_PRIVATE` counts for the proxy, too."""
+    network = Network(authority)
+    assert isinstance(hook(network, "localhost", allow_private=True), WebhookAnswer)
+    assert len(network.asked) == 1
 
 
 # ── settings ──────────────────────────────────────────────────────────────────────────────────

@@ -213,9 +213,13 @@ class _Guard(LookUps):
         return socket.socket(family, kind, protocol)
 
     def check_target(self, host: str) -> None:
-        """Refuse to request a non-public address from a proxy. Only the proxy resolves names."""
+        """Refuse to request a non-public address from a proxy. Only the proxy resolves names, but
+        `localhost` is the proxy's own machine by its definition (RFC 6761)."""
+        name = host.rstrip(".").lower()
+        if name == "localhost" or name.endswith(".localhost"):
+            name = "127.0.0.1"
         with suppress(ValueError):
-            self._check(str(ip_address(host)))
+            self._check(str(ip_address(name)))
 
     def _check(self, address: str) -> None:
         if not self._allowed and (kind := inside(address)):
