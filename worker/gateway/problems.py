@@ -35,6 +35,8 @@ RIGHTS = (
     "(`regworker acl operator`)"
 )
 
+INVALID = "a parameter is not valid; see `errors`"
+
 Verdict = Literal["accepted", "not accepted", "repeat it"]
 """What an answer means for the request: it took effect, it had none, or this is unknown."""
 
@@ -142,8 +144,7 @@ def problem_of(error: Exception) -> HttpProblem:
             )
             return HttpProblem(503, "no-key", what, headers=_later())
         case RequestValidationError():
-            what = "a parameter is not valid; see `errors`"
-            return HttpProblem(422, "invalid-parameter", what, problems_of(_Errors(error)))
+            return HttpProblem(422, "invalid-parameter", INVALID, problems_of(_Errors(error)))
         case HTTPException(status_code=status):
             name, what = _OF_HTTP.get(status, ("http", "the request was refused"))
             return HttpProblem(status, name, what, headers=error.headers or {})

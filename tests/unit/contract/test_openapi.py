@@ -19,14 +19,17 @@ REGISTRY = Registry(Settings.model_fields["providers"].get_default(call_default_
 DOCUMENT = files(REGISTRY)["openapi.json"]
 
 
-#: Additions since the first version that the contract allows: new types of event, and an answer for
-#: a key whose job was erased, which only operators do.
+#: Additions since the first version that the contract allows: new types of event, an answer for a
+#: key whose job was erased, which only operators do, and one for an encoded body, which was never
+#: accepted.
 ADDED = [
     "DELETE /v1/jobs/{job_id}: 200.event.type: 'registration.corrected'",
     "GET /v1/events: 200.events[].type: 'registration.corrected'",
     "GET /v1/jobs/{job_id}: 200.event.type: 'registration.corrected'",
     "GET /v1/jobs: 200.event.type: 'registration.corrected'",
     "POST /v1/jobs: 410: is new",
+    "POST /v1/jobs: 415: is new",
+    "POST /v1/jobs:batch: 415: is new",
 ]
 
 

@@ -21,6 +21,7 @@ from regworker.domain.errors import (
 from regworker.domain.receipt import Refused
 from regworker.domain.request import MOST_BYTES
 from worker.gateway.api import answers
+from worker.gateway.api.admission import Sender
 from worker.gateway.api.parsing import parsed
 from worker.gateway.auth import Principal
 from worker.gateway.middleware import Message, Receive, Send
@@ -43,11 +44,9 @@ _Line = tuple[int, bytes | None]
 
 
 @router.post("/v1/jobs:batch")
-async def batch(request: Request) -> Response:
+async def batch(request: Request, principal: Sender) -> Response:
     """Accept jobs, one per line; a result for each, in order."""
-    here = services(request)
-    principal = await here.gate.admit(request.scope, "enqueue")
-    return _Results(request, here, principal)
+    return _Results(request, services(request), principal)
 
 
 class _Results(Response):

@@ -8,6 +8,7 @@ from starlette.requests import ClientDisconnect
 from regworker.domain.errors import RegistrationWorkerError
 from regworker.domain.receipt import Receipt, Refused
 from worker.gateway.api import answers
+from worker.gateway.api.admission import admit
 from worker.gateway.api.parsing import keyed, parsed
 from worker.gateway.middleware import Direct, Receive, Scope, Send
 from worker.gateway.problems import NotTaken, problem_of
@@ -34,7 +35,7 @@ async def enqueue(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def _accepted(here: Services, scope: Scope, receive: Receive) -> Receipt:
-    principal = await here.gate.admit(scope, "enqueue")
+    principal = await admit(here, scope, "enqueue")
     given = keyed(scope, parsed(await _body(receive)))
     await here.gate.recheck(principal)
     answers.check_account(principal, given.get("provider"), given.get("account", "default"))

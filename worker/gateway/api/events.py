@@ -5,6 +5,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
+from worker.gateway.api.admission import Reader
 from worker.gateway.api.jobs import Wait
 from worker.gateway.services import services
 
@@ -14,14 +15,15 @@ _Cursor = Annotated[str | None, Query(pattern=r"^(0|[0-9]{1,19}-[0-9]{1,19})$")]
 
 
 @router.get("/v1/events")
-async def events(request: Request, after: _Cursor = None, wait: Wait = 0.0) -> Response:
+async def events(
+    request: Request, principal: Reader, after: _Cursor = None, wait: Wait = 0.0
+) -> Response:
     """Events after a cursor, up to 100; `0`: from the first that is kept.
 
     It may answer without events before the end of the wait: the new cursor is further on.
     Without a cursor it answers at once, with the cursor after the newest event.
     """
     here = services(request)
-    principal = await here.gate.admit(request.scope, "read")
     if after is None:
         return _answer([], await here.feed.last())
     start = "0-0" if after == "0" else after

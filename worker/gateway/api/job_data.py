@@ -17,7 +17,9 @@ from regworker.domain.errors import InvalidJob, Problem, problems_of
 from regworker.domain.job import Cancel
 from regworker.ledger.steps import Steps
 from worker.gateway.api import answers
+from worker.gateway.api.admission import Operator
 from worker.gateway.api.parsing import parsed
+from worker.gateway.auth import Principal
 from worker.gateway.problems import RIGHTS, HttpProblem, NotTaken
 from worker.gateway.services import services
 from worker.operations.job_data import JobData
@@ -31,25 +33,26 @@ PATIENCE = 60.0
 
 
 @router.post("/v1/jobs:export")
-async def export(request: Request) -> Response:
+async def export(request: Request, principal: Operator) -> Response:
     """Everything that is stored about a job."""
-    _, found = await _carried(request, lambda data: data.export)
+    _, found = await _carried(request, principal, lambda data: data.export)
     return _answer(found)
 
 
 @router.post("/v1/jobs:forget")
-async def forget(request: Request) -> Response:
+async def forget(request: Request, principal: Operator) -> Response:
     """Erase what is stored about a finished job. May be repeated."""
-    job_id, done = await _carried(request, lambda data: data.forget)
+    job_id, done = await _carried(request, principal, lambda data: data.forget)
     return _answer({"job_id": job_id, **asdict(done)})
 
 
 async def _carried(
-    request: Request, act: Callable[[JobData], Callable[[str, Actor], Steps[T]]]
+    request: Request,
+    principal: Principal,
+    act: Callable[[JobData], Callable[[str, Actor], Steps[T]]],
 ) -> tuple[str, T]:
-    """Check the rights, find the job, and run the action on it."""
+    """Find the job, and run the action on it."""
     here = services(request)
-    principal = await here.gate.admit(request.scope, "operate")
     job_id, why = _named(parsed(await request.body()))
     await here.gate.recheck(principal)
     data = JobData(here.settings)

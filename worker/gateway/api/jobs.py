@@ -11,6 +11,8 @@ from regworker.domain.errors import UnknownJob
 from regworker.domain.job import JobId
 from regworker.domain.receipt import Status
 from worker.gateway.api import answers
+from worker.gateway.api.admission import Anybody, Reader
+from worker.gateway.auth import Principal
 from worker.gateway.bearer import demand
 from worker.gateway.services import Services, services
 
@@ -29,26 +31,30 @@ _JSON = "application/json"
 
 @router.get("/v1/jobs")
 async def by_key(
-    request: Request, provider: _Name, key: _Key, account: _Name = "default", wait: Wait = 0.0
+    request: Request,
+    principal: Reader,
+    provider: _Name,
+    key: _Key,
+    account: _Name = "default",
+    wait: Wait = 0.0,
 ) -> Response:
     """The status of a job, by its provider, account and idempotency key."""
-    return await _shown(request, named(None, key, provider, account), wait)
+    return await _shown(request, principal, named(None, key, provider, account), wait)
 
 
 @router.get("/v1/jobs/{job_id}")
-async def by_id(request: Request, job_id: JobId, wait: Wait = 0.0) -> Response:
+async def by_id(request: Request, principal: Reader, job_id: JobId, wait: Wait = 0.0) -> Response:
     """The status of a job, by its id; after its end, or after `wait` seconds."""
-    return await _shown(request, job_id, wait)
+    return await _shown(request, principal, job_id, wait)
 
 
 @router.delete("/v1/jobs/{job_id}")
-async def cancel(request: Request, job_id: JobId) -> Response:
+async def cancel(request: Request, principal: Anybody, job_id: JobId) -> Response:
     """Cancel a job before any request is sent: an own job, or with `operate` any job.
 
     Cancelling the job of somebody else is in the audit log.
     """
     here = services(request)
-    principal = await here.gate.admit(request.scope)
     if not principal.may("operate"):
         demand(principal, "enqueue")
     whose, actor = principal.name, None
@@ -64,9 +70,8 @@ async def cancel(request: Request, job_id: JobId) -> Response:
     return Response(answers.status(done), media_type=_JSON)
 
 
-async def _shown(request: Request, job_id: str, wait: float) -> Response:
+async def _shown(request: Request, principal: Principal, job_id: str, wait: float) -> Response:
     here = services(request)
-    principal = await here.gate.admit(request.scope, "read")
     whose = answers.owner(principal)
     found = await here.client.carry(here.client.core.status(job_id, whose))
     answers.check_account(principal, found.provider, found.account)
