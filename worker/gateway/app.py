@@ -36,6 +36,9 @@ def create_app(settings: Settings) -> FastAPI:
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
+        # A redirect would name the scheme of this side of a proxy: a client that follows it would
+        # send its request again, and without TLS.
+        redirect_slashes=False,
         # FastAPI's own spans and logs contain URLs, error texts and wrong input.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )

@@ -152,7 +152,7 @@ def problem_of(error: Exception) -> HttpProblem:
             return HttpProblem(422, "refused", str(error))
         case _:
             what = "failed unexpectedly; it may have acted: repeat the request with the same key"
-            return HttpProblem(500, "unexpected", what)
+            return HttpProblem(500, "unexpected", what, headers=_later())
 
 
 _OF_HTTP = {
@@ -188,6 +188,8 @@ def install(app: FastAPI) -> None:
             return shown
         return problem.response()
 
-    # Anything else is a bug: the outermost layer answers and logs it.
-    for kind in (NotTaken, RegistrationWorkerError, RequestValidationError, HTTPException):
+    # Any other exception is a bug: Starlette sends the answer, and raises it again, so that the
+    # outermost layer logs it.
+    known = (NotTaken, RegistrationWorkerError, RequestValidationError, HTTPException)
+    for kind in (*known, Exception):
         app.add_exception_handler(kind, answer)
