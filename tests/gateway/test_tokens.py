@@ -4,6 +4,7 @@ import asyncio
 import json
 import socket
 from contextlib import ExitStack, closing
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -21,6 +22,7 @@ from worker.gateway.client_address import Proxies
 from worker.gateway.problems import NotTaken
 from worker.gateway.server import MOST_CONNECTIONS
 from worker.operations.audit import AuditFilter, AuditLog
+from worker.operations.tokens import TokenError, TokenStore
 
 
 def bearer(token: str) -> dict[str, str]:
@@ -293,6 +295,73 @@ def test_what_makes_no_token_says_why(gateway: Gateway, options: tuple[str, ...]
     with pytest.raises(AssertionError, match=r"name:|may|accounts"):
         gateway.cli("tokens", "new", *options)
     assert gateway.ledger.redis.hlen(TOKENS) == before
+
+
+@pytest.mark.parametrize("rate", ["inf", "nan", "1e308", "1000001", "0", "-1"])
+def test_a_rate_has_a_highest_value(gateway: Gateway, rate: str) -> None:
+    """The command and the store name it, and store nothing."""
+    before = gateway.ledger.redis.hlen(TOKENS)
+    with pytest.raises(AssertionError, match=r"rate"):
+        gateway.cli("tokens", "new", "--name", "x", f"--rate={rate}")
+    with pytest.raises(TokenError, match=r"rate: .* at most 1,000,000 requests a second"):
+        TokenStore(gateway.ledger).new("x", ("read",), rate=float(rate))
+    assert gateway.ledger.redis.hlen(TOKENS) == before
+
+
+def test_a_stored_rate_of_any_size_works(gateway: Gateway) -> None:
+    """A token of an older version may have one beyond today's limit: its requests may wait."""
+    made = json.loads(gateway.cli("tokens", "new", "--name", "old", "--json"))
+    kept = json.loads(gateway.ledger.redis.hget(TOKENS, made["id"]))
+    gateway.ledger.redis.hset(TOKENS, made["id"], json.dumps({**kept, "rate": 1e308}))
+    headers = bearer(made["token"])
+    cursor = gateway.http.get("/v1/events", headers=headers).json()["cursor"]
+    path = f"/v1/events?after={cursor}&wait=0.01"
+    assert gateway.http.get(path, headers=headers).status_code == 200
+
+
+#: What replaces the fields of a stored token, or all of it.
+JUNK: dict[str, Any] = {
+    "no rate": {"rate": None},
+    "an infinite rate": b'{"rate": Infinity}',
+    "no number": {"rate": "many"},
+    "an unknown scope": {"may": ["fly"]},
+    "another id": {"id": "0" * 12},
+    "a hash that is none": {"hash": "\xe9"},
+    "a time without a date": {"created_at": 10**30},
+    "a revocation without a date": {"revoked_at": 10**30},
+    "no JSON": b"{",
+    "no text": b"\xff\xfe",
+    "no object": b"[1]",
+    "nothing": b"",
+    "deep": b"[" * 10_000,
+}
+
+
+@pytest.mark.parametrize("what", JUNK)
+def test_a_token_that_cannot_be_read_opens_nothing(gateway: Gateway, what: str) -> None:
+    """A request with it is refused like any other, whatever its secret; the list shows all others
+    and names it, and it can be revoked."""
+    good, bad = (json.loads(gateway.cli("tokens", "new", "--name", "j", "--json")) for _ in "12")
+    kept = json.loads(gateway.ledger.redis.hget(TOKENS, bad["id"]))
+    junk = JUNK[what]
+    written = junk if isinstance(junk, bytes) else json.dumps({**kept, **junk})
+    gateway.ledger.redis.hset(TOKENS, bad["id"], written)
+    for secret in (bad["token"], f"rwt_{bad['id']}_{'A' * 43}"):
+        answer = gateway.http.get("/v1/events", headers=bearer(secret))
+        assert answer.status_code in {401, 429}, answer.text
+        assert answer.headers["content-type"] == "application/problem+json"
+        signed = gateway.http.post("/sign-in", data={"token": secret})
+        assert signed.status_code in {403, 429}
+    store = TokenStore(gateway.ledger)
+    assert good["id"] in {one.id for one in store.all()}
+    assert store.unreadable == [bad["id"]]
+    assert good["id"] in gateway.cli("tokens", "list", "--json")
+    assert bad["id"] in gateway.cli("tokens", "revoke", bad["id"])
+    assert store.revoke(bad["id"]).revoked_at, "it may be repeated"
+    assert bad["id"] in {one.id for one in store.all()}
+    assert store.unreadable == []
+    entry = AuditLog(gateway.ledger).newest(AuditFilter(), most=1)[0]
+    assert (entry.what, entry.after) == ("token.revoke", "revoked")
 
 
 def test_failed_attempts_are_limited(gateway: Gateway, shop: httpx.Client) -> None:

@@ -132,7 +132,7 @@ class Gate:
         """Around a request that waits for news; raises `NotTaken` (429) if too many of this token
         do, or of all tokens."""
         token = await self.token(principal.token)
-        most = min(MOST_WAITING, max(1, int(WAITING * token.rate))) if token else 0
+        most = int(max(1, min(MOST_WAITING, WAITING * token.rate))) if token else 0
         why, whose = "", ""
         if self._waiting[principal.token] >= most:
             why, whose = "waiting", f"{most} requests of this token"
@@ -170,10 +170,10 @@ class Gate:
                 )
             except RedisError as error:
                 raise LedgerUnavailable("tokens cannot be looked up") from error
-            if found is None:
+            token = None if found is None else Token.read(id_, found)
+            if token is None:
                 self._known.pop(id_, None)
                 return None
-            token = Token.model_validate_json(found)
             burst = max(1.0, token.rate)
             pace = known.pace if known else Bucket(token.rate, burst, burst, now)
             principal = Principal(

@@ -28,6 +28,12 @@ SCOPES: tuple[TokenScope, ...] = get_args(TokenScope)
 #: that handles some thousands.
 RATE = 200.0
 
+#: The highest limit: no process handles so many.
+MOST_RATE = 1_000_000.0
+
+#: Milliseconds since 1970: the end of the year 9999.
+_LATEST = 253_402_300_799_999
+
 _FORM = re.compile(r"rwt_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
 
 _ACCOUNT = re.compile(r"[a-z0-9]+(?:[_-][a-z0-9]+)*/[a-z0-9]+(?:[_-][a-z0-9]+)*")
@@ -55,11 +61,21 @@ class Token(BaseModel):
     may: tuple[TokenScope, ...]
     accounts: tuple[Annotated[str, AfterValidator(_account)], ...] = ()
     """`provider/account` each; empty: all."""
-    rate: Annotated[float, Field(gt=0)] = RATE
-    hash: Annotated[str, Field(repr=False)]
-    created_at: int
-    revoked_at: int = 0
+    rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = RATE
+    hash: Annotated[str, Field(repr=False, pattern=r"^[0-9a-f]{64}$")]
+    created_at: Annotated[int, Field(ge=0, le=_LATEST)]
+    revoked_at: Annotated[int, Field(ge=0, le=_LATEST)] = 0
     """Milliseconds, by the ledger's clock; 0: it is valid."""
+
+    @classmethod
+    def read(cls, id_: str, kept: Any) -> "Token | None":
+        """The stored token of an id; None if what is stored is no token, which then gives no
+        rights."""
+        try:
+            found = cls.model_validate_json(kept)
+        except ValidationError:
+            return None
+        return found if found.id == id_ else None
 
     def is_of(self, secret: str) -> bool:
         """Whether a secret is this token's; compared in constant time."""
@@ -103,6 +119,8 @@ class TokenStore:
 
     def __init__(self, ledger: SyncLedger) -> None:
         self._ledger = ledger
+        self.unreadable: list[str] = []
+        """The ids of what `all` could not read."""
 
     def new(
         self,
@@ -117,6 +135,9 @@ class TokenStore:
 
         `actor`: the person who creates it; None for a program.
         """
+        if not 0 < rate <= MOST_RATE:
+            what = f"rate: must be more than 0 and at most {MOST_RATE:,.0f} requests a second"
+            raise TokenError(f"no token was created: {what}")
         secret = secrets.token_urlsafe(32)
         given: dict[str, Any] = {
             "id": secrets.token_hex(6),
@@ -137,22 +158,28 @@ class TokenStore:
         return f"rwt_{made.id}_{secret}", made
 
     def all(self) -> list[Token]:
-        """All tokens including revoked ones; the oldest first."""
-        found = self._ask(lambda redis: redis.hvals(TOKENS))
-        tokens = [Token.model_validate_json(one) for one in found]
+        """All tokens including revoked ones; the oldest first. `unreadable` names the others."""
+        found = self._ask(lambda redis: redis.hgetall(TOKENS))
+        kept = {text(id_): value for id_, value in found.items()}
+        read = {id_: Token.read(id_, value) for id_, value in kept.items()}
+        self.unreadable = sorted(id_ for id_, one in read.items() if one is None)
+        tokens = [one for one in read.values() if one is not None]
         return sorted(tokens, key=lambda one: (one.created_at, one.id))
 
     def revoke(self, id_: str, actor: Actor | None = None) -> Token:
-        """Revoke a token; it takes effect within seconds. May be repeated."""
+        """Revoke a token; it takes effect within seconds. May be repeated.
+
+        An entry that cannot be read is replaced by a revoked token without a name and rights.
+        """
         found = self._ask(lambda redis: redis.hget(TOKENS, id_))
         if found is None:
             raise TokenError(f"there is no token {id_}: see regworker tokens list")
-        known = Token.model_validate_json(found)
+        known = Token.read(id_, found) or _unknown(id_)
         if known.revoked_at:
             return known
         gone = known.model_copy(update={"revoked_at": self._now()})
         change = (f"{known.name}: {','.join(known.may)}", "revoked")
-        command = token(id_, gone.model_dump_json(), text(found), actor, "token.revoke", change)
+        command = token(id_, gone.model_dump_json(), found, actor, "token.revoke", change)
         if not self._ledger(command):
             # Another process has just revoked it.
             return self.revoke(id_, actor)
@@ -164,6 +191,12 @@ class TokenStore:
 
     def _ask(self, question: Any) -> Any:
         return self._ledger.patiently(lambda: question(self._ledger.redis), 10.0)
+
+
+def _unknown(id_: str) -> Token:
+    """A token that nobody has, in place of one that cannot be read."""
+    nobody = _hashed(secrets.token_urlsafe(32))
+    return Token(id=id_, name="unreadable", may=(), hash=nobody, created_at=0)
 
 
 def _hashed(secret: str) -> str:

@@ -39,7 +39,7 @@ from regworker.domain.outcome import (
     Unknown,
 )
 from regworker.domain.retry import parse_retry_after
-from regworker.settings import LONGEST
+from regworker.settings import HIGHEST, LONGEST
 from regworker.way_out import OwnWayOut
 from worker.providers import sendable
 
@@ -178,13 +178,13 @@ class Account(OwnWayOut):
     allow_http: bool = False
     """Allow http:// too. For development; not needed for a loopback address."""
 
-    rate: Annotated[int, Field(ge=0)] = 0
+    rate: Annotated[int, Field(ge=0, le=HIGHEST)] = 0
     """The number of calls in `rate_period` seconds, across all workers; 0: no limit."""
 
     rate_period: Annotated[float, Field(gt=0, le=LONGEST)] = 1.0
     """Seconds over which `rate` counts."""
 
-    max_in_flight: Annotated[int, Field(ge=1)] = 50
+    max_in_flight: Annotated[int, Field(ge=1, le=HIGHEST)] = 50
     """Calls in flight, across all workers, so that one hanging account cannot use up every slot."""
 
     @model_validator(mode="after")

@@ -23,7 +23,7 @@ from regworker.domain.outcome import (
 )
 from regworker.forms.base import Body
 from regworker.forms.open2b import Open2bAddress, Open2bCustomer, Open2bRegistration
-from regworker.settings import LONGEST
+from regworker.settings import HIGHEST, LONGEST
 from worker.providers import base
 from worker.providers.base import (
     Answer,
@@ -80,7 +80,7 @@ class Open2bOutcome(Body):
 class Open2bAccount(base.Account):
     """One store. Keys are for stores of versions that ask for them."""
 
-    rate: Annotated[int, Field(ge=0)] = 1000
+    rate: Annotated[int, Field(ge=0, le=HIGHEST)] = 1000
     """The number of calls in `rate_period` seconds, across all workers; documented: 1000 in 5
     minutes."""
     rate_period: Annotated[float, Field(gt=0, le=LONGEST)] = 300.0

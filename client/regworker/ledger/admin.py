@@ -393,7 +393,7 @@ TOKENS = f"{PREFIX}tokens"
 
 
 def token(
-    id_: str, new: str, was: str, actor: Actor | None, what: str, change: tuple[str, str]
+    id_: str, new: str, was: str | bytes, actor: Actor | None, what: str, change: tuple[str, str]
 ) -> Command[bool]:
     """Create or change a token, as JSON; False if it is not as it `was` ('': there was none).
 

@@ -20,7 +20,7 @@ seconds.
     variables.py        the names of variables
 """
 
-from regworker.settings.base import LONGEST
+from regworker.settings.base import HIGHEST, LONGEST
 from regworker.settings.endpoints import (
     LEDGER_WORDS,
     DeliveredEndpoint,
@@ -37,6 +37,7 @@ from regworker.settings.variables import PREFIX, variable
 from regworker.settings.worker import ONE_POOL
 
 __all__ = [
+    "HIGHEST",
     "LEDGER_WORDS",
     "LONGEST",
     "ONE_POOL",

@@ -18,10 +18,16 @@ class SettingsPart(BaseModel):
 LONGEST = 100 * 365.25 * 86400
 
 
+#: The highest count: a higher one is a mistake, and Lua and JSON would round some of them.
+HIGHEST = 1_000_000_000
+
+
 def bounded(value: Any) -> Any:
-    """Refuse a time that is too long."""
+    """Refuse a time that is too long, and a number that is too high."""
     if isinstance(value, float) and not value <= LONGEST:
         raise ValueError("is longer than a hundred years (in seconds)")
+    if isinstance(value, int) and value > HIGHEST:
+        raise ValueError(f"is higher than {HIGHEST}")
     return value
 
 

@@ -8,7 +8,7 @@ import tomllib
 import unicodedata
 from base64 import b64encode
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import parse_qsl, urlsplit
 
 import hypothesis
@@ -548,6 +548,20 @@ LENGTHS = [name for name, field in Settings.model_fields.items() if field.annota
 def test_a_length_of_time_that_no_clock_can_count_is_refused_by_name(name: str, value: str) -> None:
     """With an infinite deadline no job could be accepted, and with an infinite retention none
     could end."""
+    assert f"REGWORKER_{name.upper()}" in problems(**{name: value})
+
+
+COUNTS = [
+    name
+    for name, field in Settings.model_fields.items()
+    if int in {field.annotation, *get_args(field.annotation)}
+]
+
+
+@pytest.mark.parametrize("value", ["1000000001", "1" + "0" * 30, "1" + "0" * 400, "1e308"])
+@pytest.mark.parametrize("name", COUNTS)
+def test_a_number_that_lua_would_round_is_refused_by_name(name: str, value: str) -> None:
+    """Such a count is a mistake, and its product with another would be infinite."""
     assert f"REGWORKER_{name.upper()}" in problems(**{name: value})
 
 

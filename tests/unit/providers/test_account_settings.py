@@ -152,3 +152,14 @@ def test_each_base_url_that_is_taken_can_be_called(rest: str) -> None:
     assert url.host
     assert url.port
     assert url.host.encode("idna")  # the form that is looked up
+
+
+@pytest.mark.parametrize("value", [10**10, 10**400, "1e308", float("inf"), float("nan")])
+@pytest.mark.parametrize("field", ["rate", "rate_period", "max_in_flight"])
+@pytest.mark.parametrize("provider", GOOD)
+def test_a_limit_that_the_ledger_cannot_count_is_refused_by_name(
+    provider: str, field: str, value: Any
+) -> None:
+    """Workers publish the limits in the ledger, and divide one by another."""
+    variable = f"REGWORKER_ACCOUNTS__{provider.upper()}__MAIN__{field.upper()}"
+    assert [name for name, _ in problems(provider, **{field: value})] == [variable]

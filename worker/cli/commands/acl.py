@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from worker.cli.numbers import MOST
 from worker.cli.output import AsJson, print_json, print_line
 
 
@@ -13,7 +14,9 @@ def acl(
     role: Annotated[
         list[str] | None, typer.Argument(metavar="[ROLE]...", help="Only these roles.")
     ] = None,
-    db: Annotated[int, typer.Option(help="The number of the broker's database.")] = 0,
+    db: Annotated[
+        int, typer.Option(min=0, max=MOST, help="The number of the broker's database.")
+    ] = 0,
     rabbitmq: Annotated[
         bool,
         typer.Option(

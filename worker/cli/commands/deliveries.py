@@ -15,6 +15,7 @@ from worker.cli.acting import By, Why, actor
 from worker.cli.bulk import All, BulkCommand, DryRun, Ids, Yes, act_on, filtered, open_bulk
 from worker.cli.connection import open_ledger
 from worker.cli.lazy import new_app, texts
+from worker.cli.numbers import MOST
 from worker.cli.output import (
     AsJson,
     connections,
@@ -77,7 +78,7 @@ def list_(
     since: Since = None,
     until: Until = None,
     count: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Stop after this many.")
+        int | None, typer.Option(min=1, max=MOST, metavar="N", help="Stop after this many.")
     ] = None,
     json: AsJson = False,
 ) -> None:

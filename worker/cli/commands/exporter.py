@@ -10,6 +10,7 @@ import typer
 
 from regworker.domain.errors import LedgerUnavailable
 from worker.cli.connection import open_observer
+from worker.cli.numbers import MOST
 from worker.cli.output import note, print_line
 
 if TYPE_CHECKING:
@@ -34,7 +35,9 @@ def exporter(
     per_account_limit: Annotated[
         int,
         typer.Option(
-            min=0, help="The number of accounts up to which each one has series of its own."
+            min=0,
+            max=MOST,
+            help="The number of accounts up to which each one has series of its own.",
         ),
     ] = 200,
     once: Annotated[bool, typer.Option("--once", help="Print the metrics once, and exit.")] = False,

@@ -8,6 +8,7 @@ from rich.text import Text
 from regworker.domain.states import State
 from worker.cli import time_arguments
 from worker.cli.connection import open_ledger
+from worker.cli.numbers import MOST
 from worker.cli.output import (
     AsJson,
     new_table,
@@ -69,7 +70,7 @@ def jobs(
     reason: Reason = "",
     metadata: Metadata = None,
     sort: Annotated[str, typer.Option(help="newest or oldest first.")] = "newest",
-    limit: Annotated[int | None, typer.Option(min=1, help="At most this many.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, max=MOST, help="At most this many.")] = None,
     json: AsJson = False,
 ) -> None:
     """List jobs, by state, account, age, key, reason and metadata.

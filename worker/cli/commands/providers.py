@@ -11,6 +11,7 @@ from worker.cli import time_arguments
 from worker.cli.acting import By, Why, actor
 from worker.cli.connection import open_admin, open_ledger
 from worker.cli.lazy import new_app, texts
+from worker.cli.numbers import MOST
 from worker.cli.output import (
     AsJson,
     connections,
@@ -54,7 +55,7 @@ def list_(
     account: Annotated[
         str, typer.Option(metavar="GLOB", help="Accounts of this name; * and ? match any.")
     ] = "*",
-    limit: Annotated[int | None, typer.Option(min=1, help="At most this many.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, max=MOST, help="At most this many.")] = None,
     json: AsJson = False,
 ) -> None:
     """List the accounts, by name: rate limit, calls in flight, waiting jobs, breaker.

@@ -15,6 +15,7 @@ from regworker.domain.errors import LedgerUnavailable
 from worker.cli.acting import By, Why, actor
 from worker.cli.connection import open_ledger
 from worker.cli.lazy import new_app, texts
+from worker.cli.numbers import MOST
 from worker.cli.output import (
     AsJson,
     ShowOutcome,
@@ -65,7 +66,7 @@ def results(
         ),
     ] = None,
     count: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Stop after this many.")
+        int | None, typer.Option(min=1, max=MOST, metavar="N", help="Stop after this many.")
     ] = None,
     group: Annotated[
         str | None,

@@ -24,6 +24,7 @@ from worker.cli.connection import open_producer
 from worker.cli.files.csv_columns import Columns
 from worker.cli.files.reading import InputLine, read_csv, read_json, read_ndjson
 from worker.cli.files.report import Report
+from worker.cli.numbers import LONGEST, real
 from worker.cli.output import (
     AsJson,
     ShowOutcome,
@@ -94,7 +95,11 @@ def submit(
     timeout: Annotated[
         float,
         typer.Option(
-            min=0, metavar="SECONDS", help="With --wait: the limit for all jobs together."
+            min=0,
+            max=LONGEST,
+            callback=real,
+            metavar="SECONDS",
+            help="With --wait: the limit for all jobs together.",
         ),
     ] = 300.0,
     json: AsJson = False,

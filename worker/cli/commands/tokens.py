@@ -8,11 +8,13 @@ from regworker.domain.event import moment
 from worker.cli.acting import By, Why, actor
 from worker.cli.connection import open_ledger
 from worker.cli.lazy import new_app, texts
+from worker.cli.numbers import real
 from worker.cli.output import AsJson, new_table, note, out, print_json, print_line, time_text
 
 app = new_app(no_args_is_help=True)
 
 RATE = 200.0
+MOST_RATE = 1_000_000.0
 
 
 @app.callback()
@@ -44,7 +46,10 @@ def new(
     rate: Annotated[
         float,
         typer.Option(
-            min=0.01, help="Requests per second that each process accepts with this token."
+            min=0.01,
+            max=MOST_RATE,
+            callback=real,
+            help="Requests per second that each process accepts with this token.",
         ),
     ] = RATE,
     by: By = "",
@@ -83,7 +88,10 @@ def list_(json: AsJson = False) -> None:
     from worker.operations.tokens import TokenStore
 
     with open_ledger() as ledger:
-        found = TokenStore(ledger).all()
+        store = TokenStore(ledger)
+        found = store.all()
+    for id_ in store.unreadable:
+        note(f"token {id_} cannot be read, and opens nothing: revoke it")
     if json:
         for one in found:
             print_json(one.model_dump(exclude={"hash"}))

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from regworker.domain.errors import LedgerUnavailable
 from worker.cli.connection import open_observer
+from worker.cli.numbers import LONGEST, real
 from worker.cli.output import AsJson, out, plain, print_json
 
 if TYPE_CHECKING:
@@ -31,7 +32,15 @@ _Asked = Callable[[float], bool]
 
 def top(
     interval: Annotated[
-        float, typer.Option("--interval", "-i", min=0.1, help="Seconds between refreshes.")
+        float,
+        typer.Option(
+            "--interval",
+            "-i",
+            min=0.1,
+            max=LONGEST,
+            callback=real,
+            help="Seconds between refreshes.",
+        ),
     ] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="Print one screen, and exit.")] = False,
     json: AsJson = False,

@@ -52,13 +52,18 @@ def up(
     data: Annotated[
         Path, typer.Option(help="Folder of the ledger's data, the keys and the environment file.")
     ] = Path(".regworker"),
-    port: Annotated[int, typer.Option(help="Valkey's port.")] = 6399,
-    sandbox_port: Annotated[int, typer.Option(help="The sandbox's port.")] = 8900,
-    flower_port: Annotated[int, typer.Option(help="Flower's port; 0: no Flower.")] = 5555,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Valkey's port.")] = 6399,
+    sandbox_port: Annotated[int, typer.Option(min=1, max=65535, help="The sandbox's port.")] = 8900,
+    flower_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Flower's port; 0: no Flower.")
+    ] = 5555,
     gateway_port: Annotated[
-        int, typer.Option(help="The port of the HTTP gateway and its pages; 0: neither.")
+        int,
+        typer.Option(
+            min=0, max=65535, help="The port of the HTTP gateway and its pages; 0: neither."
+        ),
     ] = 8080,
-    concurrency: Annotated[int, typer.Option(help="Jobs at a time.")] = 20,
+    concurrency: Annotated[int, typer.Option(min=1, max=10_000, help="Jobs at a time.")] = 20,
 ) -> None:
     """Run a development server until Ctrl-C: Valkey, both providers' sandbox, a worker, Flower, and
     the HTTP gateway.
