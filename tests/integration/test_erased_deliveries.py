@@ -1,6 +1,6 @@
 """A job is erased while its deliveries change: none of them is missed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from regworker.ledger.transitions import DEAD, delivery_key
 from regworker.settings import Settings
 from tests.integration.jobs import ACTOR
 from tests.integration.outbox import ANNOUNCER, KEYS, due, open_shop, settled, tried, woken
-from worker.operations.job_data import JobData
+from worker.operations.job_data import PART, JobData
 
 #: More than the steps of an erasure in these tests.
 MOST_STEPS = 50
@@ -104,6 +104,30 @@ def test_deliveries_of_several_endpoints_and_times_are_erased(shop: SyncLedger) 
     shop.redis.delete(f"{{reg}}:job:{job_id}")
     assert erased(shop, job_id)[0].deliveries == 5
     assert not shop.redis.keys("{reg}:delivery:*")
+
+
+def test_very_many_deliveries_are_erased_some_at_a_time(shop: SyncLedger) -> None:
+    """No script holds the server for long; a repeat goes on where a command was killed."""
+    job_id, member = own(shop, "key")
+    for number in range(3 * PART):
+        other = f"d:{job_id}.registered:hook-{number}"
+        shop.redis.copy(delivery_key(member), delivery_key(other))
+    sizes = []
+
+    def do(step: Step) -> Any:
+        commands = list(step) if isinstance(step, Iterable) else []
+        sizes.extend(len(one.args) for one in commands if one.script == "forget")
+        if len(sizes) == 3:
+            sizes.append(0)
+            raise InterruptedError
+        return shop.carry(commands or step, 10)
+
+    data = JobData(Settings.load(sealing_keys=KEYS))
+    with pytest.raises(InterruptedError):
+        carry(data.forget(job_id, ACTOR), do)
+    assert carry(data.forget(job_id, ACTOR), do).deliveries == PART + 1
+    assert max(sizes) < PART + 10
+    assert not shop.redis.keys(delivery_key("*"))
 
 
 def erased(
