@@ -103,7 +103,7 @@ class ProducerCore:
         for (number, id_, key, step), answer in zip(checked, answers, strict=True):
             try:
                 if isinstance(answer, Exception):
-                    raise (yield from _fault(id_, answer))
+                    raise (yield from fault_of(id_, answer))
                 accepted = admitted(key, answer)
             except (InvalidJob, IdempotencyConflict, UnreadableRecord) as error:
                 step.end(error=type(error).__name__)
@@ -143,7 +143,7 @@ class ProducerCore:
             command = cancel(record, self.settings.retention, publication, actor)
             [done] = yield Each([command])
             if isinstance(done, Exception):
-                raise (yield from _fault(id_, done))
+                raise (yield from fault_of(id_, done))
             if isinstance(done, Settled):
                 return self._status((yield from self._record(id_)))
             state = done.state
@@ -200,10 +200,13 @@ def _readable(id_: str) -> Iterator[None]:
         raise UnreadableRecord(id_) from None
 
 
-def _fault(id_: str, error: Exception) -> Steps[Exception]:
+def fault_of(id_: str, error: Exception) -> Steps[Exception]:
     """What to raise for the error of a job's command. Without a record, or if the record is a hash
     and another key is not what it should be, the error is that of other jobs, too."""
-    record = yield from record_of(id_)
+    try:
+        record = yield from record_of(id_)
+    except UnreadableRecord as unreadable:
+        return unreadable
     return error if record is None or _wrong_type(error) else UnreadableRecord(id_)
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,12 +16,14 @@ import httpx
 import pytest
 
 from regworker.domain.job import canonical
+from regworker.ledger.transitions import job_key
 from regworker.sealing import seals
 from regworker.sealing.keyring import Keyring
 from regworker.settings import variable
 from tests.chaos.proxy import free_port
 from tests.gateway.service import start
 from tests.gateway.stage import PASSWORD
+from tests.integration.entry_points import id_of
 from tests.integration.installation import KEYS, PATIENCE, Installation, installation
 from tests.integration.jobs import email_of, open2b, skypostal
 from worker.cli.local import stack
@@ -131,6 +134,25 @@ def test_a_batch_has_a_line_for_each(site: Site) -> None:
     with site.client as client:
         answer = client.post("/v1/jobs:batch", content=lines)
     assert re.findall(r'"status": (\d+)', answer.text) == ["201", "422", "201"]
+
+
+@pytest.mark.parametrize("junk", ["no hash", "a number that is none"])
+def test_a_record_that_cannot_be_read_stops_no_line(site: Site, junk: str) -> None:
+    """The worker answers its sender at once; the other lines are accepted."""
+    jobs = [sealed(skypostal()) for _ in range(3)]
+    bad = id_of(jobs[1])
+    if junk == "no hash":
+        site.here.ledger.redis.set(job_key(bad), "junk")
+    else:
+        site.here.ledger.redis.hset(
+            job_key(bad), mapping={"state": "queued", "accepted_at": "many", "fingerprint": "k:1"}
+        )
+    with site.client as client:
+        answer = client.post("/v1/jobs:batch", content=b"\n".join(map(canonical, jobs)))
+        assert re.findall(r'"status": (\d+)', answer.text) == ["201", "422", "201"]
+        assert f'unreadable-record", "title": "{HTTPStatus(422).phrase}"' in answer.text
+        assert bad in answer.text
+        assert client.delete(f"/v1/jobs/{bad}").status_code == 422
 
 
 def test_a_queued_job_is_cancelled_by_a_worker(site: Site) -> None:

@@ -23,6 +23,7 @@ from regworker.domain.errors import (
     JobForgotten,
     JobNotCancellable,
     Problem,
+    UnreadableRecord,
     problems_of,
 )
 from regworker.domain.event import moment
@@ -70,12 +71,14 @@ class KeylessIntake:
         try:
             job = _checked(given)
             said = await self._said({"job": _written(given), "by": by, "traceparent": traceparent})
+            if "unreadable" in said:
+                raise UnreadableRecord(said["unreadable"])  # noqa: TRY301
             if "errors" in said:
                 raise InvalidJob(Problem(**one) for one in said["errors"])  # noqa: TRY301
             if "taken" in said:
                 error = JobForgotten if said["gone"] else IdempotencyConflict
                 raise error(said["taken"], job.idempotency_key)
-        except (InvalidJob, IdempotencyConflict) as error:
+        except (InvalidJob, IdempotencyConflict, UnreadableRecord) as error:
             return Refused(0, error)
         at, state = moment(said["accepted_at"]), State(said["state"])
         return Receipt(said["job_id"], job.idempotency_key, state, at, said["repeat"])

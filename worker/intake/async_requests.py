@@ -11,8 +11,10 @@ from typing import Any, assert_never
 
 import structlog
 from pydantic import ValidationError
+from redis.exceptions import ResponseError
 
 from regworker.acceptance import Intake, admitted, facts_of
+from regworker.core import fault_of
 from regworker.domain.actor import Actor
 from regworker.domain.errors import (
     IdempotencyConflict,
@@ -21,6 +23,7 @@ from regworker.domain.errors import (
     LedgerUnavailable,
     Problem,
     SettingsError,
+    UnreadableRecord,
     problems_of,
 )
 from regworker.domain.event import EventType
@@ -32,7 +35,16 @@ from regworker.event_builder import EventBuilder
 from regworker.ledger import AsyncLedger, Command
 from regworker.ledger.admin import handled, refuse
 from regworker.ledger.answers import answer
-from regworker.ledger.records import Accepted, Conflict, Settled, Stale, Unconfigured
+from regworker.ledger.client import lone
+from regworker.ledger.records import (
+    UNREADABLE,
+    Accepted,
+    Conflict,
+    Settled,
+    Stale,
+    Unconfigured,
+)
+from regworker.ledger.steps import carry_async
 from regworker.ledger.streams import edge
 from regworker.ledger.transitions import JOBS, LOOKS, cancel, look
 from regworker.tracing import enqueuing, own
@@ -170,6 +182,11 @@ class AsyncRequests:
                 except SettingsError as error:
                     # The ledger has again lost what was announced a moment ago.
                     raise LedgerUnavailable(str(error)) from None
+                except (ResponseError, *UNREADABLE) as error:
+                    of_all = isinstance(error, ResponseError) and not lone(error)
+                    if of_all or not entry.origin.answer:
+                        raise
+                    return await self._unreadable(entry, job.id, error)
                 taken = self._accepted(entry, job, accepted)
                 if entry.origin.answer:
                     return await self._answer(entry, asdict(accepted), taken)
@@ -180,6 +197,15 @@ class AsyncRequests:
                 return await self._refuse(entry, problems)
             case _:
                 assert_never(checked)
+
+    async def _unreadable(self, entry: Entry, job_id: str, error: Exception) -> Taken:
+        """Answer that a job's record cannot be read. Raises an error that is not due to it."""
+        fault = await carry_async(fault_of(job_id, error), self._ledger.carry)
+        if not isinstance(fault, UnreadableRecord):
+            raise fault
+        problem = _shown(Fault(Code.INVALID, "", str(fault)))
+        # Services of the last version only know `errors`.
+        return await self._answer(entry, {"unreadable": job_id, "errors": [problem]})
 
     async def _accept(
         self, command: Command[Accepted | Conflict | Unconfigured]
