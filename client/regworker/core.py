@@ -28,7 +28,7 @@ from regworker.domain.errors import (
     problems_of,
 )
 from regworker.domain.event import EventType, moment
-from regworker.domain.job import Job, Key, Name, job_id
+from regworker.domain.job import Job, job_id
 from regworker.domain.portable import flaw
 from regworker.domain.receipt import Receipt, Refused, Status
 from regworker.domain.states import State
@@ -214,23 +214,25 @@ def _wrong_type(error: Exception) -> bool:
     return isinstance(error, ResponseError) and str(error).startswith("WRONGTYPE")
 
 
-class _Named(BaseModel):
-    """How a caller names a job: as a job's own fields, so that what `enqueue` accepts is found."""
-
-    model_config = ConfigDict(hide_input_in_errors=True)
-
-    provider: Name
-    account: Name
-    key: Key
-
-
-def _text(value: str) -> str:
+def _valid(value: str) -> str:
     if what := flaw(value):
         raise FieldError(what)
     return value
 
 
-_ID: TypeAdapter[str] = TypeAdapter(Annotated[str, AfterValidator(_text)])
+#: As in a job, other forms of text are text, too: what `enqueue` accepts is found.
+_Text = Annotated[str, AfterValidator(_valid)]
+_TEXT: TypeAdapter[str] = TypeAdapter(_Text)
+
+
+class _Named(BaseModel):
+    """How a caller names a job without its id."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    provider: _Text
+    account: _Text
+    key: _Text
 
 
 def named(id_: str | None, key: str | None, provider: str, account: str) -> str:
@@ -248,9 +250,9 @@ def named(id_: str | None, key: str | None, provider: str, account: str) -> str:
 
 
 def identified(id_: str) -> str:
-    """A job's id as text: databases return a `UUID`. `InvalidJob` if it can be no id."""
+    """A job's id as text: databases return a `UUID`. `InvalidJob` if it is no text."""
     try:
-        return str(id_) if isinstance(id_, UUID) else _ID.validate_python(id_)
+        return str(id_) if isinstance(id_, UUID) else _TEXT.validate_python(id_)
     except ValidationError as error:
         raise InvalidJob(problems_of(error, prefix="job_id")) from None
 

@@ -99,7 +99,7 @@ class Producer:
     ) -> Status:
         """The status of a job, by its id or by (provider, account, key).
 
-        Raises `UnknownJob`, `UnreadableRecord`, and `InvalidJob` for what can be no id or key.
+        Raises `UnknownJob`, `UnreadableRecord`, and `InvalidJob` for an argument that is no text.
         """
         from regworker.core import named
 

@@ -130,6 +130,10 @@ def test_what_enqueue_takes_is_found(call: Any) -> None:
         for unknown in ("", "x", "\0", "x" * 100_000, str(uuid.uuid4())):
             with pytest.raises(UnknownJob):
                 call(name, unknown)
+    for odd in ("", "\0", "No Name!", "x" * 100_000):
+        for named in ({"key": odd, "provider": "open2b"}, {"key": "x", "provider": odd}):
+            with pytest.raises(UnknownJob):
+                call("status", **named)
 
 
 def test_a_mapping_that_fails_stops_no_other_job(settings: Settings) -> None:

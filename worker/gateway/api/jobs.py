@@ -5,10 +5,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from regworker.core import named
 from regworker.domain.actor import Actor
 from regworker.domain.errors import UnknownJob
-from regworker.domain.job import JobId
+from regworker.domain.job import JobId, job_id
 from regworker.domain.receipt import Status
 from worker.gateway.api import answers
 from worker.gateway.api.admission import Anybody, Reader
@@ -39,7 +38,7 @@ async def by_key(
     wait: Wait = 0.0,
 ) -> Response:
     """The status of a job, by its provider, account and idempotency key."""
-    return await _shown(request, principal, named(None, key, provider, account), wait)
+    return await _shown(request, principal, job_id(provider, account, key), wait)
 
 
 @router.get("/v1/jobs/{job_id}")
