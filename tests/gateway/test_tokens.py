@@ -19,8 +19,8 @@ from worker.gateway import bearer as bearer_
 from worker.gateway.auth import Principal
 from worker.gateway.bearer import ALL_WAITING, FAILURES, MOST_WAITING
 from worker.gateway.client_address import Proxies
+from worker.gateway.connection import MOST_CONNECTIONS
 from worker.gateway.problems import NotTaken
-from worker.gateway.server import MOST_CONNECTIONS
 from worker.operations.audit import AuditFilter, AuditLog
 from worker.operations.tokens import TokenError, TokenStore
 
@@ -228,29 +228,31 @@ def test_a_token_has_a_pace(gateway: Gateway) -> None:
     assert int(second.headers["retry-after"]) > 60
 
 
-@pytest.mark.parametrize("what", ["events", "job"])
+@pytest.mark.parametrize("what", ["events", "job", "batch", "enqueue", "export"])
 def test_waiting_requests_of_one_token_are_limited(
     gateway: Gateway, shop: httpx.Client, what: str
 ) -> None:
-    """Beyond the limit the answer is 429; other tokens may still wait, and this one again later."""
+    """Beyond the limit the answer is 429, whether they wait for news or for their own body; other
+    tokens may still wait, and this one again later."""
     assert MOST_WAITING <= MOST_CONNECTIONS // 2
     assert ALL_WAITING <= MOST_CONNECTIONS * 3 // 4
     job_id = shop.post("/v1/jobs", json=open2b()).json()["job_id"]
     cursor = shop.get("/v1/events").json()["cursor"]
-    start = {"events": f"/v1/events?after={cursor}", "job": f"/v1/jobs/{job_id}?"}[what]
-    token = gateway.token("--rate", "2")
-    ask = f"GET {start}&wait=60"
+    start = f"/v1/jobs/{job_id}?" if what == "job" else f"/v1/events?after={cursor}"
+    token = gateway.token("--rate", "2", "--may", "enqueue,read,operate")
+    bodies = {"batch": "/v1/jobs:batch", "enqueue": "/v1/jobs", "export": "/v1/jobs:export"}
+    ask = f"POST {bodies[what]}" if what in bodies else f"GET {start}&wait=60"
 
     def refused(opened: ExitStack) -> bool:
         """Whether one more may not wait; it may also be refused by its pace."""
         poll = opened.enter_context(closing(Open(gateway, token, ask)))
-        return poll.says(b"of this token are waiting for news", 0.2)
+        return poll.says(b"of this token wait for news, or", 0.2)
 
     with ExitStack() as opened:
         stack.until(lambda: refused(opened), "too many are waiting", 60)
         assert shop.get(f"{start}&wait=0.01").status_code == 200
         assert 'refused_total{why="waiting"}' in metrics(gateway)
-        shop.delete(f"/v1/jobs/{job_id}")  # ends the waiting
+        shop.delete(f"/v1/jobs/{job_id}")  # ends the waiting for news
 
     def answered() -> bool:
         path = f"/v1/events?after={cursor}&wait=0.01"

@@ -30,8 +30,8 @@ FAILURES, FORGIVEN = 20.0, 3.0
 #: The most addresses whose failures are counted.
 ADDRESSES = 10_000
 
-#: The most requests of one token that wait for news at the same time, for each request a second
-#: that it may send; and at all.
+#: The most requests of one token that are long at the same time, for each request a second that it
+#: may send; and at all. Long are those that wait for news, or for their client.
 WAITING, MOST_WAITING = 5, 1000
 
 #: The most of all tokens: fewer than a process' connections, so that others still get in.
@@ -129,8 +129,8 @@ class Gate:
 
     @asynccontextmanager
     async def waits(self, principal: Principal) -> AsyncIterator[None]:
-        """Around a request that waits for news; raises `NotTaken` (429) if too many of this token
-        do, or of all tokens."""
+        """Around a request that waits for news, or for its client; raises `NotTaken` (429) if too
+        many of this token do, or of all tokens."""
         token = await self.token(principal.token)
         most = int(max(1, min(MOST_WAITING, WAITING * token.rate))) if token else 0
         why, whose = "", ""
@@ -140,7 +140,7 @@ class Gate:
             why, whose = "all_waiting", f"{ALL_WAITING} requests of all tokens"
         if why:
             self.refused.add(why)
-            what = f"{whose} are waiting for news; repeat it later"
+            what = f"{whose} wait for news, or for the rest of a body; repeat it later"
             raise NotTaken(HttpProblem(429, "too-many", what, headers={"retry-after": "1"}))
         self._waiting[principal.token] += 1
         try:

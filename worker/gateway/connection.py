@@ -21,6 +21,19 @@ HEADER_TIME = 10.0
 #: for the rest of a body after its answer.
 BODY_TIME = 30.0
 
+#: The most connections of a process. Beyond it, a new one takes the place of the one that has
+#: waited longest for its client; if none does, the answer is 503.
+MOST_CONNECTIONS = 2000
+
+#: Seconds for a client to read the rest of an answer after its connection was closed here.
+LINGER = 30.0
+
+#: In a request's `state`: the process has too many connections.
+FULL = "full"
+
+#: In a request's `state`: all of its body is here.
+ARRIVED = "arrived"
+
 _STREAMED = b"/v1/jobs:batch"
 
 _SLOW = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
@@ -53,9 +66,13 @@ class _Joined:
         self._transport.write(held + data if held else data)
 
     def close(self) -> None:
-        """Close the connection after everything that was written."""
+        """Close the connection after everything that was written, or after `LINGER`."""
+        if self.is_closing():
+            return
         self._flush()
         self._transport.close()
+        if self._transport.get_write_buffer_size():
+            self._loop.call_later(LINGER, self._transport.abort)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -74,13 +91,19 @@ class BoundedConnection(HttpToolsProtocol):
     """Whether headers are expected."""
     _body_awaited = False
     """Whether the timer of a body has still to be started."""
+    _idle_since: float | None = None
+    """Since when it waits for its client: for a request, or for a body that is not streamed; None
+    while it does not. The loop's time."""
     _begun = 0
     """Bytes since the end of the last request; only those of headers are limited here."""
 
     def connection_made(self, transport: Any) -> None:
-        """Start the timer for its first request."""
+        """Start the timer for its first request; make room for it if there is none."""
         super().connection_made(transport)
         self.transport = _Joined(transport, self.loop)  # type: ignore[assignment]
+        if len(self.connections) > MOST_CONNECTIONS:
+            self._make_room()
+        self._idle_since = self.loop.time()
         self._await(HEADER_TIME)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -132,6 +155,9 @@ class BoundedConnection(HttpToolsProtocol):
         self._reading, self._begun = False, 0
         self._stop()
         self._body_awaited = self.url.partition(b"?")[0] != _STREAMED
+        if not self._body_awaited:
+            self._idle_since = None  # its route limits how long it waits
+        self.scope["state"][FULL] = len(self.connections) > MOST_CONNECTIONS
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -143,8 +169,31 @@ class BoundedConnection(HttpToolsProtocol):
         """The request is complete."""
         self._stop()
         self._reading, self._begun, self._body_awaited = True, 0, False
+        self.scope["state"][ARRIVED] = True
         if not self.transport.is_closing():
+            if not self.cycle.response_complete:
+                self._idle_since = None
             super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """The next request is expected, unless it is here already."""
+        if not self.pipeline:
+            self._idle_since = self.loop.time()
+        super().on_response_complete()
+
+    def _make_room(self) -> None:
+        """End the connection that has waited longest for its client: a client that opens many, and
+        sends nothing, keeps nobody out."""
+        waiting = {
+            one: one._idle_since
+            for one in self.connections
+            if isinstance(one, BoundedConnection) and one._idle_since is not None
+        }
+        if waiting:
+            oldest = min(waiting, key=waiting.__getitem__)
+            oldest._idle_since = None
+            self.connections.discard(oldest)
+            oldest.transport.abort()
 
     def _await(self, seconds: float) -> None:
         self._stop()

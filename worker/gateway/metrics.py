@@ -13,6 +13,7 @@ def refusals() -> Tally:
     return Tally(
         "regworker_gateway_refused",
         "Requests without a good token (token), too many of these (attempts), too many (rate), "
-        "too many that wait (waiting; all_waiting: of all tokens).",
+        "too many that are open for long (waiting; all_waiting: of all tokens), too many "
+        "connections (full).",
         ("why",),
     )

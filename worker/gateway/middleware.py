@@ -15,7 +15,8 @@ from starlette.requests import ClientDisconnect
 
 from regworker.domain.request import MOST_BYTES
 from worker.gateway.auth import Principal
-from worker.gateway.problems import problem_of
+from worker.gateway.connection import FULL
+from worker.gateway.problems import Full, problem_of
 
 log = structlog.get_logger("worker.gateway.access")
 
@@ -27,6 +28,9 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 #: A path whose body has no length limit: its route limits each line.
 STREAMED = "/v1/jobs:batch"
+
+#: The path of probes. It is answered also if there are too many connections: its process works.
+HEALTH = "/v1/health"
 
 #: The default headers of every answer.
 HEADERS = (
@@ -88,6 +92,10 @@ class Edge:
                 message["headers"] = _with_ours(message.get("headers", ()), scope["scheme"])
             await send(message)
 
+        if scope.get("state", {}).get(FULL) and scope["path"] != HEALTH:
+            self._app.state.services.gate.refused.add("full")
+            app = _refused(Full())
+
         bounded = receive if scope["path"] == STREAMED else _Counted(scope, receive, self._most)
         try:
             await app(scope, bounded, answer)
@@ -99,6 +107,15 @@ class Edge:
                 await problem_of(error).response()(scope, receive, answer)
         finally:
             self._told(scope, status, time.perf_counter() - begun)
+
+
+def _refused(error: Exception) -> App:
+    """An application that answers with a problem."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        await problem_of(error).response()(scope, receive, send)
+
+    return answer
 
 
 class _Counted:

@@ -87,6 +87,10 @@ class NoAnswer(LedgerUnavailable):
     """Raised if no worker answered in time."""
 
 
+class Full(Exception):  # noqa: N818 -- an answer
+    """Raised if a process has too many connections."""
+
+
 class NotTaken(Exception):  # noqa: N818 -- an answer
     """Raised anywhere in a request to answer it with a problem."""
 
@@ -118,6 +122,10 @@ def problem_of(error: Exception) -> HttpProblem:
             return HttpProblem(422, "unreadable-record", what, more={"job_id": job_id})
         case JobNotCancellable():
             return HttpProblem(409, "not-cancellable", str(error))
+        case Full():
+            what = "this process has too many connections; repeat it later"
+            headers = {**_later(), "connection": "close"}
+            return HttpProblem(503, "full", what, headers=headers)
         case NoAnswer():
             what = f"{error}; nothing is known: repeat it under the same key"
             return HttpProblem(503, "no-answer", what, headers=_later())

@@ -24,9 +24,6 @@ KEEP_ALIVE = 75
 #: Seconds for requests to end when the process stops. Long polls end at once.
 GRACE = 10
 
-#: The most connections; beyond it the answer is 503.
-MOST_CONNECTIONS = 2000
-
 
 @dataclass(frozen=True, slots=True)
 class Listen:
@@ -65,7 +62,6 @@ def serve(settings: Settings, listen: Listen, on_ready: Callable[[str], None]) -
         date_header=True,
         proxy_headers=False,
         lifespan="on",
-        limit_concurrency=MOST_CONNECTIONS,
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=GRACE,
         ssl_certfile=listen.certfile,

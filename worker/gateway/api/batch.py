@@ -37,6 +37,10 @@ GROUP = 100
 #: Seconds in which the client neither sends nor reads a byte, after which it is gone.
 QUIET = 60.0
 
+#: Bytes a second that a client must send, over a time of `QUIET` seconds: less than any network
+#: gives. One that sends a byte now and then would keep its connection for ever.
+SLOWEST = 256.0
+
 _CUT = None
 """Replaces a line that is too long: its content is not kept."""
 
@@ -57,7 +61,12 @@ class _Results(Response):
         super().__init__()
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
-        """Read groups of lines, and write the result of each line."""
+        """Read groups of lines, and write the result of each line. Raises `NotTaken` before it
+        answers."""
+        async with self._here.gate.waits(self._principal):
+            await self._answer(send)
+
+    async def _answer(self, send: Send) -> None:
         headers = [(b"content-type", b"application/x-ndjson")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         try:
@@ -76,13 +85,20 @@ class _Results(Response):
 
 
 async def _groups(request: Request) -> AsyncIterator[list[_Line]]:
-    """Lines as they arrive, numbered from 1; the lines of one part of the body are one group."""
+    """Lines as they arrive, numbered from 1; the lines of one part of the body are one group.
+
+    Raises `TimeoutError` if the client is silent, or too slow.
+    """
     number, rest, cut = 0, bytearray(), False
     group: list[_Line] = []
     stream = aiter(request.stream())
+    clock, patience = asyncio.get_running_loop().time, QUIET
     while True:
-        async with asyncio.timeout(QUIET):
+        begun = clock()
+        async with asyncio.timeout(patience):
             part = await anext(stream, None)
+        # Only the time in which we wait for the client counts.
+        patience = min(QUIET, patience - (clock() - begun) + len(part or b"") / SLOWEST)
         lines = (b"" if part is None else part).split(b"\n")
         ended = part is None
         for position, piece in enumerate(lines):

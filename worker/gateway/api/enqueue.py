@@ -3,12 +3,12 @@
 import json
 
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
 from regworker.domain.errors import RegistrationWorkerError
 from regworker.domain.receipt import Receipt, Refused
 from worker.gateway.api import answers
 from worker.gateway.api.admission import admit
+from worker.gateway.api.bodies import whole
 from worker.gateway.api.parsing import keyed, parsed
 from worker.gateway.middleware import Direct, Receive, Scope, Send
 from worker.gateway.problems import NotTaken, problem_of
@@ -36,7 +36,7 @@ async def enqueue(scope: Scope, receive: Receive, send: Send) -> None:
 
 async def _accepted(here: Services, scope: Scope, receive: Receive) -> Receipt:
     principal = await admit(here, scope, "enqueue")
-    given = keyed(scope, parsed(await _body(receive)))
+    given = keyed(scope, parsed(await whole(here, principal, scope, receive)))
     await here.gate.recheck(principal)
     answers.check_account(principal, given.get("provider"), given.get("account", "default"))
     trace = next((value for name, value in scope["headers"] if name == b"traceparent"), b"")
@@ -44,17 +44,6 @@ async def _accepted(here: Services, scope: Scope, receive: Receive) -> Receipt:
     if isinstance(result, Refused):
         raise answers.refused(principal, result)
     return result
-
-
-async def _body(receive: Receive) -> bytes:
-    parts = []
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        parts.append(message.get("body", b""))
-        if not message.get("more_body", False):
-            return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 ROUTE = Direct("POST", "/v1/jobs", enqueue)

@@ -18,6 +18,7 @@ from regworker.domain.job import Cancel
 from regworker.ledger.steps import Steps
 from worker.gateway.api import answers
 from worker.gateway.api.admission import Operator
+from worker.gateway.api.bodies import whole
 from worker.gateway.api.parsing import parsed
 from worker.gateway.auth import Principal
 from worker.gateway.problems import RIGHTS, HttpProblem, NotTaken
@@ -53,7 +54,8 @@ async def _carried(
 ) -> tuple[str, T]:
     """Find the job, and run the action on it."""
     here = services(request)
-    job_id, why = _named(parsed(await request.body()))
+    body = await whole(here, principal, request.scope, request.receive)
+    job_id, why = _named(parsed(body))
     await here.gate.recheck(principal)
     data = JobData(here.settings)
     try:

@@ -1,0 +1,143 @@
+"""A process with as many connections as it may have: it makes room, and says what it refuses."""
+
+import asyncio
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+import uvicorn
+
+from tests.gateway.service import Gateway
+from tests.integration.jobs import open2b
+from worker.cli.local import stack
+from worker.gateway import api, connection
+from worker.gateway.app import create_app
+from worker.gateway.connection import BoundedConnection
+from worker.gateway.middleware import Edge
+
+MOST = 20
+
+LARGE = 64 * 1024 * 1024
+
+
+@contextmanager
+def serving(app: Any, **options: Any) -> Iterator[tuple[str, uvicorn.Server]]:
+    """Serve an application in a thread: its URL, and the server."""
+    listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
+    config = uvicorn.Config(
+        app, http=BoundedConnection, log_config=None, timeout_graceful_shutdown=1, **options
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
+    thread.start()
+    try:
+        stack.until(lambda: server.started, "it serves", 60)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", server
+    finally:
+        server.should_exit = True
+        thread.join(60)
+        listener.close()
+
+
+@pytest.fixture
+def small(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of a service with few connections, and the ledger of the other one."""
+    monkeypatch.setattr(connection, "MOST_CONNECTIONS", MOST)
+    app = Edge(create_app(gateway.settings), api.DIRECT)
+    with serving(app, lifespan="on") as (url, _):
+        yield url
+
+
+def opened(url: str, *parts: bytes) -> socket.socket:
+    """A connection on which these bytes were sent."""
+    address = urlsplit(url)
+    made = socket.create_connection((address.hostname, address.port), 30)
+    for part in parts:
+        made.sendall(part)
+    return made
+
+
+_HOST = b"host: x\r\n"
+_LENGTH = b"content-length: 9\r\ncontent-type: application/x-www-form-urlencoded\r\n\r\n"
+
+#: What a client without a token sends on a connection, and then nothing more.
+SILENT = {
+    "nothing": b"",
+    "half a head": b"GET /v1/health HTTP/1.1\r\n",
+    "a whole request": b"GET /v1/health HTTP/1.1\r\n" + _HOST + b"\r\n",
+    "half a body": b"POST /sign-in HTTP/1.1\r\n" + _HOST + _LENGTH + b"a",
+    "half a batch": b"POST /v1/jobs:batch HTTP/1.1\r\n" + _HOST + _LENGTH + b"a",
+}
+
+
+@pytest.mark.parametrize("what", SILENT)
+def test_silent_clients_keep_nobody_out(gateway: Gateway, small: str, what: str) -> None:
+    """However many there are, probes and jobs are answered."""
+    headers = {"authorization": f"Bearer {gateway.token()}"}
+    with ExitStack() as running:
+        for _ in range(2 * MOST):
+            running.enter_context(closing(opened(small, SILENT[what])))
+            assert httpx.get(f"{small}/v1/health", timeout=30).status_code == 200
+            answer = httpx.post(f"{small}/v1/jobs", json=open2b(), headers=headers, timeout=30)
+            assert answer.status_code == 201
+
+
+def test_too_many_busy_connections_are_refused_with_a_verdict(gateway: Gateway, small: str) -> None:
+    """A job gets a problem that says when to repeat it; probes are answered."""
+    token = gateway.token("--rate", "100000")
+    headers = {"authorization": f"Bearer {token}"}
+    poll = (
+        f"GET /v1/events?after=9999999999999-0&wait=60 HTTP/1.1\r\nhost: x\r\n"
+        f"authorization: Bearer {token}\r\n\r\n"
+    ).encode()
+    with ExitStack() as running:
+        for _ in range(MOST):
+            running.enter_context(closing(opened(small, poll)))
+
+        def full() -> bool:
+            found = httpx.post(f"{small}/v1/jobs", json=open2b(), headers=headers, timeout=30)
+            answers.append(found)
+            return found.status_code == 503
+
+        answers: list[httpx.Response] = []
+        stack.until(full, "it is full", 60)
+        assert answers[-1].headers["content-type"] == "application/problem+json"
+        assert answers[-1].json()["verdict"] == "repeat it"
+        assert int(answers[-1].headers["retry-after"]) > 0
+        assert answers[-1].headers["connection"] == "close"
+        assert httpx.get(f"{small}/v1/health", timeout=30).status_code == 200
+
+    def room() -> bool:
+        found = httpx.post(f"{small}/v1/jobs", json=open2b(), headers=headers, timeout=30)
+        return found.status_code == 201
+
+    stack.until(room, "there is room again", 60)
+
+
+async def large(_scope: Any, _receive: Any, send: Any) -> None:
+    """An application whose answer no buffer holds."""
+    headers = [(b"content-length", b"%d" % LARGE), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": bytes(LARGE)})
+
+
+def test_an_answer_that_nobody_reads_keeps_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a while the connection is ended with the rest of the answer unsent."""
+    monkeypatch.setattr(connection, "LINGER", 0.1)
+    with (
+        serving(large, lifespan="off") as (url, server),
+        closing(opened(url, b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")) as client,
+    ):
+        assert client.recv(1) == b"H"
+        stack.until(lambda: not server.server_state.connections, "it is ended", 60)
+
+
+def test_an_answer_that_is_read_comes_whole() -> None:
+    """A connection that is closed after its answer sends all of it."""
+    with serving(large, lifespan="off") as (url, _):
+        assert len(httpx.get(url, timeout=60).content) == LARGE
