@@ -9,6 +9,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+import structlog
 from fastapi import APIRouter, Request, Response
 from starlette.requests import ClientDisconnect
 
@@ -18,7 +19,7 @@ from regworker.domain.errors import (
     LedgerUnavailable,
     SettingsError,
 )
-from regworker.domain.receipt import Refused
+from regworker.domain.receipt import Receipt, Refused
 from regworker.domain.request import MOST_BYTES
 from worker.gateway.api import answers
 from worker.gateway.api.admission import Sender
@@ -28,6 +29,8 @@ from worker.gateway.middleware import Message, Receive, Send
 from worker.gateway.middleware import Scope as AsgiScope
 from worker.gateway.problems import HttpProblem, NotTaken, problem_of
 from worker.gateway.services import Services, services
+
+log = structlog.get_logger(__name__)
 
 router = APIRouter()
 
@@ -40,6 +43,9 @@ QUIET = 60.0
 #: Bytes a second that a client must send, over a time of `QUIET` seconds: less than any network
 #: gives. One that sends a byte now and then would keep its connection for ever.
 SLOWEST = 256.0
+
+#: The answer ends after a line with one of these: the token is gone, or nothing works now.
+LAST = {401, 503}
 
 _CUT = None
 """Replaces a line that is too long: its content is not kept."""
@@ -76,7 +82,7 @@ class _Results(Response):
                 lines = b"".join(json.dumps(one).encode() + b"\n" for one in results)
                 async with asyncio.timeout(QUIET):
                     await send({"type": "http.response.body", "body": lines, "more_body": True})
-                if any(one["verdict"] == "repeat it" or one["status"] == 401 for one in results):
+                if any(one["status"] in LAST for one in results):
                     break
         except (ClientDisconnect, TimeoutError):
             return
@@ -145,16 +151,41 @@ async def _accepted(
             good.append((number, given))
         except (InvalidJob, NotTaken) as error:
             results[number] = problem_of(error).content()
-    try:
-        accepted = await here.way_in.accept_many(good, principal.name, trace)
-    except (LedgerUnavailable, SettingsError) as error:
-        unknown = problem_of(error).content()
-        results.update({number: unknown for number, _ in good})
-    else:
-        for (number, _), one in zip(good, accepted, strict=True):
-            if isinstance(one, Refused):
-                results[number] = problem_of(answers.refused(principal, one)).content()
-            else:
+        except Exception as error:  # noqa: BLE001 -- it is this line's
+            results[number] = _failed(error)
+    accepted = await _results(here, principal, good, trace)
+    for (number, _), one in zip(good, accepted, strict=True):
+        match one:
+            case Receipt():
                 status = 200 if one.repeat else 201
                 results[number] = {"status": status, **answers.receipt(one)}
+            case Refused():
+                results[number] = problem_of(answers.refused(principal, one)).content()
+            case _:
+                results[number] = one
     return [{"line": number, **results[number]} for number, _ in group]
+
+
+async def _results(
+    here: Services, principal: Principal, good: list[tuple[int, Given]], trace: str
+) -> list[Receipt | Refused | dict[str, Any]]:
+    """The result of each job, or what to answer. A fault of one job is not that of the others."""
+    try:
+        return [*await here.way_in.accept_many(good, principal.name, trace)]
+    except (LedgerUnavailable, SettingsError) as error:
+        return [problem_of(error).content()] * len(good)
+    except Exception as error:  # noqa: BLE001 -- it is logged for the job that causes it
+        if len(good) == 1:
+            return [_failed(error)]
+    found: list[Receipt | Refused | dict[str, Any]] = []
+    for job in good:
+        [one] = await _results(here, principal, [job], trace)
+        if isinstance(one, dict) and one["status"] in LAST:
+            return [*found, *[one] * (len(good) - len(found))]
+        found.append(one)
+    return found
+
+
+def _failed(error: Exception) -> dict[str, Any]:
+    log.error("a line of a batch failed", exc_info=error)
+    return problem_of(error).content()
