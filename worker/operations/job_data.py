@@ -30,6 +30,7 @@ from regworker.ledger.transitions import (
     STREAMS,
     Command,
     delivery_key,
+    look,
 )
 from regworker.results import RESULTS
 from regworker.sealing import seals
