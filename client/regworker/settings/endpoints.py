@@ -90,7 +90,8 @@ def _not_ours(queue: str) -> str:
 #: First words of the ledger's own keys; a stream with one of these names would overwrite it.
 LEDGER_WORDS = frozenset(
     {
-        *("absent", "account", "alarms", "announced", "answer", "audit", "configured", "dead"),
+        *("absent", "account", "act"),
+        *("alarms", "announced", "answer", "audit", "configured", "dead"),
         *("delivery", "done", "ended", "endpoint", "export", "format", "identity", "inflight"),
         *("job", "jobs", "later", "line", "mark", "open", "pages", "pending", "plain", "plan"),
         *("plans", "quarantine", "refusal", "refusals", "replicas", "reviews", "rotation"),
