@@ -17,7 +17,7 @@ from tests.integration.jobs import open2b, skypostal
 from worker.cli.local import stack
 from worker.gateway import bearer as bearer_
 from worker.gateway.auth import Principal
-from worker.gateway.bearer import ALL_WAITING, FAILURES, MOST_WAITING
+from worker.gateway.bearer import ALL_WAITING, FAILURES, LONGEST, MOST_WAITING
 from worker.gateway.client_address import Proxies
 from worker.gateway.connection import MOST_CONNECTIONS
 from worker.gateway.problems import NotTaken
@@ -310,15 +310,19 @@ def test_a_rate_has_a_highest_value(gateway: Gateway, rate: str) -> None:
     assert gateway.ledger.redis.hlen(TOKENS) == before
 
 
-def test_a_stored_rate_of_any_size_works(gateway: Gateway) -> None:
-    """A token of an older version may have one beyond today's limit: its requests may wait."""
+@pytest.mark.parametrize(("rate", "status"), [(1e308, 200), (5e-324, 429)])
+def test_a_stored_rate_of_any_size_works(gateway: Gateway, rate: float, status: int) -> None:
+    """A token of an older version may have one beyond today's limits: its requests may wait, or it
+    has to repeat them later."""
     made = json.loads(gateway.cli("tokens", "new", "--name", "old", "--json"))
     kept = json.loads(gateway.ledger.redis.hget(TOKENS, made["id"]))
-    gateway.ledger.redis.hset(TOKENS, made["id"], json.dumps({**kept, "rate": 1e308}))
+    gateway.ledger.redis.hset(TOKENS, made["id"], json.dumps({**kept, "rate": rate}))
     headers = bearer(made["token"])
     cursor = gateway.http.get("/v1/events", headers=headers).json()["cursor"]
     path = f"/v1/events?after={cursor}&wait=0.01"
-    assert gateway.http.get(path, headers=headers).status_code == 200
+    answer = gateway.http.get(path, headers=headers)
+    assert answer.status_code == status
+    assert int(answer.headers.get("retry-after", 0)) <= LONGEST + 1
 
 
 #: What replaces the fields of a stored token, or all of it.

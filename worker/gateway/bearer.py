@@ -37,6 +37,9 @@ WAITING, MOST_WAITING = 5, 1000
 #: The most of all tokens: fewer than a process' connections, so that others still get in.
 ALL_WAITING = 1500
 
+#: The most seconds that an answer asks to wait.
+LONGEST = 86400.0
+
 #: Seconds for reading a token from the ledger.
 PATIENCE = 3.0
 
@@ -51,11 +54,11 @@ class Bucket:
     at: float
 
     def take(self, now: float) -> float:
-        """Take one: 0.0, or the seconds until one is available."""
+        """Take one: 0.0, or the seconds until one is available, at most a day."""
         self.left = min(self.most, self.left + (now - self.at) * self.rate)
         self.at = now
         if self.left < 1:
-            return (1 - self.left) / self.rate
+            return min(LONGEST, (1 - self.left) / self.rate)
         self.left -= 1
         return 0.0
 
