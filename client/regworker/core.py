@@ -193,7 +193,7 @@ def _readable(id_: str) -> Iterator[None]:
     try:
         yield
     except ResponseError as error:
-        if not _wrong_type(error) and not str(error).startswith("TOOLARGE"):
+        if not str(error).startswith(("WRONGTYPE", "TOOLARGE")):
             raise
         raise UnreadableRecord(id_) from None
     except UNREADABLE:
@@ -202,16 +202,14 @@ def _readable(id_: str) -> Iterator[None]:
 
 def fault_of(id_: str, error: Exception) -> Steps[Exception]:
     """What to raise for the error of a job's command. Without a record, or if the record is a hash
-    and another key is not what it should be, the error is that of other jobs, too."""
+    and another key is not what it should be, the error is that of other jobs, too; and so is that
+    of a script which an operator stopped."""
     try:
         record = yield from record_of(id_)
     except UnreadableRecord as unreadable:
         return unreadable
-    return error if record is None or _wrong_type(error) else UnreadableRecord(id_)
-
-
-def _wrong_type(error: Exception) -> bool:
-    return isinstance(error, ResponseError) and str(error).startswith("WRONGTYPE")
+    of_others = str(error).startswith("WRONGTYPE") or "Script killed" in str(error)
+    return error if record is None or of_others else UnreadableRecord(id_)
 
 
 def _valid(value: str) -> str:

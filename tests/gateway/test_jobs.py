@@ -149,6 +149,16 @@ def test_a_key_comes_in_the_header_or_in_the_body(
         assert answer.json()["errors"][0]["field"] == "idempotency_key"
 
 
+@pytest.mark.parametrize("name", [{"provider": "É"}, {"account": "a b"}, {"key": "a\nb"}])
+def test_a_name_that_no_job_can_have_is_that_of_no_job(
+    shop: httpx.Client, name: dict[str, str]
+) -> None:
+    """The contract takes any text."""
+    answer = shop.get("/v1/jobs", params={"provider": "open2b", "key": "k", **name})
+    assert answer.status_code == 404
+    assert answer.json()["type"].endswith(":unknown-job")
+
+
 def test_a_registration_may_come_sealed(shop: httpx.Client) -> None:
     """A JWE is accepted if it is bound to its job; for another job it is refused."""
     job = sealed(skypostal(), Keyring.parse(KEYS))

@@ -385,6 +385,14 @@ def test_an_old_410_does_not_disable_an_endpoint_that_was_enabled_since(
 
     assert asyncio.run(work()) == "pending: HTTP 410"
     assert not crm(shop).disabled
+    # A worker whose first answer was lost asks for the same try again.
+    shop(disable(crm(shop), "HTTP 410", EVENT, only_if_failing=False))
+    shop(enable("crm"))
+    again = deliver(b, 30)
+    first, second = shop(again), shop(again)
+    assert isinstance(first, Delivery)
+    assert isinstance(second, Delivery)
+    assert first.disables == second.disables == 2
     assert record(shop, b)["state"] == "pending"
     shop.redis.hset(delivery_key(a), "due_at", 0)
     assert asyncio.run(_once(redis_url, a, Gone("HTTP 410"))).startswith("dead"), "a new one does"

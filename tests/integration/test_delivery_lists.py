@@ -11,7 +11,7 @@ from regworker.ledger.endpoints import pending_key, replay
 from regworker.ledger.transitions import ALARMS, DEAD, delivery_key
 from tests.integration.jobs import ACTOR
 from tests.integration.outbox import open_shop, settled, tried
-from worker.operations.deliveries import BATCH, DeliveryAdmin, Filter, place
+from worker.operations.deliveries import BATCH, DeliveryAdmin, Filter
 from worker.operations.jobs import WrongCursor
 
 #: More than three pages.
@@ -81,7 +81,7 @@ def test_a_list_goes_on_behind_a_delivery_that_has_left(shop: SyncLedger, times:
     ids = many(shop, "pending", TIMES[times])
     while page := list(islice(admin.deliveries(Filter(), after), 150)):
         listed += [one.id for one in page]
-        after = place(page[-1])
+        after = admin.place(page[-1])
         (revive if page[-1].state == "dead" else arrive)(shop, page[-1].id)
         assert len(listed) <= MANY
     assert listed == ids

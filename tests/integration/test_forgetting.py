@@ -166,6 +166,40 @@ def test_a_restored_copy_costs_a_question(tmp_path: Path) -> None:
         assert (here.made(email_of(job)), registrations(here, job)) == (1, 1)
 
 
+def test_a_mark_proves_only_what_was_claimed_before_it_was_sent(
+    own_valkey: Callable[..., ValkeyServer],
+) -> None:
+    """A claim that is answered while a mark is on its way may be behind it."""
+    server = own_valkey()
+    claims = [("one", 1)]
+    memory = Memory("worker", Wanted(), lambda: claims[-1])
+
+    async def work() -> None:
+        ledger = AsyncLedger(server.connection_url)
+        mark = memory.mark()
+        claims.append(("two", 1))
+        await ledger(mark)
+        await ledger.aclose()
+
+    with client(server) as it:
+        it.hset("{reg}:job:one", "fence", "1")
+    assert not asyncio.run(greeted(memory, server))
+    asyncio.run(work())
+    kill(server)
+    server.start()
+    assert asyncio.run(greeted(memory, server)), "nothing proves the second claim"
+
+
+async def greeted(memory: Memory, server: ValkeyServer) -> bool:
+    """Whether a worker doubts the server of a new connection."""
+    pool = AsyncPool.from_url(server.connection_url, protocol=2)
+    connection = await pool.get_connection()
+    found = await memory.greet(connection, scripts()["identity"])
+    await pool.release(connection)
+    await pool.aclose()
+    return found
+
+
 #: What becomes of the record of a worker's last claim, whether a mark was heard since that claim,
 #: and whether the worker doubts the restarted server.
 LAST_CLAIMS: list[tuple[tuple[Any, ...], bool, bool]] = [
@@ -176,6 +210,7 @@ LAST_CLAIMS: list[tuple[tuple[Any, ...], bool, bool]] = [
     (("HDEL", "{reg}:job:one", "fence"), False, True),
     (("SET", "{reg}:job:one", "junk"), False, True),
     (("DEL", "{reg}:job:one"), False, True),
+    (("HSET", "{reg}:job:one", "fence", "", "forgotten_at", "1"), False, False),
     # Its retention may have ended: a mark proves the claim.
     (("DEL", "{reg}:job:one"), True, False),
 ]
@@ -189,26 +224,21 @@ def test_a_restarted_ledger_must_have_a_workers_last_claim(
     server = own_valkey()
     memory = Memory("worker", Wanted(), lambda: ("one", 7))
 
-    async def greeted(marks: bool = False) -> bool:
-        """Whether the worker doubts the server of a new connection; then it may send a mark."""
+    async def send_mark() -> None:
         ledger = AsyncLedger(server.connection_url)
-        pool = AsyncPool.from_url(server.connection_url, protocol=2)
-        connection = await pool.get_connection()
-        found = await memory.greet(connection, scripts()["identity"])
-        await pool.release(connection)
-        await pool.aclose()
-        if marks:
-            await ledger(memory.mark())
+        await ledger(memory.mark())
         await ledger.aclose()
-        return found
 
     with client(server) as it:
         it.hset("{reg}:job:one", "fence", "7")
-        assert not asyncio.run(greeted(marked))
+    assert not asyncio.run(greeted(memory, server))
+    if marked:
+        asyncio.run(send_mark())
+    with client(server) as it:
         it.execute_command(*change)
     kill(server)
     server.start()
-    assert asyncio.run(greeted()) is doubted
+    assert asyncio.run(greeted(memory, server)) is doubted
 
 
 def test_a_restart_that_forgets_nothing_asks_nobody(tmp_path: Path) -> None:

@@ -6,12 +6,14 @@ import pytest
 
 from regworker.ledger import SyncLedger
 from regworker.ledger.records import Delivery, Idle
+from regworker.ledger.snapshot import INDEXES
 from regworker.ledger.transitions import DEAD, STATS, account_key, deliver, delivery_key
 from regworker.settings import Settings
 from tests.gateway.service import serves
 from tests.integration.outbox import Cli, crm, due, open_shop, settled, tried
 from tests.integration.test_ledger import KEYS, claimed, concluded, job, take_in
 from worker.intake.quarantine import Quarantine, QuarantineEntry
+from worker.operations.roles import ROLES
 
 #: Commands that look; in a ledger whose key is spoilt, they show everything else.
 LOOKS = [
@@ -77,9 +79,15 @@ def test_a_spoilt_key_costs_no_command_that_looks(
             said = cli(*command, *more, code=None)
             for unwanted in ("unexpectedly", "Traceback", "start the server"):
                 assert unwanted not in said, (command, said)
-    if name not in {"workers", "configured"}:
-        cli("exporter", "--once")
-    left = {one["subject"] for one in cli.json("doctor", code=None)}
+    broken = key in INDEXES and server.type(key) == b"string"
+    said = cli("exporter", "--once", code=None)
+    assert f"regworker_ledger_up {float(not broken)}" in said
+    found = cli.json("doctor", code=None)
+    indexes = ("index", "ledger: workers")
+    assert {one["level"] for one in found if one["subject"] in indexes} == (
+        {"unsafe"} if broken else set()
+    )
+    left = {one["subject"] for one in found}
     assert {"persistence", "encryption", "broker"} & subjects <= left
 
 
@@ -88,6 +96,7 @@ NUMBERS = [
     *(("delivery", one) for one in ("tries", "fence", "created_at", "started_at", "due_at")),
     *(("delivery", one) for one in ("lease_until", "wakes")),
     *(("endpoint", one) for one in ("failures", "failing_since", "max_in_flight", "disables")),
+    ("endpoint", "dead_retention"),
 ]
 
 
@@ -120,3 +129,25 @@ def test_counters_that_are_none_keep_nothing_from_its_end(ledger: SyncLedger) ->
     settled(shop, tried(shop, member), "dead")
     assert ledger.redis.hget(account_key("acme", "default"), "failures") == b"1"
     assert ledger.redis.hget(STATS, "dead") == b"1"
+
+
+@pytest.mark.parametrize("command", ["zcount", "zcard", "scard", "hvals", "hlen", "hincrby"])
+def test_a_missing_right_is_not_taken_for_junk(
+    spoilt: tuple[Any, Cli], redis_url: str, command: str
+) -> None:
+    """The doctor names it, nothing counts as empty, and no advice says that a key is wrong."""
+    server, _ = spoilt
+    [role] = [one for one in ROLES if one.name == "operator"]
+    _, _, *rules = role.rules()
+    server.execute_command("ACL", "SETUSER", "few", "reset", "on", ">x", *rules, f"-{command}")
+    url = redis_url.replace("://", "://few:x@")
+    few = Cli(REGWORKER_REDIS_URL=url, REGWORKER_SEALING_KEYS=KEYS, USER="ann")
+    try:
+        said = few("doctor", code=1)
+        assert f"may not run {command}" in said
+        assert "rename" not in said
+        if command != "hincrby":
+            assert "regworker_ledger_up 0.0" in few("exporter", "--once", code=None)
+            few("stats", code=1)
+    finally:
+        server.execute_command("ACL", "DELUSER", "few")

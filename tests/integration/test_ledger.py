@@ -872,6 +872,21 @@ def test_an_act_whose_answer_was_lost_has_the_same_answer_when_it_is_repeated(
             trust(account_key("acme", "default"), "account", "acme/default", ACTOR),
         ]
 
+    nothing = unquarantine("two", ACTOR, "dropped", 1)
+    assert not ledger(nothing)
+    ledger.redis.zadd("{reg}:quarantine", {"two": 1})
+    ledger.redis.hset("{reg}:quarantine:two", "times", "1")
+    assert ledger(nothing), "it is there now"
+    assert ledger.redis.zscore("{reg}:quarantine", "two") is None
     for first, second in zip(acts(), acts(), strict=True):
         assert [ledger(first), ledger(first), ledger(second)] == [True, True, False], first.script
-    assert ledger.redis.xlen("{reg}:audit") == 3
+    assert ledger.redis.xlen("{reg}:audit") == 4
+
+
+@pytest.mark.parametrize("field", ["tat", "max_in_flight", "interval", "burst"])
+def test_an_accounts_number_that_is_none_stops_no_job(shop: SyncLedger, field: str) -> None:
+    """It counts as none, until a worker announces it again."""
+    serve(shop, cap=9, interval=1, burst=9)
+    shop.redis.hset(account_key("acme", "default"), field, "junk")
+    take_in(shop, job())
+    assert isinstance(shop(claim(job().id, RULES, 0.5)), Claim | NotNow)

@@ -52,7 +52,8 @@ class Leases:
         self.calls: Counter[tuple[str, ...]] = Counter()
         """The number of leases by provider and account; 0 for those that had some."""
         self.last = NO_CLAIM
-        """Job id and fence of the last one, which may have ended."""
+        """Job id and fence of the last one for a call, which may have ended: a lost lookup creates
+        no customer."""
 
     def now(self) -> float:
         """The clock of leases: read it before a claim is sent."""
@@ -65,7 +66,8 @@ class Leases:
         """
         lease = Lease(claim, asked_at + self._seconds, self)
         self._held[lease.key] = lease
-        self.last = lease.key
+        if not claim.asking:
+            self.last = lease.key
         self.calls[lease.account] += 1
         return lease
 

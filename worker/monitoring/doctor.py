@@ -140,15 +140,23 @@ def encryption(settings: Settings) -> list[Finding]:
 
 
 #: Whoever has access to the ledger may have written anything there.
-CORRECT_KEY = "look at the key's type and content; delete it, or rename it to keep it for a search"
+CORRECT_KEY = "look at the key's type and content, and rename it: the ledger writes it anew"
+RESTORE_KEY = (
+    "rename the key, find out who wrote it, and restore a copy (docs/operations.md, Backup)"
+)
 
 
-def unreadable(keys: Sequence[str]) -> Finding:
-    """Records and counters that cannot be read, and count as empty."""
-    if not keys:
-        return Finding("ok", "records", "all can be read")
-    named = ", ".join(keys[:_NAMED]) + (", ..." if len(keys) > _NAMED else "")
-    return Finding("warning", "records", f"{len(keys)} cannot be read: {named}", CORRECT_KEY)
+def unreadable(seen: Snapshot) -> Iterator[Finding]:
+    """Indexes that cannot be read, without which no job goes on; and records and counters, which
+    count as empty."""
+    for key in seen.broken:
+        yield Finding("unsafe", "index", f"{key} is not what the ledger has there", RESTORE_KEY)
+    keys = [one for one in seen.unreadable if one not in seen.broken]
+    if keys:
+        named = ", ".join(keys[:_NAMED]) + (", ..." if len(keys) > _NAMED else "")
+        yield Finding("warning", "records", f"{len(keys)} cannot be read: {named}", CORRECT_KEY)
+    elif not seen.broken:
+        yield Finding("ok", "records", "all can be read")
 
 
 def wrong_key(part: str, error: str) -> Finding:

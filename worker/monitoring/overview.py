@@ -12,6 +12,7 @@ from typing import Any, Self
 from celery import Celery
 from kombu import Connection
 
+from regworker.domain.errors import LedgerUnavailable
 from regworker.ledger import SyncLedger
 from regworker.ledger.snapshot import Beat, Snapshot, repair, snapshot, whole
 from regworker.settings import Settings
@@ -75,8 +76,14 @@ class Observer:
         self._broker: Connection | None = None
 
     def snapshot(self) -> Snapshot:
-        """What the ledger holds. Raises `LedgerUnavailable`."""
+        """What the ledger holds. Raises `LedgerUnavailable`, also if an index cannot be read: its
+        jobs would count as none."""
         found = whole(self.ledger, PATIENCE)
+        if found.broken:
+            broken = ", ".join(found.broken)
+            raise LedgerUnavailable(
+                f"{broken}: not what the ledger has there; see regworker doctor"
+            )
         if found.astray:
             self.ledger(repair(found.astray), PATIENCE)
         return found

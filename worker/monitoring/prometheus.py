@@ -54,7 +54,11 @@ def families_of_all(
     series: AccountSeries = AccountSeries(),  # noqa: B008
 ) -> list[Metric]:
     """The metrics of the whole installation, with names, types and help texts."""
-    up = _gauge("regworker_ledger_up", "1 if the ledger answers.", [((), overview is not None)])
+    up = _gauge(
+        "regworker_ledger_up",
+        "1 if the ledger answers, and has its indexes.",
+        [((), overview is not None)],
+    )
     if overview is None:
         return [_info(), up]
     return [
@@ -180,7 +184,7 @@ def _jobs(g: Snapshot) -> Iterator[Metric]:
     )
     yield _gauge(
         "regworker_records_unreadable",
-        "Invalid records of accounts, endpoints and workers.",
+        "Records, counters and keys with invalid content.",
         [((), len(g.unreadable))],
     )
 

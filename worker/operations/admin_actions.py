@@ -44,11 +44,13 @@ from regworker.ledger.admin import (
 )
 from regworker.ledger.admin import seals as ledger_seals
 from regworker.ledger.records import Conflict, Record, Settled, Stale, text
+from regworker.ledger.rights import denied
 from regworker.ledger.scans import scanned
 from regworker.ledger.servers import WrongServer
 from regworker.ledger.snapshot import AccountSnapshot, whole
 from regworker.ledger.steps import carry
 from regworker.ledger.transitions import (
+    ALARMS,
     REVIEWS,
     Publication,
     account_key,
@@ -278,12 +280,14 @@ class AdminActions:
             names = ledger.ask(announced, 3)
             yield doctor.sealing_key(self._keyring.marks[0], names)
             seen = whole(ledger, 3)
-            yield doctor.unreadable(seen.unreadable)
-            yield doctor.alarms(seen.overdue_by)
+            yield from doctor.unreadable(seen)
+            if ALARMS not in seen.broken:
+                yield doctor.alarms(seen.overdue_by)
             yield doctor.announced(names, seen)
             yield from doctor.lacking(seen, names)
             yield from doctor.of_another_ledger(settings, seen, names)
-            yield doctor.waiting_for_a_person(seen.reviews)
+            if REVIEWS not in seen.broken:
+                yield doctor.waiting_for_a_person(seen.reviews)
             for one in seen.accounts:
                 name = f"{one.provider}/{one.account}"
                 yield doctor.account(name, one.breaker, one.paused, one.reason)
@@ -310,9 +314,12 @@ class AdminActions:
         for look_at in (by_rights, by_workers, by_keys, by_files, by_readers):
             try:
                 findings.extend(look_at())
-            except NoPermissionError:
-                raise
             except ResponseError as error:
+                if denied(error):
+                    findings.append(
+                        doctor.Finding("unsafe", "rights", str(error), doctor.GIVE_RIGHTS)
+                    )
+                    continue
                 findings.append(doctor.wrong_key(look_at.__name__.removeprefix("by_"), str(error)))
         return findings
 

@@ -109,6 +109,15 @@ class DeliveryAdmin:
             dead = self._dead(wanted.endpoint, start if state == "dead" else _START)
             yield from self._read(dead, replace(wanted, state="dead"))
 
+    def place(self, one: Waiting) -> str:
+        """Where a delivery is in a list, to continue behind it."""
+        key = DEAD if one.state == "dead" else pending_key(one.endpoint)
+        # Not by its record, which may say something else; unless it has left the list.
+        score: Any = self._patiently(lambda: self._ledger.redis.zscore(key, one.id))
+        if score is None:
+            score = one.dead_at if one.state == "dead" else one.created_at
+        return f"{one.state} {score:.0f} {one.id}"
+
     def by_ids(self, ids: Iterable[str]) -> list[Waiting]:
         """The stored deliveries with these ids."""
         return list(self._read(ids, Filter()))
@@ -220,11 +229,6 @@ _Place = tuple[float, bytes]
 """Where something is in an index: score and member."""
 
 _START: _Place = (-math.inf, b"")
-
-
-def place(one: Waiting) -> str:
-    """Where a delivery is in a list, to continue behind it."""
-    return f"{one.state} {one.dead_at if one.state == 'dead' else one.created_at} {one.id}"
 
 
 def _read_place(after: str) -> tuple[str, _Place]:

@@ -51,7 +51,7 @@ class Memory:
         last_claim: Callable[[], tuple[str, int]] = lambda: NO_CLAIM,
     ) -> None:
         """`name`: the unique name of this process. `last_claim`: job id and fence of the last claim
-        under which something may have been sent."""
+        under which a customer may have been created."""
         self._last_claim = last_claim
         self._marked = NO_CLAIM
         self._keys = (IDENTITY, f"{PREFIX}mark:{name}")

@@ -7,8 +7,13 @@ each script that writes first checks all the commands that it may run.
 import re
 from collections.abc import Iterable, Mapping
 
-#: Literal commands; `peek` and `redis.pcall` tolerate a refusal.
-_CALL = re.compile(r"redis\.call\(([^,)]*)(?:, '([A-Z]+)')?")
+from redis.exceptions import NoPermissionError, ResponseError
+
+#: Literal commands, also of the functions that only tolerate keys of a wrong type (`named`, and
+#: those of `snapshot.lua`); `peek` and `redis.pcall` tolerate a refusal.
+_CALL = re.compile(
+    r"(?:redis\.call|\bnamed|\bsize|\ball)\((?:unreadable, )?([^,)]*)(?:, '([A-Z]+)')?"
+)
 _NAME = re.compile(r"'([A-Z]+)'")
 
 #: Commands whose first argument is a subcommand.
@@ -41,6 +46,11 @@ if not ({all}) then
     .. ' here: nothing was written')
 end
 """
+
+
+def denied(error: ResponseError) -> bool:
+    """Whether a command, or one in a script, is not allowed to this user."""
+    return isinstance(error, NoPermissionError) or "ACL failure in script" in str(error)
 
 
 def commands(script: str) -> list[str]:

@@ -220,6 +220,10 @@ class Beat:
         )
 
 
+#: Keys without which jobs are not accepted, or not processed, or not counted.
+INDEXES = frozenset({OPEN, LATER, ALARMS, REVIEWS, CONFIGURED, STREAMS})
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """Everything, at one moment: `at`, the server's time in ms."""
@@ -250,6 +254,11 @@ class Snapshot:
     partial: bool = False
     """There are too many accounts, endpoints or streams for one script: they and `stats` are
     missing."""
+
+    @property
+    def broken(self) -> list[str]:
+        """The indexes among what is unreadable: the ledger cannot be used as it is."""
+        return sorted(INDEXES.intersection(self.unreadable))
 
 
 @dataclass(frozen=True, slots=True)

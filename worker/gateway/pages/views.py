@@ -24,7 +24,7 @@ from worker.monitoring.totals import finished
 from worker.operations import words
 from worker.operations.accounts import find_accounts
 from worker.operations.audit import AuditFilter, AuditLog
-from worker.operations.deliveries import Filter, place
+from worker.operations.deliveries import Filter
 from worker.operations.jobs import JobFilter, WrongCursor, mark_of
 
 router = APIRouter()
@@ -178,7 +178,7 @@ def deliveries(request: Request, visitor: Looking, here: Here) -> Response:
         raise NotTaken(HttpProblem(422, "wrong-cursor", str(error))) from None
     search = query({"state": state, "endpoint": endpoint})
     more = (
-        f"/deliveries?{urlencode({**search, 'after': place(rows[MOST - 1])})}"
+        f"/deliveries?{urlencode({**search, 'after': admin.place(rows[MOST - 1])})}"
         if len(rows) > MOST
         else ""
     )

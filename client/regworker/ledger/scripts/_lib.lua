@@ -158,8 +158,11 @@ local function weigh() end
 -- Add to a counter; return its sum. One that is no number begins anew: it must not keep a job or a
 -- delivery from its end.
 local function increase(key, name, by)
-  local sum = redis.pcall('HINCRBY', key, name, by)
-  if type(sum) == 'number' then return sum end
+  -- Not with `redis.pcall`: see `relay`.
+  local well, sum = pcall(function() return redis.call('HINCRBY', key, name, by) end)
+  if well then return sum end
+  local text = type(sum) == 'table' and sum.err or tostring(sum)
+  if not (text:find('WRONGTYPE') or text:find('not an integer') or text:find('overflow')) then error(sum) end
   redis.pcall('HSET', key, name, by)
   return by
 end
@@ -487,7 +490,7 @@ end
 -- The end of a failed delivery: no alarm, kept for some time for a person to replay.
 local function bury(member, d, at, why)
   local endpoint, pending, trying, line = endpoint_keys(d.endpoint)
-  local kept = tonumber(redis.call('HMGET', endpoint, 'dead_retention')[1] or DEAD_RETENTION)
+  local kept = tonumber(redis.call('HMGET', endpoint, 'dead_retention')[1]) or DEAD_RETENTION
   local dropped = redis.call('ZREMRANGEBYSCORE', DEAD, '-inf', at - kept)
   if dropped > 0 then count('dead_dropped', dropped) end
   redis.call('ZADD', DEAD, at, member)
@@ -513,11 +516,13 @@ local function first_of(key)
   return tonumber((peek('ZRANGE', key, 0, 0, 'WITHSCORES') or {})[2])
 end
 
--- As `peek`. A key of a wrong type is listed in `unreadable`, and counts as empty.
+-- Read for monitoring: a key of a wrong type is listed in `unreadable`, and counts as empty. Any
+-- other error is one: a caller without a right must not take all for empty.
 local function named(unreadable, command, key, ...)
-  local found = peek(command, key, ...)
-  if found == nil then unreadable[#unreadable + 1] = key end
-  return found
+  local found = redis.pcall(command, key, ...)
+  if type(found) ~= 'table' or not found.err then return found end
+  if not found.err:find('WRONGTYPE') then error(found) end
+  unreadable[#unreadable + 1] = key
 end
 
 -- The state of the accounts and endpoints with these names, for monitoring. An endpoint that no
@@ -536,10 +541,10 @@ local function described(names, at, unreadable)
     end
     local endpoint = name:match('^endpoint:(.+)$')
     -- Streams get no deliveries: the event is written with the job's end.
-    if endpoint and endpoint ~= 'results' and peek('HEXISTS', STREAMS, endpoint) ~= 1 then
+    if endpoint and endpoint ~= 'results' and named(unreadable, 'HEXISTS', STREAMS, endpoint) ~= 1 then
       local record, pending, trying, line = endpoint_keys(endpoint)
       local found = named(unreadable, 'HMGET', record, 'disabled', 'failing_since', 'stray_at') or {}
-      if peek('SISMEMBER', CONFIGURED, name) == 1 or redis.call('EXISTS', pending) == 1 then
+      if named(unreadable, 'SISMEMBER', CONFIGURED, name) == 1 or redis.call('EXISTS', pending) == 1 then
         endpoints[#endpoints + 1] = {
           name = endpoint, disabled = found[1] == '1', failing_since = tonumber(found[2]) or 0,
           stray_at = tonumber(found[3]) or 0,

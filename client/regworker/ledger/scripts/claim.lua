@@ -70,7 +70,7 @@ local function gate()
       return 'breaker', retry_at + math.floor((retry_at - at) * tonumber(ARGV[7]))
     end
   end
-  local cap, taken = tonumber(a.max_in_flight or '0'), size_of(inflight)
+  local cap, taken = tonumber(a.max_in_flight) or 0, size_of(inflight)
   if taken + 1 >= cap then
     -- Expired ones no longer count.
     taken = taken - redis.call('ZREMRANGEBYSCORE', inflight, '-inf', at)
@@ -81,10 +81,10 @@ local function gate()
     return 'full', at + held
   end
   -- An operator's pace overrides the setting's.
-  local interval = tonumber(a.own_interval or a.interval or '0')
+  local interval = tonumber(a.own_interval or a.interval) or 0
   if interval > 0 and job.slot_at == 0 then
     -- GCRA: the slot is reserved here, so no job polls for one.
-    local tat = math.max(tonumber(a.tat or '0'), at)
+    local tat = math.max(tonumber(a.tat) or 0, at)
     local slot = math.ceil(tat - (tonumber(a.own_burst or a.burst or 0) or 0))
     local ahead = AHEAD[job.lane] or AHEAD.bulk
     if slot - at > ahead then

@@ -8,7 +8,7 @@ local e = table_of(redis.call('HGETALL', KEYS[1]))
 -- Disabled already: by another worker that saw the same, or by this command, whose first answer was
 -- lost.
 if e.disabled == '1' then return 1 end
-if tonumber(e.disables or '0') + 1 ~= tonumber(ARGV[1]) then return 0 end
+if (tonumber(e.disables) or 0) + 1 ~= tonumber(ARGV[1]) then return 0 end
 if ARGV[2] ~= '' and e.failing_since ~= ARGV[2] then return 0 end
 -- The event goes first, as in settle.
 tell('', at, ARGV, 5)

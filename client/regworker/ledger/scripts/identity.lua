@@ -23,8 +23,8 @@ local replid, before = said:match('master_replid:(%x+)') or '', said:match('mast
 -- A server that hides its ids has the same ones after each failover.
 local lost = mark < remembered
 if claimed ~= '' then
-  local held = redis.pcall('HMGET', job_key(claimed), 'fence')
-  lost = lost or (tonumber(held[1] or 0) or 0) < fence
+  local held = redis.pcall('HMGET', job_key(claimed), 'fence', 'forgotten_at')
+  lost = lost or not held[2] and (tonumber(held[1]) or 0) < fence
 end
 local doubtful = run and lost and (seen[5] ~= run or run == 'hidden')
 -- A primary that was demoted and promoted again keeps its run id, but has another server's data.
