@@ -1,7 +1,6 @@
 """From a request to an accepted job: all entry points lead here."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -155,33 +154,16 @@ def facts_of(job: Job) -> dict[str, str]:
 
 
 def _written_out(given: Job | Mapping[str, Any]) -> Mapping[str, Any]:
-    """A job as a dict instead of typed objects. A mapping of the host's own may fail."""
+    """A job as a dict instead of typed objects."""
     if isinstance(given, Job):
-        with _of_the_host("the job"):
-            return dict(plain(given))
-    if not isinstance(given, Mapping):
-        return given
-    with _of_the_host("the job"):
-        written = dict(given)
-    match written.get("registration"):
+        return dict(plain(given))
+    match _mapping(given).get("registration"):
         case Mapping() as registration:
-            with _of_the_host("", "registration"):
-                written["registration"] = plain(dict(registration))
+            return {**given, "registration": plain(dict(registration))}
         case BaseModel() as registration:
-            written["registration"] = plain(registration)
-    return written
-
-
-@contextmanager
-def _of_the_host(what: str, field: str = "") -> Iterator[None]:
-    # Without the text of the error, which may be a secret.
-    try:
-        yield
-    except RecursionError:
-        raise
-    except Exception as error:  # noqa: BLE001 -- of any kind
-        problem = f"{what} cannot be read: its mapping raised {type(error).__name__}".strip()
-        raise InvalidJob([Problem("invalid", field, problem)]) from None
+            return {**given, "registration": plain(registration)}
+        case _:
+            return given
 
 
 def _job(given: Mapping[str, Any], problems: list[Problem]) -> Job | None:

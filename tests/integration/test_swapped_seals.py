@@ -10,6 +10,7 @@ import pytest
 from regworker.domain.errors import WrongSeal
 from regworker.ledger.admin import QUARANTINE, quarantined
 from regworker.ledger.endpoints import pending_key
+from regworker.ledger.records import USUAL
 from regworker.ledger.transitions import ALARMS, DEAD, STREAMS, delivery_key, job_key
 from regworker.settings import Settings
 from tests.integration.entry_points import id_of
@@ -77,9 +78,9 @@ def waiting(here: Installation, job: dict[str, Any]) -> str:
 
 
 def field(here: Installation, key: str, name: str) -> bytes:
-    """A field of a record."""
+    """A field of a record, which may omit what is usual."""
     value: Any = here.ledger.redis.hget(key, name)
-    return bytes(value)
+    return bytes(value) if value is not None else USUAL[name].encode()
 
 
 def shown(here: Installation, job_id: str) -> str:
