@@ -28,9 +28,9 @@ test-fast: .venv/ready  ## run the unit tests that start no programs, under a mi
 # Tests that run once: they need no broker, or run on both brokers themselves.
 ONCE := acts alarm_clock amqp_roles async_ledger async_producer audit batches bulk calls lists async_results bad_records benchmarks broker_bombs \
   broker_faults broker_junk broker_outages callers celery_requests cli cluster connection \
-  consuming cookbook deliveries deliveries_stateful demo guide host_sentry hosts interrupted keys ledger \
-  ledger_stateful managed_service memory_alarm producer queues rabbitmq_cluster rabbitmq_queues readme remote_control replicas \
-  requeue results rights roles script_globals sentinel sentinel_everywhere haproxy settings_files snapshot stopping testing tls typed_jobs urls \
+  consuming cookbook deliveries deliveries_stateful delivery_lists demo erased_deliveries guide host_sentry hosts interrupted junk_in_the_ledger keys ledger \
+  ledger_stateful managed_service memory_alarm odd_arguments old_reviews producer queues rabbitmq_cluster rabbitmq_queues readme remote_control replicas \
+  requeue results rights roles scans script_globals sentinel sentinel_everywhere haproxy settings_files snapshot stopping testing tls typed_jobs unreadable_records urls \
   wake_reader wake_relay wakeups way_out webhooks
 
 test-rabbitmq: .venv/ready  ## run the tests that need a broker again, on RabbitMQ
