@@ -7,7 +7,7 @@ or is out of memory; redis-py's own retries are off, since it would repeat anyth
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
@@ -168,10 +168,7 @@ class AsyncLedger:
     async def each(self, commands: Iterable[Command[T]], patience: float) -> list[T | Exception]:
         """As `many`. The answer of a command that fails alone (`lone`), or whose answer cannot be
         read, is its error."""
-        return [
-            _read(command, answer)
-            for command, answer in await self._all(commands, patience, spared=lone)
-        ]
+        return _read(await self._all(commands, patience, spared=lone))
 
     async def _all(
         self,
@@ -397,9 +394,7 @@ class SyncLedger:
 
     def each(self, commands: Iterable[Command[T]], patience: float) -> list[T | Exception]:
         """As `AsyncLedger.each`."""
-        return [
-            _read(command, answer) for command, answer in self._all(commands, patience, spared=lone)
-        ]
+        return _read(self._all(commands, patience, spared=lone))
 
     def _all(
         self,
@@ -567,14 +562,18 @@ class SyncLedger:
             pool.release(connection)
 
 
-def _read(command: Command[Any], answer: Any) -> Any:
-    """What a command reads, or the error."""
-    if isinstance(answer, Exception):
-        return answer
+def _read(answers: Sequence[tuple[Command[Any], Any]]) -> list[Any]:
+    """What each command reads, or its error."""
     try:
-        return command.read(answer)
+        # Nearly always all can be read: at once, since an import has very many.
+        return [
+            answer if isinstance(answer, Exception) else command.read(answer)
+            for command, answer in answers
+        ]
     except UNREADABLE as error:
-        return error
+        if len(answers) == 1:
+            return [error]
+        return [one for answer in answers for one in _read([answer])]
 
 
 def _let_go(asked: Iterable["asyncio.Future[Any]"]) -> None:
