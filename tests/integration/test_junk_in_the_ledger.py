@@ -51,7 +51,9 @@ def spoil(server: Any, key: str) -> None:
         case b"hash":
             server.hset(key, mapping=dict.fromkeys([*server.hkeys(key), "accepted", "since"], JUNK))
         case b"zset":
-            server.zadd(key, {b"\xff\xfe::": float("inf"), b"": -1e300, b"{}": 1e18})
+            server.zadd(
+                key, {b"\xff\xfe::": float("inf"), b"-": float("-inf"), b"": -1e300, b"{}": 1e18}
+            )
         case b"set":
             server.sadd(key, b"\xff\xfe", b"account:x", b"endpoint:")
         case b"stream":
@@ -129,6 +131,18 @@ def test_counters_that_are_none_keep_nothing_from_its_end(ledger: SyncLedger) ->
     settled(shop, tried(shop, member), "dead")
     assert ledger.redis.hget(account_key("acme", "default"), "failures") == b"1"
     assert ledger.redis.hget(STATS, "dead") == b"1"
+
+
+@pytest.mark.parametrize("value", ["inf", "-1e400", "nan", "0x10"])
+@pytest.mark.parametrize("field", ["failing_since", "stray_at", "disabled"])
+def test_a_number_that_json_cannot_hold_costs_no_view(
+    spoilt: tuple[Any, Cli], field: str, value: str
+) -> None:
+    """In an endpoint's record."""
+    server, cli = spoilt
+    server.hset("{reg}:endpoint:crm", field, value)
+    assert "regworker_ledger_up 1.0" in cli("exporter", "--once")
+    cli("deliveries", "endpoints")
 
 
 @pytest.mark.parametrize("command", ["zcount", "zcard", "scard", "hvals", "hlen", "hincrby"])

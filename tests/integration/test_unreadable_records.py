@@ -99,18 +99,8 @@ def test_the_others_of_an_import_are_accepted(
         assert {one.repeat for one in results if isinstance(one, Receipt)} == {repeat}
 
 
-def calls(producer: Producer, job: dict[str, Any]) -> Iterator[Callable[[], object]]:
-    """Each call about one job."""
-    id_ = id_of(job)
-    yield lambda: producer.status(id_)
-    yield lambda: producer.status(key=job["idempotency_key"], provider=job["provider"])
-    yield lambda: producer.wait(id_, 0.01)
-    yield lambda: producer.enqueue(job)
-    yield lambda: producer.cancel(id_)
-
-
-def calls_async(producer: AsyncProducer, job: dict[str, Any]) -> Iterator[Callable[[], Any]]:
-    """The same for asyncio."""
+def calls(producer: Producer | AsyncProducer, job: dict[str, Any]) -> Iterator[Callable[[], Any]]:
+    """Each call about one job; its answer may have to be awaited."""
     id_ = id_of(job)
     yield lambda: producer.status(id_)
     yield lambda: producer.status(key=job["idempotency_key"], provider=job["provider"])
@@ -130,7 +120,7 @@ def test_each_call_about_it_names_it(client: Settings, spoil: Spoil) -> None:
 
     async def host() -> None:
         async with AsyncProducer(client) as producer:
-            for call in calls_async(producer, job):
+            for call in calls(producer, job):
                 with pytest.raises(UnreadableRecord, match=id_of(job)):
                     await call()
 

@@ -512,8 +512,14 @@ end
 
 local CONFIGURED, ANNOUNCED = PREFIX .. 'configured', PREFIX .. 'announced'
 
+-- A number that JSON can hold; nil for what is none.
+local function finite(value)
+  local number = tonumber(value)
+  return number and math.abs(number) < math.huge and number or nil
+end
+
 local function first_of(key)
-  return tonumber((peek('ZRANGE', key, 0, 0, 'WITHSCORES') or {})[2])
+  return finite((peek('ZRANGE', key, 0, 0, 'WITHSCORES') or {})[2])
 end
 
 -- Read for monitoring: a key of a wrong type is listed in `unreadable`, and counts as empty. Any
@@ -546,8 +552,8 @@ local function described(names, at, unreadable)
       local found = named(unreadable, 'HMGET', record, 'disabled', 'failing_since', 'stray_at') or {}
       if named(unreadable, 'SISMEMBER', CONFIGURED, name) == 1 or redis.call('EXISTS', pending) == 1 then
         endpoints[#endpoints + 1] = {
-          name = endpoint, disabled = found[1] == '1', failing_since = tonumber(found[2]) or 0,
-          stray_at = tonumber(found[3]) or 0,
+          name = endpoint, disabled = found[1] == '1', failing_since = finite(found[2]) or 0,
+          stray_at = finite(found[3]) or 0,
           pending = named(unreadable, 'ZCARD', pending) or 0, oldest = first_of(pending) or 0,
           trying = named(unreadable, 'ZCOUNT', trying, later, '+inf') or 0,
           in_line = named(unreadable, 'ZCARD', line) or 0,
