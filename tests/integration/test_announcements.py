@@ -40,7 +40,7 @@ from regworker.sealing.keyring import Keyring
 from regworker.settings import Settings, StreamEndpoint
 from tests.integration.installation import KEYS, PATIENCE, Installation, installation
 from tests.integration.jobs import ACTOR, skypostal
-from tests.integration.test_ledger import RULES, SETTLE
+from tests.integration.ledger_steps import RULES, SETTLE
 from worker.cli.local import stack
 from worker.monitoring import heartbeat as presence
 from worker.monitoring.heartbeat import ANNOUNCED, Heartbeat, Service

@@ -36,7 +36,7 @@ from regworker.ledger.transitions import (
     settle,
 )
 from tests.integration.jobs import ACTOR
-from tests.integration.test_ledger import RULES, SETTLE
+from tests.integration.ledger_steps import RULES, SETTLE
 from worker.operations.audit import AuditFilter, AuditLog
 
 

@@ -30,8 +30,8 @@ from regworker.ledger.transitions import (
 from regworker.sealing.keyring import Keyring
 from regworker.settings import Settings, StreamEndpoint
 from tests.integration.jobs import ACTOR
+from tests.integration.ledger_steps import RULES, claimed, job, record, serve, take_in
 from tests.integration.outbox import woken
-from tests.integration.test_ledger import RULES, claimed, job, record, serve, take_in
 from worker.execution.alarms import AlarmClock
 from worker.execution.stream_retention import StreamTrimmer
 from worker.operations.admin_actions import AdminActions

@@ -10,8 +10,8 @@ from regworker.ledger.snapshot import INDEXES
 from regworker.ledger.transitions import DEAD, STATS, account_key, deliver, delivery_key
 from regworker.settings import Settings
 from tests.gateway.service import serves
+from tests.integration.ledger_steps import KEYS, claimed, concluded, job, take_in
 from tests.integration.outbox import Cli, crm, due, open_shop, settled, tried
-from tests.integration.test_ledger import KEYS, claimed, concluded, job, take_in
 from worker.intake.quarantine import Quarantine, QuarantineEntry
 from worker.operations.roles import ROLES
 

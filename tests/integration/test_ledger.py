@@ -7,21 +7,13 @@ import pytest
 import redis
 
 from regworker.domain.errors import SealingError
-from regworker.domain.event import EventType, read_event
-from regworker.domain.job import Job
-from regworker.domain.outcome import Code, Fault, Registered
+from regworker.domain.event import EventType
+from regworker.domain.outcome import Registered
 from regworker.domain.states import State
 from regworker.event_builder import EventBuilder
 from regworker.ledger import SyncLedger, replication
 from regworker.ledger.admin import (
-    Limits,
-    announce,
-    drop_group,
-    hold,
     redrive,
-    stray,
-    trust,
-    unquarantine,
 )
 from regworker.ledger.calls import scripts
 from regworker.ledger.identity import IDENTITY
@@ -30,8 +22,6 @@ from regworker.ledger.records import (
     Accepted,
     Claim,
     Conflict,
-    Delivery,
-    Idle,
     NotNow,
     Over,
     Record,
@@ -43,19 +33,12 @@ from regworker.ledger.records import (
 )
 from regworker.ledger.transitions import (
     ALARMS,
-    ClaimRules,
-    Command,
     Decision,
-    SettleRules,
     abandon,
     accept,
-    account_key,
     cancel,
     claim,
-    deliver,
-    delivered,
     job_key,
-    look,
     renew,
     ring,
     settle,
@@ -63,93 +46,26 @@ from regworker.ledger.transitions import (
 from regworker.sealing import seals
 from regworker.sealing.keyring import Keyring
 from regworker.settings import Settings
-from tests.integration.jobs import ACTOR
+from tests.integration.ledger_steps import (
+    ANNOUNCER,
+    AT_ONCE,
+    DAY,
+    IMPATIENT,
+    KEYRING,
+    KEYS,
+    RESULTS,
+    RULES,
+    SETTLE,
+    alarms,
+    claimed,
+    concluded,
+    due_now,
+    events,
+    job,
+    record,
+    take_in,
+)
 from tests.integration.outbox import woken
-
-DAY = 86_400.0
-#: Seconds. No test in this file waits: what has to expire is created with no time left.
-RULES = ClaimRules("this worker", lease=60, settle_delay=60, max_attempts=3, probe=20)
-AT_ONCE = replace(RULES, lease=0, settle_delay=0)
-SETTLE = SettleRules(settle_delay=60, breaker_threshold=2, breaker_pause=60, retention=7 * DAY)
-IMPATIENT = replace(SETTLE, settle_delay=0)
-KEYS = Keyring.new("test")
-KEYRING = Keyring.parse(KEYS)
-ANNOUNCER = EventBuilder(Settings.load(sealing_keys=KEYS), KEYRING)
-RESULTS = "{reg}:results"
-
-
-def job(key: str = "crm-1", **more: Any) -> Job:
-    """A job."""
-    return Job(provider="acme", idempotency_key=key, registration={}, **more)
-
-
-def serve(ledger: SyncLedger, cap: int = 0, interval: float = 0, burst: float = 0) -> None:
-    """Let a worker announce what it serves."""
-    ledger(announce([Limits("acme", "default", interval, burst, cap)], ["results", "crm"]))
-
-
-def take_in(ledger: SyncLedger, one: Job, *fingerprints: str, deadline: float = DAY) -> Any:
-    """Accept a job."""
-    return ledger(accept(one, "sealed", fingerprints or ["k1:same"], deadline))
-
-
-@pytest.fixture
-def shop(ledger: SyncLedger) -> SyncLedger:
-    """A ledger where a worker has announced itself."""
-    serve(ledger)
-    return ledger
-
-
-@pytest.fixture
-def accepted(shop: SyncLedger) -> Record:
-    """A job that was accepted."""
-    take_in(shop, job(reply_to=("results", "crm")))
-    return record(shop)
-
-
-def record(ledger: SyncLedger, key: str = "crm-1") -> Record:
-    """The ledger's record of a job."""
-    found = ledger(look(job(key).id))
-    assert found is not None
-    return found
-
-
-def claimed(ledger: SyncLedger, key: str = "crm-1", rules: ClaimRules = RULES) -> Claim:
-    """A claim that was granted."""
-    found = ledger(claim(job(key).id, rules, 0.5))
-    assert isinstance(found, Claim), found
-    return found
-
-
-def concluded(
-    ledger: SyncLedger, held: Claim, name: str, rules: SettleRules = SETTLE, **more: Any
-) -> Any:
-    """The answer to a settle."""
-    event = None
-    if name == "registered":
-        event = ANNOUNCER.registered(held.record, held.at, Registered({"customer_key": "k"}))
-    if name in {"rejected", "unresolvable"}:
-        kind = EventType.REJECTED if name == "rejected" else EventType.REVIEW
-        event = ANNOUNCER.failed(kind, held.record, held.at, (Fault(Code.INVALID, "f", "no"),))
-    return ledger(settle(held, Decision(name, **more), rules, event))
-
-
-def events(ledger: SyncLedger) -> list[dict[str, Any]]:
-    """The published events."""
-    entries: Any = ledger.redis.xrange(RESULTS)
-    return [read_event(fields[b"event"]) for _, fields in entries]
-
-
-def alarms(ledger: SyncLedger) -> list[str]:
-    """The ids with an alarm."""
-    return [member.decode() for member in ledger.redis.zrange(ALARMS, 0, -1)]
-
-
-def due_now(ledger: SyncLedger) -> None:
-    """Make all alarms due."""
-    for member in alarms(ledger):
-        ledger.redis.zadd(ALARMS, {member: 1})
-
 
 # -- a job is accepted -----------------------------------------------------------------------------
 
@@ -620,188 +536,6 @@ def test_an_alarm_of_nobody_is_cleared(shop: SyncLedger) -> None:
     assert not alarms(shop)
 
 
-# -- limits of an account --------------------------------------------------------------------------
-
-
-def test_a_full_account_passes_its_place_on_live_before_bulk(ledger: SyncLedger) -> None:
-    """Of the waiting jobs, live ones go first, then the oldest."""
-    serve(ledger, cap=1)
-    for key, lane in (("first", "live"), ("bulk", "bulk"), ("live", "live")):
-        take_in(ledger, job(key, lane=lane))
-    held = claimed(ledger, "first")
-    for key in ("bulk", "live"):
-        assert ledger(claim(job(key).id, RULES, 0)).why == "full"
-    woken(ledger)
-    concluded(ledger, held, "registered")
-    assert Wake(job("live").id, "live") in woken(ledger)
-
-
-def test_a_place_that_is_passed_on_is_kept(ledger: SyncLedger) -> None:
-    """A bulk job that claims in the meantime does not take it from the live job."""
-    serve(ledger, cap=1)
-    for key, lane in (("a", "live"), ("b", "live"), ("c", "bulk")):
-        take_in(ledger, job(key, lane=lane))
-    held = claimed(ledger, "a")
-    assert isinstance(ledger(claim(job("b").id, RULES, 0.5)), NotNow)
-    woken(ledger)
-    concluded(ledger, held, "registered")
-    assert [wake.member for wake in woken(ledger) if wake.lane == "live"] == [job("b").id]
-    assert isinstance(ledger(claim(job("c").id, RULES, 0.5)), NotNow)
-    claimed(ledger, "b")
-
-
-def test_a_place_that_ran_out_is_filled_again(ledger: SyncLedger) -> None:
-    """After two workers died, both places are used again at once."""
-    serve(ledger, cap=2)
-    for key in ("a", "b", "c", "d"):
-        take_in(ledger, job(key))
-    for key in ("a", "b"):
-        claimed(ledger, key, replace(AT_ONCE, lease=60))
-    for key in ("c", "d"):
-        assert ledger(claim(job(key).id, RULES, 0)).why == "full"
-    ledger.redis.zadd("{reg}:inflight:acme:default", {job(key).id: 1 for key in ("a", "b")})
-    claimed(ledger, "c")
-    due = ledger.redis.zscore(ALARMS, job("d").id)
-    assert due <= record(ledger, "c").lease_until - 60_000
-
-
-def test_who_settles_late_waits_no_more(ledger: SyncLedger) -> None:
-    """A lookup whose lease expired and that waits again leaves the queue once it is settled."""
-    serve(ledger, cap=1)
-    for key in ("crm-1", "other"):
-        take_in(ledger, job(key))
-    concluded(ledger, claimed(ledger), "unknown")
-    asker = claimed(ledger, rules=AT_ONCE)
-    held = claimed(ledger, "other")
-    assert ledger(claim(job().id, RULES, 0)).why == "full"
-    concluded(ledger, asker, "unresolvable")
-    woken(ledger)
-    concluded(ledger, held, "registered")
-    assert {wake.lane for wake in woken(ledger)} <= {"delivery"}
-    assert not alarms(ledger)
-
-
-def test_a_pace_reserves_a_slot(ledger: SyncLedger) -> None:
-    """An early claim gets the time at which to return, and succeeds then."""
-    serve(ledger, interval=5000)
-    for key in ("a", "b", "c"):
-        take_in(ledger, job(key))
-    first = claimed(ledger, "a")
-    waits = [ledger(claim(job(key).id, RULES, 0)) for key in ("b", "c")]
-    assert [one.why for one in waits] == ["pace", "pace"]
-    assert 4_900 <= waits[0].until - first.at <= 5_100
-    assert waits[1].until - waits[0].until == 5_000
-
-
-def test_a_backlog_of_bulk_does_not_book_the_slots_of_the_live(ledger: SyncLedger) -> None:
-    """However large an import is, a live job waits a few seconds at most."""
-    serve(ledger, interval=1000)
-    for number in range(20):
-        take_in(ledger, job(f"bulk-{number}", lane="bulk"))
-        ledger(claim(job(f"bulk-{number}").id, RULES, 0))
-    take_in(ledger, job("live"))
-    answer = ledger(claim(job("live").id, RULES, 0))
-    assert answer.until <= record(ledger, "live").accepted_at + 5_000
-
-
-def test_a_breaker_opens_on_faults_and_lets_one_probe_through(ledger: SyncLedger) -> None:
-    """A provider that is down gets no calls except one probe now and then."""
-    serve(ledger)
-    for key in ("a", "b", "c"):
-        take_in(ledger, job(key))
-    for key in ("a", "b"):
-        concluded(ledger, claimed(ledger, key), "unknown", health="fault")
-    assert ledger(claim(job("c").id, RULES, 0)).why == "breaker"
-    ledger.redis.hset(account_key("acme", "default"), "retry_at", 1)
-    probe = claimed(ledger, "c")
-    assert ledger(claim(job("a").id, RULES, 0)).why == "breaker"
-    concluded(ledger, probe, "registered", health="ok")
-    assert claimed(ledger, "a").asking
-
-
-def test_no_probe_is_spent_on_who_finds_the_account_full(ledger: SyncLedger) -> None:
-    """The one call that an open breaker allows is really made."""
-    serve(ledger, cap=1)
-    for key in ("a", "b"):
-        take_in(ledger, job(key))
-    held = claimed(ledger, "a")
-    ledger.redis.hset(account_key("acme", "default"), mapping={"breaker": "open", "retry_at": 1})
-    assert ledger(claim(job("b").id, RULES, 0)).why == "full"
-    concluded(ledger, held, "retry")
-    assert claimed(ledger, "b")
-
-
-def test_refused_credentials_hold_all_jobs_of_the_account(ledger: SyncLedger) -> None:
-    """Only an operator closes this breaker; the success of an earlier call does not."""
-    serve(ledger)
-    for key in ("a", "b", "c"):
-        take_in(ledger, job(key))
-    a, b = claimed(ledger, "a"), claimed(ledger, "b")
-    concluded(ledger, a, "retry", spends=False, health="fault")
-    concluded(ledger, claimed(ledger, "a"), "retry", spends=False, health="refused")
-    concluded(ledger, b, "registered", health="ok")
-    assert ledger(claim(job("c").id, RULES, 0)).why == "refused"
-
-
-# -- deliveries ------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def member(shop: SyncLedger, accepted: Record) -> str:
-    """A delivery to try."""
-    held = claimed(shop)
-    woken(shop)
-    concluded(shop, held, "registered")
-    [wake] = woken(shop)
-    return wake.member
-
-
-def tried(ledger: SyncLedger, member: str, lease: float = 30) -> Delivery:
-    """Claim a delivery for one try, as a worker does."""
-    one = ledger(deliver(member, lease))
-    assert isinstance(one, Delivery)
-    return one
-
-
-def test_a_delivery_is_leased_and_gone_when_it_arrived(shop: SyncLedger, member: str) -> None:
-    """Only one worker at a time tries a delivery; an arrived one leaves nothing behind."""
-    one = shop(deliver(member, 30))
-    assert isinstance(one, Delivery)
-    assert (
-        read_event(KEYRING.open(one.event, seals.event(one.event_id, one.endpoint)))
-        == events(shop)[0]
-    )
-    assert isinstance(shop(deliver(member, 30)), Idle)
-    assert shop(delivered(one, "arrived", "HTTP 200", 0)).state == "delivered"
-    assert not alarms(shop)
-
-
-def test_a_delivery_is_tried_again_later(shop: SyncLedger, member: str) -> None:
-    """A failed delivery is tried again at its own time; a repeated settle counts once."""
-    one = tried(shop, member, 0)
-    command = delivered(one, "later", "HTTP 503", 0)
-    assert [shop(command).state, shop(command).state] == ["pending", "pending"]
-    assert tried(shop, member).tries == 1
-    assert alarms(shop) == [member]
-
-
-def test_a_dead_delivery_is_kept(shop: SyncLedger, member: str) -> None:
-    """An operator can replay it; it has no alarm."""
-    one = tried(shop, member)
-    assert shop(delivered(one, "dead", "HTTP 410", 0)).state == "dead"
-    assert not alarms(shop)
-    assert [found.decode() for found in shop.redis.zrange("{reg}:dead", 0, -1)] == [member]
-
-
-def test_a_late_arrival_counts_and_a_late_failure_does_not(shop: SyncLedger, member: str) -> None:
-    """A late worker may report an arrival; it may not report a failure once another worker
-    tries."""
-    stale = tried(shop, member, 0)
-    tried(shop, member)
-    assert shop(delivered(stale, "dead", "", 0)).state == "stale"
-    assert shop(delivered(stale, "arrived", "", 0)).state == "delivered"
-
-
 # -- the timeline ----------------------------------------------------------------------------------
 
 
@@ -823,70 +557,3 @@ def test_the_timeline_does_not_grow_without_end(shop: SyncLedger, accepted: Reco
     timeline = record(shop).timeline
     assert len(timeline) == 40
     assert timeline[-1][1].startswith("queued")
-
-
-# -- an account is held ----------------------------------------------------------------------------
-
-
-def test_the_batches_of_a_resume_do_not_undo_what_others_do_meanwhile(ledger: SyncLedger) -> None:
-    """A pause, or credentials that are refused again; it is in the audit log once."""
-    serve(ledger, cap=1)
-    account = account_key("acme", "default")
-    waiting = "{reg}:waiting:acme:default"
-    for others in ("pause", "refused"):
-        ledger(hold(("acme", "default"), "pause", "first", actor=ACTOR))
-        ledger.redis.zadd(waiting, {f"job{number}": number for number in range(9)})
-        resume = hold(("acme", "default"), "resume", "", 2, actor=ACTOR)
-        assert [ledger(resume), ledger(resume)] == [2, 2]
-        if others == "pause":
-            mine = hold(("acme", "default"), "pause", "mine", actor=ACTOR)
-            ledger(mine)
-            assert ledger(resume) == 0, "no job is released into the pause"
-            assert ledger.redis.hmget(account, "paused", "reason") == [b"1", b"mine"]
-            ledger(hold(("acme", "default"), "resume", "", 0, actor=ACTOR))
-            ledger(mine)
-            assert ledger.redis.hget(account, "paused") == b"0", "nor does a pause's repeat"
-        else:
-            ledger.redis.hset(account, "breaker", "refused")
-            assert ledger(resume) == 2
-            assert ledger.redis.hget(account, "breaker") == b"refused"
-        ledger.redis.delete(waiting)
-    acts: Any = ledger.redis.xrange("{reg}:audit")
-    done = [fields[b"what"].decode().removeprefix("account.") for _, fields in acts]
-    assert done == ["pause", "resume", "pause", "resume", "pause", "resume"]
-
-
-def test_an_act_whose_answer_was_lost_has_the_same_answer_when_it_is_repeated(
-    ledger: SyncLedger,
-) -> None:
-    """What it acted on is gone by then; another such act finds nothing."""
-    ledger.redis.xgroup_create(RESULTS, "crm", mkstream=True)
-    ledger.redis.zadd("{reg}:quarantine", {"one": 1})
-    ledger.redis.hset("{reg}:quarantine:one", "times", "1")
-    ledger(stray(account_key("acme", "default")))
-
-    def acts() -> list[Command[bool]]:
-        return [
-            drop_group(RESULTS, "crm", ACTOR),
-            unquarantine("one", ACTOR, "dropped", 1),
-            trust(account_key("acme", "default"), "account", "acme/default", ACTOR),
-        ]
-
-    nothing = unquarantine("two", ACTOR, "dropped", 1)
-    assert not ledger(nothing)
-    ledger.redis.zadd("{reg}:quarantine", {"two": 1})
-    ledger.redis.hset("{reg}:quarantine:two", "times", "1")
-    assert ledger(nothing), "it is there now"
-    assert ledger.redis.zscore("{reg}:quarantine", "two") is None
-    for first, second in zip(acts(), acts(), strict=True):
-        assert [ledger(first), ledger(first), ledger(second)] == [True, True, False], first.script
-    assert ledger.redis.xlen("{reg}:audit") == 4
-
-
-@pytest.mark.parametrize("field", ["tat", "max_in_flight", "interval", "burst"])
-def test_an_accounts_number_that_is_none_stops_no_job(shop: SyncLedger, field: str) -> None:
-    """It counts as none, until a worker announces it again."""
-    serve(shop, cap=9, interval=1, burst=9)
-    shop.redis.hset(account_key("acme", "default"), field, "junk")
-    take_in(shop, job())
-    assert isinstance(shop(claim(job().id, RULES, 0.5)), Claim | NotNow)

@@ -24,7 +24,7 @@ from regworker.ledger.transitions import (
     settle,
 )
 from tests.integration.jobs import ACTOR
-from tests.integration.test_ledger import RULES, SETTLE
+from tests.integration.ledger_steps import RULES, SETTLE
 from worker.operations import jobs as operations
 from worker.operations.jobs import JobFilter, JobList, WrongCursor
 

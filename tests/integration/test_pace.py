@@ -17,8 +17,8 @@ from regworker.ledger.transitions import ALARMS, account_key, claim
 from sandbox.server import SandboxServer
 from tests.integration.installation import SECRET
 from tests.integration.jobs import ACTOR
+from tests.integration.ledger_steps import RULES, job, serve, take_in
 from tests.integration.outbox import KEYS, Cli
-from tests.integration.test_ledger import RULES, job, serve, take_in
 from worker.cli import time_arguments
 from worker.cli.local import stack
 

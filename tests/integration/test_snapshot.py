@@ -39,8 +39,8 @@ from regworker.ledger.transitions import (
     settle,
 )
 from tests.integration.jobs import ACTOR
+from tests.integration.ledger_steps import AT_ONCE, IMPATIENT, RULES, SETTLE
 from tests.integration.outbox import woken
-from tests.integration.test_ledger import AT_ONCE, IMPATIENT, RULES, SETTLE
 
 
 @pytest.fixture(autouse=True)

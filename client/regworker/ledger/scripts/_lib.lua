@@ -179,6 +179,12 @@ local function size_of(key) return once(key, read_size) end
 
 local function push_of(wakes) return math.min(LAST_PUSH, FIRST_PUSH * 2 ^ math.min(wakes, 10)) end
 
+-- Whether an account is paused, and until when (ms; 0: until an operator resumes).
+local function pause_of(paused, paused_until, at)
+  local until_ = tonumber(paused_until or 0) or 0
+  return paused == '1' and (until_ == 0 or until_ > at), until_
+end
+
 -- Write a person's action into the audit log. `actor`: who, role, from where and why, one line
 -- each; '' for actions of no person. The action's own script calls it, so that every action has an
 -- entry.

@@ -54,8 +54,7 @@ local function gate()
     redis.call('ZADD', waiting, rank, id)
     learn(waiting)
   end
-  local until_ = tonumber(a.paused_until or 0) or 0
-  local paused = a.paused == '1' and (until_ == 0 or until_ > at)
+  local paused, until_ = pause_of(a.paused, a.paused_until, at)
   local closed = paused and 'paused' or a.breaker == 'refused' and 'refused'
   if closed then
     wait_for_place()

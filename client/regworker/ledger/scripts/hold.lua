@@ -9,12 +9,14 @@ local name, at = ARGV[1] .. ':' .. ARGV[2], now()
 local account, waiting = PREFIX .. 'account:' .. name, PREFIX .. 'waiting:' .. name
 local pause = ARGV[3] == 'pause'
 local done = ARGV[3] .. 'd_by'
-local was = redis.call('HMGET', account, 'paused', 'breaker', 'held_by', done)
+local was = redis.call('HMGET', account, 'paused', 'breaker', 'held_by', done, 'paused_until')
 local again = was[4] == ARGV[7]
 if again and (pause or was[3] ~= ARGV[7]) then return 0 end
+-- Before anything is written: it raises an error if that key is of another type.
+redis.call('ZCARD', waiting)
 if not again then
   record_act(ARGV[6], 'account.' .. ARGV[3], ARGV[1] .. '/' .. ARGV[2],
-    was[1] == '1' and 'paused' or was[2] or 'closed', pause and 'paused' or 'closed')
+    pause_of(was[1], was[5], at) and 'paused' or was[2] or 'closed', pause and 'paused' or 'closed')
 end
 if pause then
   redis.call('HSET', account, 'paused', '1', 'reason', ARGV[4], 'since', at, 'held_by', ARGV[7],
