@@ -179,8 +179,11 @@ class Soak:
 
     def sample_at_rest(self) -> Sample:
         """A sample for which the worker has counted anew, twice: once might have been before."""
+        resting = self._counts.with_name("resting")
+        resting.touch()
         for _ in range(2):
             self._await_counts(self._counts.stat().st_mtime_ns)
+        resting.unlink()
         return self._sample(0)
 
     def _await_counts(self, seen: int) -> None:
