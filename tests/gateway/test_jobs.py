@@ -265,6 +265,38 @@ def test_events_come_to_whose_they_are(gateway: Gateway, shop: httpx.Client) -> 
         assert all_.get(f"/v1/jobs/{theirs}").json()["final"]
 
 
+def test_a_later_job_of_a_key_shows_no_event_of_the_first(
+    gateway: Gateway, shop: httpx.Client
+) -> None:
+    """A key may be used again once its first job is no longer kept, also by another token. Each
+    token reads the events of its own job only."""
+    with (
+        gateway.client("--may", "read:all", name="audit") as all_,
+        gateway.client(name="other") as other,
+    ):
+        start = shop.get("/v1/events").json()["cursor"]
+        job = open2b()
+
+        def ended(client: httpx.Client, customer: str) -> str:
+            made = client.post("/v1/jobs", json={**job, "metadata": {"customer": customer}})
+            assert made.status_code == 201
+            job_id = str(made.json()["job_id"])
+            client.delete(f"/v1/jobs/{job_id}")
+            return job_id
+
+        def customers(client: httpx.Client) -> list[str]:
+            found = client.get("/v1/events", params={"after": start}).json()["events"]
+            return [one["data"]["metadata"]["customer"] for one in found]
+
+        job_id = ended(shop, "Ann")
+        assert (customers(shop), customers(other)) == (["Ann"], [])
+        gateway.ledger.redis.delete(job_key(job_id))
+        assert (customers(shop), customers(other)) == ([], [])
+        assert ended(other, "Bob") == job_id
+        assert (customers(shop), customers(other)) == ([], ["Bob"])
+        assert customers(all_) == ["Ann", "Bob"]
+
+
 def test_a_forgotten_job_has_no_event(gateway: Gateway, shop: httpx.Client) -> None:
     """Its event is not shown again, by a service that has shown it before."""
     cursor = shop.get("/v1/events").json()["cursor"]

@@ -14,10 +14,10 @@ import structlog
 from redis.exceptions import NoScriptError, RedisError
 
 from regworker.domain.errors import LedgerUnavailable
-from regworker.domain.event import Event, EventData
+from regworker.domain.event import Event, EventData, moment
 from regworker.ledger import AsyncLedger
 from regworker.ledger.calls import scripts
-from regworker.ledger.records import text
+from regworker.ledger.records import number, text
 from regworker.ledger.streams import Found, asking, edge, later, page
 from regworker.ledger.transitions import job_key
 from regworker.results import RESULTS, Opener, Result, UnreadableEvent
@@ -48,7 +48,7 @@ PATIENCE = 5.0
 @dataclass(frozen=True, slots=True)
 class Published:
     """One event of the stream, and its job's owner. `raw` is empty if the event cannot be read, or
-    was deleted."""
+    was deleted; `by` is empty if the job is no longer kept."""
 
     entry: str
     raw: bytes = field(default=b"", repr=False)
@@ -187,7 +187,7 @@ class EventFeed:
         async def owners(redis: Any) -> list[Any]:
             pipe = redis.pipeline(transaction=False)
             for job in wanted:
-                pipe.hget(job_key(job), "by")
+                pipe.hmget(job_key(job), "by", "accepted_at")
             return list(await pipe.execute())
 
         answers = (
@@ -195,12 +195,12 @@ class EventFeed:
             if wanted
             else []
         )
-        by = dict(zip(wanted, answers, strict=True))
+        records = dict(zip(wanted, answers, strict=True))
         return [
             Published(
                 one.entry,
                 raw,
-                text(by.get(job) or ""),
+                _owner(event, *records[job]) if event else "",
                 f"{event.data.provider}/{event.data.account}" if event else "",
             )
             for one, (raw, event), job in zip(found, read, jobs, strict=True)
@@ -216,6 +216,15 @@ class EventFeed:
         # A refused request has no job, and a notice is about an endpoint.
         known = isinstance(event, Event) and isinstance(event.data, EventData)
         return result.raw, event if known else None
+
+
+def _owner(event: Any, by: Any, accepted_at: Any) -> str:
+    """The owner of an event's job, by the job's record."""
+    # A key makes a new job when the old one is no longer kept: of the same id, perhaps of another
+    # owner. Only the time of acceptance distinguishes the two.
+    if not by or moment(number(accepted_at)) != event.data.accepted_at:
+        return ""
+    return text(by)
 
 
 async def _first(news: asyncio.Event, stopping: asyncio.Event, seconds: float) -> None:
