@@ -8,6 +8,7 @@ and messages in quarantine, which belong to no job.
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -19,7 +20,7 @@ from regworker.domain.errors import JobNotOver, SealingError, UnknownJob
 from regworker.domain.event import moment
 from regworker.event_builder import EventBuilder
 from regworker.ledger.job_data import Erased, Mention, forget, mentions, note_export
-from regworker.ledger.records import Record, pairs, text
+from regworker.ledger.records import Record, number, pairs, text
 from regworker.ledger.scans import Scan
 from regworker.ledger.steps import Ask, Steps
 from regworker.ledger.transitions import (
@@ -88,7 +89,8 @@ class JobData:
         """Everything that is stored about a job, opened if the keys are here. The audit log has an
         entry.
 
-        The result may contain a customer's secrets. Raises `UnknownJob`.
+        Not what is left of an earlier job of the same key, which may be another customer's. The
+        result may contain a customer's secrets. Raises `UnknownJob`.
         """
         record = yield from record_of(job_id)
         traces = yield from self._traces(job_id)
@@ -96,16 +98,23 @@ class JobData:
             raise _unknown(job_id)
         yield [note_export(job_id, actor)]
         seconds, _ = yield Ask(lambda redis: redis.time())
-        acts = yield from _mentioned(AUDIT, job_id)
+        acts = map(_act, (yield from _mentioned(AUDIT, job_id)))
+        entries = [(_at(one.entry), self._entry(one)) for one in traces.entries]
+        deliveries = [
+            (number(one.get("created_at")), self._delivery(member, one))
+            for member, one in traces.deliveries.items()
+        ]
+        accepted = [_accepted(one["event"]) for _, one in (*entries, *deliveries)]
+        since = record.accepted_at if record else max(accepted, default=0)
         return {
             "job_id": job_id,
             "exported_at": moment(seconds * 1000).isoformat(),
             "record": self._record(record) if record else None,
             "registration": self._registration(record) if record and record.payload else None,
             "event": self._last(record) if record else None,
-            "published": [self._entry(one) for one in traces.entries],
-            "deliveries": [self._delivery(*one) for one in traces.deliveries.items()],
-            "audit": [asdict(one) for one in map(_act, acts) if job_id in one.on],
+            "published": [one for at, one in entries if _is_of(one["event"], at, since)],
+            "deliveries": [one for at, one in deliveries if _is_of(one["event"], at, since)],
+            "audit": [asdict(one) for one in acts if job_id in one.on and one.at >= since],
             "indexes": (yield from _indexes(job_id, record)) if record else [],
         }
 
@@ -271,6 +280,27 @@ def _indexes(job_id: str, record: Record) -> Steps[list[str]]:
 
 def _act(one: Mention) -> AuditEntry:
     return AuditEntry.read(one.entry, one.fields)
+
+
+def _at(entry: str) -> int:
+    """The time of a stream's entry, by its id."""
+    return int(entry.partition("-")[0])
+
+
+def _accepted(event: Any) -> int:
+    """When an event's job was accepted; 0 if the event does not say so, as a refusal."""
+    data = event.get("data") if isinstance(event, dict) else None
+    try:
+        accepted = datetime.fromisoformat(data["accepted_at"]) if isinstance(data, dict) else None
+        return round(accepted.timestamp() * 1000) if accepted else 0
+    except (KeyError, TypeError, ValueError):
+        return 0
+
+
+def _is_of(event: Any, at: int, since: int) -> bool:
+    """Whether an event of this time is of the job that was accepted at `since`."""
+    accepted = _accepted(event)
+    return accepted == since if accepted else at >= since
 
 
 def _unknown(job_id: str) -> UnknownJob:
