@@ -349,6 +349,20 @@ local function write(event_id, type_, event, sealed, args, from)
   return others
 end
 
+-- Let a delivery begin that has the name of one that exists: the key was used again after its job's
+-- record had expired, and the first job's delivery is dead or was replayed; or a script failed after
+-- it had published. Only the last fence of the old one stays, so that late results of its tries do
+-- not count for the new one (`delivered`).
+local function begin_anew(member, endpoint, fields)
+  local key = delivery_key(member)
+  local last = tonumber(redis.call('HMGET', key, 'fence')[1]) or 0
+  redis.call('PEXPIRE', key, 0)  -- deletes it; producers, who cancel jobs, have no right to DEL
+  redis.call('HSET', key, 'fence', last, 'replaced', last, unpack(fields))
+  local _, _, trying, line = endpoint_keys(endpoint)
+  for _, index in ipairs({trying, line}) do redis.call('ZREM', index, member) end
+  if redis.call('ZREM', DEAD, member) > 0 then count('dead_dropped') end
+end
+
 -- Publish an event: on streams at once, to other endpoints by new deliveries, for which workers are
 -- woken. args from `from` on: event_id, type, event (as published; '' if nothing may be sent
 -- plain), sealed, what the job's record keeps of it (sealed; '' for an event without a job),
@@ -362,9 +376,12 @@ local function tell(id, at, args, from, job)
   for _, endpoint in ipairs(others) do
     local member = 'd:' .. event_id .. ':' .. endpoint
     local _, pending = endpoint_keys(endpoint)
-    redis.call('HSET', delivery_key(member), 'job', id, 'event_id', event_id,
-      'endpoint', endpoint, 'event', sealed, 'tries', '0', 'state', 'pending',
-      'created_at', at, 'provider', job.provider, 'account', job.account, 'trace', trace)
+    local fields = {'job', id, 'event_id', event_id, 'endpoint', endpoint, 'event', sealed,
+      'tries', '0', 'state', 'pending', 'created_at', at, 'provider', job.provider,
+      'account', job.account, 'trace', trace}
+    if redis.call('HSET', delivery_key(member), unpack(fields)) < #fields / 2 then
+      begin_anew(member, endpoint, fields)
+    end
     redis.call('ZADD', pending, at, member)
     wake_now(member, 'delivery', at)
   end

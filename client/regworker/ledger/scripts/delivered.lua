@@ -4,17 +4,20 @@
 -- blame: whether a failure is the endpoint's. A try that the worker could not make says nothing of
 -- the endpoint: it counts neither as a try nor as a failure, and its 2nd answer is 0.
 -- Returns {state afterwards ('stale': another worker tries), for how many ms its endpoint has only
--- failed}. Anybody may report an arrival.
+-- failed}. Anybody may report an arrival of this delivery, but not of one that it replaced.
 local member, verdict, at, blamed = ARGV[1], ARGV[3], now(), ARGV[6] == '1'
 
 -- A failure so long after the previous one starts a new count: the endpoint may have worked in
 -- between. Longer than the longest pause between two tries at one delivery.
 local UNHEARD = 172800000
 
-local found = redis.call('HMGET', KEYS[1], 'state', 'endpoint', 'job', 'fence', 'settled', 'why')
+local found = redis.call('HMGET', KEYS[1], 'state', 'endpoint', 'job', 'fence', 'settled', 'why',
+  'replaced')
 local d = {state = found[1], endpoint = found[2], job = found[3], fence = found[4],
   settled = found[5]}
 if not d.state then return {'gone', 0} end
+-- A try at an earlier delivery of this name, with another event.
+if found[7] and tonumber(ARGV[2]) <= (tonumber(found[7]) or 0) then return {'stale', 0} end
 local endpoint, pending = endpoint_keys(d.endpoint)
 local e = table_of(redis.call('HGETALL', endpoint))
 local function answer(state)
