@@ -24,6 +24,8 @@ from worker.gateway.problems import NotTaken
 from worker.operations.audit import AuditFilter, AuditLog
 from worker.operations.tokens import TokenError, TokenStore
 
+UNKNOWN = "00000000-0000-8000-8000-000000000000"
+
 
 def bearer(token: str) -> dict[str, str]:
     """The Authorization header for a token."""
@@ -200,7 +202,55 @@ def test_a_token_is_limited_to_its_accounts(gateway: Gateway, shop: httpx.Client
         answer = client.post("/v1/jobs:batch", content=lines)
         assert [json.loads(one)["status"] for one in answer.text.splitlines()] == [201, 403]
         theirs = shop.post("/v1/jobs", json=skypostal()).json()["job_id"]
-        assert client.get(f"/v1/jobs/{theirs}").status_code == 403
+        assert client.get(f"/v1/jobs/{theirs}").status_code == 404
+
+
+def _by_id(job_id: str) -> list[tuple[str, str, dict[str, Any]]]:
+    body = {"json": {"job_id": job_id}}
+    return [
+        ("GET", f"/v1/jobs/{job_id}", {}),
+        ("DELETE", f"/v1/jobs/{job_id}", {}),
+        ("POST", "/v1/jobs:export", body),
+        ("POST", "/v1/jobs:forget", body),
+    ]
+
+
+def _by_key(key: str) -> list[tuple[str, str, dict[str, Any]]]:
+    named = {"provider": "skypostal", "account": "default"}
+    body = {"json": {**named, "idempotency_key": key}}
+    return [
+        ("GET", "/v1/jobs", {"params": {**named, "key": key}}),
+        ("POST", "/v1/jobs", {"json": {**skypostal(), "idempotency_key": key}}),
+        ("POST", "/v1/jobs:batch", {"json": {**skypostal(), "idempotency_key": key}}),
+        ("POST", "/v1/jobs:export", body),
+        ("POST", "/v1/jobs:forget", body),
+    ]
+
+
+@pytest.mark.parametrize("may", ["enqueue,read", "enqueue,read:all", "enqueue,read:all,operate"])
+@pytest.mark.parametrize("name", ["shop", "other"], ids=["of its own name", "of another name"])
+@pytest.mark.parametrize("ended", [False, True], ids=["queued", "ended"])
+def test_a_token_that_is_limited_learns_of_no_other_accounts_jobs(
+    gateway: Gateway, shop: httpx.Client, may: str, name: str, ended: bool
+) -> None:
+    """Whether a job exists or not: every route answers the same, by its id and by its key."""
+    job = skypostal()
+    job_id = shop.post("/v1/jobs", json=job).json()["job_id"]
+    if ended:
+        shop.delete(f"/v1/jobs/{job_id}")
+    before = shop.get(f"/v1/jobs/{job_id}").json()
+    with gateway.client("--may", may, "--account", "open2b/default", name=name) as narrow:
+
+        def answers(job_id: str, key: str) -> list[tuple[int, str]]:
+            asked = [narrow.request(how, url, **more) for how, url, more in _by_id(job_id)]
+            asked += [narrow.request(how, url, **more) for how, url, more in _by_key(key)]
+            return [(one.status_code, one.text) for one in asked]
+
+        found = answers(job_id, job["idempotency_key"])
+        assert found == answers(UNKNOWN, "nobody@example.com")
+        own = narrow.get("/v1/events", params={"after": "0"}).json()["events"]
+        assert job_id not in [one["subject"] for one in own]
+    assert shop.get(f"/v1/jobs/{job_id}").json() == before
 
 
 def test_a_token_that_is_limited_sees_no_other_names(gateway: Gateway, shop: httpx.Client) -> None:

@@ -223,6 +223,32 @@ def test_an_export_holds_what_is_kept_and_is_in_the_audit(here: Installation) ->
     assert found["event"]["data"]["outcome"]["customer_key"] not in hidden
 
 
+@pytest.mark.parametrize("gone", [False, True], ids=["kept", "past its retention"])
+def test_an_export_holds_nothing_of_an_earlier_job_of_the_key(
+    here: Installation, gone: bool
+) -> None:
+    """That job may be another customer's. An erasure erases what is left of both."""
+    first, theirs = person(here, reply_to=["results", "vault", "erp"])
+    id_ = ended(here, first)
+    regworker(here, "export", id_, "--by", "ann", "--why", theirs["metadata"])
+    here.ledger.redis.delete(job_key(id_))
+    second, own = person(here, idempotency_key=first["idempotency_key"], reply_to=["vault", "erp"])
+    assert here.producer.enqueue(second).job_id == id_
+    here.wait_for(id_, "registered")
+    if gone:
+        here.ledger.redis.delete(job_key(id_))
+    text = regworker(here, "export", id_, "--show-secrets", *BY)
+    found = json.loads(text)
+    assert theirs["metadata"] not in text
+    events = [*found["published"], *found["deliveries"]]
+    assert [one["event"]["data"]["metadata"] for one in events] == [second["metadata"]] * 2
+    assert [one["why"] for one in found["audit"]] == ["request 4711"]
+    regworker(here, "forget", id_, *BY)
+    secrets = {"first": theirs["metadata"], "second": own["metadata"]}
+    left = {key: value for key, value in kept(here).items() if key != "{reg}:audit"}
+    assert not search(left, secrets)
+
+
 def test_the_audit_says_who_erased_it_and_nothing_of_the_person(here: Installation) -> None:
     """One entry, also if the command is repeated after a lost answer."""
     job, _ = person(here)
@@ -326,7 +352,9 @@ def test_what_may_not_be_done_over_http(here: Installation, service: str) -> Non
     with client(here, service, "read:all,enqueue") as desk:
         assert desk.post("/v1/jobs:forget", json={"job_id": id_}).status_code == 403
     with client(here, service, "operate", "--account", "skypostal/default") as desk:
-        assert desk.post("/v1/jobs:export", json={"job_id": id_}).status_code == 403
+        assert desk.post("/v1/jobs:export", json={"job_id": id_}).status_code == 404
+        name = {"provider": "open2b", "idempotency_key": job["idempotency_key"]}
+        assert desk.post("/v1/jobs:export", json=name).status_code == 403
     regworker(here, "providers", "pause", "skypostal/default", "--why", "a test")
     waiting = here.producer.enqueue(skypostal()).job_id
     with client(here, service, "operate") as desk:

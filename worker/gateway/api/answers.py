@@ -7,7 +7,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from regworker.announced import without_names
-from regworker.domain.errors import InvalidJob, RegistrationWorkerError
+from regworker.domain.errors import InvalidJob, RegistrationWorkerError, UnknownJob
 from regworker.domain.receipt import Receipt, Refused, Status
 from worker.gateway.auth import Principal
 from worker.gateway.problems import HttpProblem, NotTaken
@@ -54,6 +54,16 @@ def check_account(principal: Principal, provider: Any, account: Any) -> None:
         allowed = ", ".join(sorted(principal.accounts))
         what = f"this token is limited to the accounts {allowed}"
         raise NotTaken(HttpProblem(403, "forbidden", what))
+
+
+def check_found(principal: Principal, job_id: str, provider: str, account: str) -> None:
+    """Raise `UnknownJob` for a job of an account that the token may not use.
+
+    The answer is that of a job that does not exist: an id is a hash of a key, so any other answer
+    would show which keys the account has.
+    """
+    if not principal.may_use(provider, account):
+        raise UnknownJob(f"job {job_id} is of an account that the token may not use")
 
 
 def _time(at: datetime) -> str:

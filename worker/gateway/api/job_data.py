@@ -55,21 +55,24 @@ async def _carried(
     """Find the job, and run the action on it."""
     here = services(request)
     body = await whole(here, principal, request.scope, request.receive)
-    job_id, why = _named(parsed(body))
+    named, why = _named(parsed(body))
+    job_id = named.target
     await here.gate.recheck(principal)
+    if named.job_id is None:
+        answers.check_account(principal, named.provider, named.account)
     data = JobData(here.settings)
     try:
         if principal.accounts is not None:
             owner = await here.client.carry(data.owner(job_id))
-            answers.check_account(principal, owner.provider, owner.account)
+            answers.check_found(principal, job_id, owner.provider, owner.account)
         actor = Actor(principal.name, where="api", why=why)
         return job_id, await here.client.carry(act(data)(job_id, actor), PATIENCE)
     except NoPermissionError:
         raise NotTaken(HttpProblem(403, "no-rights", RIGHTS)) from None
 
 
-def _named(given: dict[str, Any]) -> tuple[str, str]:
-    """The job's id, and the reason. The job is named as in a request to cancel it."""
+def _named(given: dict[str, Any]) -> tuple[Cancel, str]:
+    """The job, named as in a request to cancel it, and the reason."""
     why = given.pop("why", "")
     if not isinstance(why, str) or len(why) > MOST_REASON:
         what = f"must be text of at most {MOST_REASON} characters"
@@ -77,7 +80,7 @@ def _named(given: dict[str, Any]) -> tuple[str, str]:
     if "reply_to" in given:
         raise InvalidJob([Problem("invalid", "reply_to", "the answer is this one")])
     try:
-        return Cancel.model_validate(given).target, why
+        return Cancel.model_validate(given), why
     except ValidationError as error:
         raise InvalidJob(problems_of(error)) from None
 

@@ -38,6 +38,7 @@ async def by_key(
     wait: Wait = 0.0,
 ) -> Response:
     """The status of a job, by its provider, account and idempotency key."""
+    answers.check_account(principal, provider, account)
     return await _shown(request, principal, job_id(provider, account, key), wait)
 
 
@@ -64,7 +65,7 @@ async def cancel(request: Request, principal: Anybody, job_id: JobId) -> Respons
             raise
         actor = Actor(principal.name, where="api")
         found = await here.client.carry(here.client.core.status(job_id))
-    answers.check_account(principal, found.provider, found.account)
+    answers.check_found(principal, job_id, found.provider, found.account)
     done = await here.way_in.cancel(job_id, None if actor else whose, actor)
     return Response(answers.status(done), media_type=_JSON)
 
@@ -73,7 +74,7 @@ async def _shown(request: Request, principal: Principal, job_id: str, wait: floa
     here = services(request)
     whose = answers.owner(principal)
     found = await here.client.carry(here.client.core.status(job_id, whose))
-    answers.check_account(principal, found.provider, found.account)
+    answers.check_found(principal, job_id, found.provider, found.account)
     if wait and not found.final:
         async with here.gate.waits(principal):
             found = await _after(here, found, wait)
