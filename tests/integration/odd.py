@@ -82,6 +82,7 @@ UNFIT: dict[str, Any] = {
 #: Only a text is odd: the outcome counts, and its text is repaired.
 REPAIRED: dict[str, Any] = {
     "a lone surrogate in a message": Rejected((Fault(Code.INVALID, "\ud800", "\ud800", "\ud800"),)),
+    "a field that quotes the customer": Rejected((Fault(Code.INVALID, "name=Ann Adler", "no"),)),
     "NUL in a message": Rejected((Fault(Code.INVALID, "", "a\0b"),)),
     "a message of 10 MB": Rejected((Fault(Code.INVALID, "x" * 10**6, "x" * 10**7, "x" * 10**6),)),
     "a million errors": Rejected((Fault(Code.INVALID, "x", "x"),) * 1_000_000),

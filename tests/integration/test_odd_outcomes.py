@@ -7,7 +7,7 @@ from regworker.domain.states import FINAL, State
 from regworker.producer import Producer, Status
 from tests.integration.installation import PATIENCE, Installation, installation
 from tests.integration.jobs import skypostal
-from tests.integration.odd import FIT, RAISED, REPAIRED, UNFIT, WAITS
+from tests.integration.odd import FIT, RAISED, REPAIRED, UNFIT, WAITS, OddRegistration
 from worker.cli.local import stack
 
 PROVIDERS = [
@@ -62,6 +62,11 @@ def test_every_odd_outcome_ends_its_job(tmp_path: Path) -> None:
             assert len(here.events(job_id)) == 1, what
         for name in UNFIT:
             assert "the provider's outcome cannot be written" in found["returned", name].why, name
+        for name in REPAIRED:
+            event = found["returned", name].event
+            assert event is not None
+            fields = {one.get("field", "") for one in event["data"]["errors"]}
+            assert fields <= {"", *OddRegistration.model_fields}, name
         for name, outcome in FIT.items():
             event = found["returned", name].event
             assert event is not None

@@ -236,7 +236,7 @@ class Attempts:
             self._meter.lacked.add("key", kid)
 
     async def _register(self, claimed: Claim, provider: Provider, registration: Any) -> Outcome:
-        outcome = writable(await provider.register(registration))
+        outcome = writable(await provider.register(registration), type(registration))
         if not decision.duplicate(outcome):
             return outcome
         if claimed.record.unknowns:

@@ -6,8 +6,13 @@ again. So the job goes to review, with a reason that says what is wrong.
 """
 
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from functools import lru_cache
 from typing import Any
+
+from pydantic import BaseModel
 
 from regworker.domain.outcome import (
     Absent,
@@ -32,19 +37,27 @@ MOST_TEXT = 1000
 MOST_FAULTS = 50
 
 
-def writable(found: Any) -> Outcome:
+def writable(found: Any, form: type[BaseModel] | None = None) -> Outcome:
     """The outcome in a form that can be stored; `Unresolvable` if that is impossible.
 
     Invalid characters in texts are repaired, because people read them. The customer's data is not
     repaired: a changed key would be useless.
+
+    `form`: the registration's model. What an error calls its field goes into the message unless it
+    is a name of this model: fields are shown to people who may not see a provider's text, which may
+    quote the customer.
     """
     try:
-        return _checked(found)
+        outcome = _checked(found)
     except _UnfitError as error:
         return Unresolvable(f"the provider's outcome cannot be written: {error}")
     except Exception as error:  # noqa: BLE001 -- a plugin's own kinds of values may do anything
         what = f"{type(error).__name__} while it was read"
         return Unresolvable(f"the provider's outcome cannot be written: {what}")
+    if isinstance(outcome, Rejected) and form is not None:
+        names = _names(form)
+        return Rejected(tuple(_named(one, names) for one in outcome.errors))
+    return outcome
 
 
 def _checked(found: Any) -> Outcome:
@@ -91,6 +104,40 @@ def _fault(one: Any) -> Fault:
         raise _UnfitError("one of its errors has an unknown code") from None
     own = None if one.provider_code is None else _text(one.provider_code)
     return Fault(code, _text(one.field), _text(one.message), own)
+
+
+def _named(one: Fault, names: frozenset[str]) -> Fault:
+    steps = [step for step in _STEPS.split(one.field) if step]
+    known = names.issuperset(steps[:1]) and all(
+        step in names or _INDEX.fullmatch(step) for step in steps
+    )
+    if known and (steps or not one.field):
+        return one
+    return replace(one, field="", message=_text(f"{one.field}: {one.message}"))
+
+
+#: A path in a form: `customer.address.email`, `customer_phone[1].phone_number`, `/customer/cart`.
+_STEPS = re.compile(r"[./\[\]]+")
+_INDEX = re.compile(r"[0-9]{1,2}")
+
+
+@lru_cache(maxsize=64)
+def _names(form: type[BaseModel]) -> frozenset[str]:
+    """The names of a form's fields and of the objects in it, also as the provider spells them."""
+    try:
+        schemas = [form.model_json_schema(by_alias=by_alias) for by_alias in (True, False)]
+    except Exception:  # noqa: BLE001 -- a plugin's own type may have no schema
+        return frozenset(form.model_fields)
+    return frozenset(_properties(schemas))
+
+
+def _properties(schema: Any) -> Iterator[str]:
+    inner = schema.values() if isinstance(schema, dict) else schema
+    if isinstance(schema, dict) and isinstance(schema.get("properties"), dict):
+        yield from schema["properties"]
+    for one in inner:
+        if isinstance(one, dict | list):
+            yield from _properties(one)
 
 
 def _text(text: Any) -> str:

@@ -1,11 +1,13 @@
 """Which outcomes can be written, and what replaces those that cannot."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel, Field
 from pydantic_core import from_json, to_json
 
 from regworker.domain.outcome import (
@@ -21,6 +23,8 @@ from regworker.domain.outcome import (
     Unresolvable,
 )
 from regworker.domain.portable import DEEPEST, UNNAMED, flaw, shown_name
+from regworker.forms.open2b import Open2bRegistration
+from regworker.forms.skypostal import SkyPostalRegistration
 from tests.integration.odd import FIT, REPAIRED, UNFIT, WAITS
 from worker.execution.writable import MOST_DATA, MOST_FAULTS, MOST_TEXT, writable
 
@@ -143,3 +147,64 @@ def test_a_name_that_looks_like_a_fields_is_shown(name: str | int) -> None:
 def test_a_name_that_may_be_anything_is_not_shown(name: object) -> None:
     """No message shows a password that is in a field's place."""
     assert shown_name(name) == UNNAMED
+
+
+class Line(BaseModel):
+    """An object in a plugin's form."""
+
+    zip_code: str = Field("", alias="zipCode")
+    next: "Line | None" = None
+
+
+class Form(BaseModel):
+    """A plugin's form: its provider spells names differently; one type has no JSON schema."""
+
+    lines: dict[str, list[Line]] = {}
+    check: Callable[[], None] | None = Field(None, exclude=True)
+
+
+FIELDS = [
+    (SkyPostalRegistration, "customer_email"),
+    (SkyPostalRegistration, "customer_phone.1.phone_number"),
+    (SkyPostalRegistration, "customer_phone[1].phone_number"),
+    (Open2bRegistration, "email"),
+    (Open2bRegistration, "customer.address.email"),
+    (Open2bRegistration, "/customer/privacyConsents/0"),
+    (Line, "zipCode"),
+    (Line, "zip_code"),
+    (Line, "next.next.zipCode"),
+    (Form, "lines"),
+    (Line, ""),
+]
+
+
+@pytest.mark.parametrize(("form", "field"), FIELDS)
+def test_a_field_that_the_form_has_is_named(form: type[BaseModel], field: str) -> None:
+    """By its name or its path, in the provider's spelling."""
+    found = Rejected((Fault(Code.INVALID, field, "is wrong", "Wrong"),))
+    assert writable(found, form) == found
+
+
+@pytest.mark.parametrize("form", [SkyPostalRegistration, Open2bRegistration, Line, Form])
+@pytest.mark.parametrize(
+    "field",
+    [
+        *("customer_email=ann@example.com", "Ann Adler", "12345678", "email ann@example.com"),
+        *("customer.Adler", "lines.12345678", "0", ".", "[]", "\n", "x" * 2000),
+    ],
+)
+def test_what_else_a_provider_calls_a_field_is_part_of_its_message(
+    form: type[BaseModel], field: str
+) -> None:
+    """It may quote the customer, and people who may not see messages see fields."""
+    outcome = writable(Rejected((Fault(Code.INVALID, field, "is wrong", "Wrong"),)), form)
+    assert isinstance(outcome, Rejected)
+    [fault] = outcome.errors
+    text = f"{field}: is wrong"[:MOST_TEXT]
+    assert fault == Fault(Code.INVALID, "", text, "Wrong")
+
+
+@given(outcomes)
+def test_any_outcome_stays_of_its_kind_whatever_its_fields_are(found: Any) -> None:
+    """A field's name decides nothing."""
+    assert type(writable(found, SkyPostalRegistration)) is type(writable(found))
