@@ -14,6 +14,7 @@ from regworker.ledger.records import (
     Record,
 )
 from regworker.ledger.transitions import (
+    STATS,
     deliver,
     delivered,
     delivery_key,
@@ -116,6 +117,7 @@ def test_a_delivery_begins_anew_if_its_key_is_used_again(
     client: Any = shop.redis
     usual = dict(client.hgetall(delivery_key(member)))
     first(shop, member)
+    dead = client.zscore("{reg}:dead", member) is not None
     client.delete(job_key(job().id))
     woken(shop)
     take_in(shop, job(reply_to=("results", "crm")))
@@ -127,6 +129,7 @@ def test_a_delivery_begins_anew_if_its_key_is_used_again(
     assert found.keys() - usual.keys() <= {b"fence", b"replaced"}
     assert {**found, **dict.fromkeys(CHANGED)} == {**found, **usual, **dict.fromkeys(CHANGED)}
     assert client.ttl(delivery_key(member)) == -1
+    assert client.hget(STATS, "dead_dropped") == (b"1" if dead else None)
     assert [
         client.zscore(f"{{reg}}:{index}", member) for index in ("dead", "trying:crm", "line:crm")
     ] == [None] * 3
