@@ -28,7 +28,6 @@ _NOTHING = Overview(
         dead={},
         quarantine=0,
         stats={},
-        astray=(),
         unreadable=(),
     ),
     Server("", None, None, None, None, primary=True, clients=None),

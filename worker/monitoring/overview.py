@@ -14,7 +14,7 @@ from kombu import Connection
 
 from regworker.domain.errors import LedgerUnavailable
 from regworker.ledger import SyncLedger
-from regworker.ledger.snapshot import Beat, Snapshot, repair, snapshot, whole
+from regworker.ledger.snapshot import Beat, Snapshot, snapshot, whole
 from regworker.settings import Settings
 from worker.broker import nodes
 from worker.broker.wakeups import QUEUES, REQUESTS
@@ -84,8 +84,6 @@ class Observer:
             raise LedgerUnavailable(
                 f"{broken}: not what the ledger has there; see regworker doctor"
             )
-        if found.astray:
-            self.ledger(repair(found.astray), PATIENCE)
         return found
 
     def workers(self) -> list[Beat]:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import redis.asyncio
 import structlog
 from celery import Celery
-from redis.exceptions import BusyLoadingError, NoPermissionError, RedisError
+from redis.exceptions import BusyLoadingError, NoPermissionError, RedisError, ResponseError
 
 from regworker import addresses
 from regworker.acceptance import Intake
@@ -31,6 +31,7 @@ from regworker.ledger.calls import scripts
 from regworker.ledger.identity import IDENTITY, Memory
 from regworker.ledger.replication import Wanted
 from regworker.ledger.servers import WrongServer, async_client
+from regworker.ledger.snapshot import repair
 from regworker.ledger.transitions import ClaimRules, SettleRules
 from regworker.sealing.keyring import Keyring
 from regworker.settings import Settings, variable
@@ -75,6 +76,9 @@ AFTER_FAULT = 1.0
 #: Seconds for which a starting worker waits for the end of a failover: the old primary is a replica
 #: by then, and the new primary's replicas follow it only after a while.
 FOLLOWED = 10.0
+
+#: Seconds between two corrections of the index of jobs: no worker spoils it.
+CORRECTED = 60.0
 
 #: Seconds to close everything. A queue's publisher takes up to 15 while its broker hangs.
 CLOSED = 20.0
@@ -329,10 +333,17 @@ class Runtime:
                 self._liveness.mark("clock")
             return pause
 
+        async def correct() -> float:
+            # An index of a wrong type cannot be corrected; monitoring reports it.
+            with suppress(ResponseError):
+                await self.ledger(repair())
+            return CORRECTED
+
         self._heartbeat.serve()
         turns = (
             renew,
             ring,
+            correct,
             self._heartbeat.beat_once,
             self._remember,
             self._trimmer.trim_once,

@@ -48,6 +48,9 @@ RANK = 10**13
 #: The most workers that one snapshot lists.
 MOST_WORKERS = 500
 
+#: Index entries of each state and lane that one call compares with the jobs' records.
+COMPARED = 10
+
 #: Accounts and endpoints that one script reads: the ledger runs no other command meanwhile.
 PAGE = 100
 
@@ -247,8 +250,6 @@ class Snapshot:
     quarantine: int
     stats: Mapping[str, int]
     """The counters: `accepted`, `registered:<provider>:<account>`, ..."""
-    astray: tuple[str, ...]
-    """Jobs whose index entry differs from their record; `repair` corrects it."""
     unreadable: tuple[str, ...]
     """Keys of a wrong type or with invalid content: they count as empty."""
     partial: bool = False
@@ -326,13 +327,16 @@ def whole(ledger: SyncLedger, patience: float = 10.0) -> Snapshot:
 def read_streams(keys: Sequence[str]) -> Command[list[Stream]]:
     """Read some of the results streams, by their keys."""
     return Command(
-        "streams", tuple(keys), (), lambda answer: [_stream(one) for one in json.loads(answer)]
+        "streams",
+        (STREAMS,),
+        tuple(keys),
+        lambda answer: [_stream(one) for one in json.loads(answer)],
     )
 
 
-def repair(job_ids: Iterable[str]) -> Command[int]:
-    """Correct jobs' index entries by their records; return how many."""
-    return Command("repair", (OPEN, LATER), tuple(job_ids), int)
+def repair() -> Command[int]:
+    """Correct the oldest index entries by the jobs' records; return how many were wrong."""
+    return Command("repair", (OPEN, LATER), (COMPARED,), int)
 
 
 def beat(one: Beat, keep: float) -> Command[int]:
@@ -380,7 +384,6 @@ def _read(answer: Any) -> Snapshot:
         dead=dict(found["dead"]),
         quarantine=found["quarantine"],
         stats=_counters(dict(found["stats"]), unreadable),
-        astray=tuple(found["astray"]),
         unreadable=tuple(dict.fromkeys(unreadable)),
         partial=found["partial"],
     )

@@ -55,7 +55,7 @@ def samples(series: AccountSeries, accounts: tuple[AccountSnapshot, ...] = ACCOU
     jobs: Any = dict.fromkeys(("jobs", "endpoints", "streams", "workers"), ())
     seen = Snapshot(
         at=1000, accounts=accounts, alarms=0, overdue=0, overdue_by=0.0, reviews=0, review_since=0,
-        dead={}, quarantine=0, stats=STATS, astray=(), unreadable=(), **jobs,
+        dead={}, quarantine=0, stats=STATS, unreadable=(), **jobs,
     )  # fmt: skip
     found: dict[str, dict[tuple[str, ...], float]] = {}
     for family in text_string_to_metric_families(

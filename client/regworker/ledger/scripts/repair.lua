@@ -1,14 +1,26 @@
--- repair: (no edge) correct jobs' entries in the indices, by their records
+-- repair: (no edge) correct the oldest entries of the index of unfinished jobs, by their records
 -- KEYS: open, later
--- ARGV: id...
--- Returns how many.
-for _, id in ipairs(ARGV) do
-  redis.call('ZREM', KEYS[2], id)
-  local job = peek('HLEN', job_key(id)) and load_job(id)
-  if job then
-    place(id, job, '', 0)
-  else
-    redis.call('ZREM', KEYS[1], id)
+-- ARGV: how many of each state and lane are compared
+-- Returns how many were wrong.
+local corrected = 0
+for state, rank in pairs(RANKS) do
+  for i, lane in ipairs({'live', 'bulk'}) do
+    local low = (rank + i - 1) * RANK
+    local oldest = redis.call('ZRANGE', KEYS[1], string.format('%.0f', low),
+      string.format('(%.0f', low + RANK), 'BYSCORE', 'LIMIT', 0, ARGV[1])
+    for _, id in ipairs(oldest) do
+      local seen = peek('HMGET', job_key(id), 'state', 'lane')
+      if not seen or seen[1] ~= state or (seen[2] or USUAL.lane) ~= lane then
+        redis.call('ZREM', KEYS[2], id)
+        local job = seen and load_job(id)
+        if job then
+          place(id, job, '', 0)
+        else
+          redis.call('ZREM', KEYS[1], id)
+        end
+        corrected = corrected + 1
+      end
+    end
   end
 end
-return #ARGV
+return corrected

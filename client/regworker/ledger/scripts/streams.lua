@@ -1,4 +1,5 @@
 -- streams: (no edge) some streams with their groups, for monitoring
--- KEYS: stream...
+-- KEYS: streams
+-- ARGV: stream...
 -- Returns JSON: a list, as in `snapshot`. Reads only.
-return cjson.encode(read_streams(KEYS))
+return cjson.encode(read_streams(ARGV))
