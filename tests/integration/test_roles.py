@@ -16,17 +16,22 @@ import redis
 from celery import Celery
 
 from regworker.domain.job import canonical
+from regworker.domain.states import State
 from regworker.ledger import AsyncLedger, SyncLedger
-from regworker.ledger.transitions import CONFIGURED, WAKES, announced
+from regworker.ledger.endpoints import pending_key
+from regworker.ledger.snapshot import OPEN, place
+from regworker.ledger.transitions import CONFIGURED, WAKES, announced, job_key
 from regworker.producer import Producer
-from regworker.results import ResultConsumer
+from regworker.results import RESULTS, ResultConsumer
 from regworker.sealing import seals
 from regworker.sealing.keyring import Keyring
 from regworker.settings import Settings
+from regworker.settings.endpoints import LEDGER_WORDS
 from tests.gateway.service import start
 from tests.integration.installation import (
     KEYS,
     PATIENCE,
+    SECRET,
     Installation,
     installation,
 )
@@ -37,6 +42,9 @@ from worker.cli.local import stack
 from worker.monitoring.overview import Observer
 from worker.operations.roles import ROLES
 
+#: A results stream besides `{reg}:results`.
+VAULT = "{reg}:vault"
+
 
 def url(here: Installation, role: str) -> str:
     """The ledger's URL for a role."""
@@ -46,16 +54,34 @@ def url(here: Installation, role: str) -> str:
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     """An installation where each process has its role; the broker is the ledger's server."""
-    with installation(tmp_path_factory.mktemp("roles"), workers=0, broker_url="") as running:
+    with installation(
+        tmp_path_factory.mktemp("roles"),
+        workers=0,
+        broker_url="",
+        endpoints__vault__kind="stream",
+        endpoints__vault__stream=VAULT,
+        endpoints__hook__kind="webhook",
+        endpoints__hook__url="http://127.0.0.1:1/",
+        endpoints__hook__secrets=SECRET,
+        endpoints__hook__allow_http=True,
+        endpoints__hook__allow_private=True,
+    ) as running:
         for role in ROLES:
-            reset, on, *rest = role.rules()
-            running.ledger.redis.execute_command(
-                "ACL", "SETUSER", role.name, reset, on, ">secret", *rest
-            )
+            allow(running, role.name, RESULTS, VAULT)
+        # No worker has run yet: nobody has corrected it.
+        running.ledger.redis.zadd(OPEN, {"nobody": place(State.CALLING, "live", 5)})
         running.start_worker(redis_url=url(running, "worker"))
         stack.wait_for_worker(running.ledger, running.workers[0])
         running.wait_for_line("ready.")
         yield running
+
+
+def allow(here: Installation, role: str, *streams: str) -> None:
+    """Give a role the rights that the command prints for these results streams."""
+    options = [part for stream in streams for part in ("--stream", stream)]
+    line = regworker(here, "", "acl", role, *options)
+    admin: Any = here.ledger.redis
+    admin.execute_command(*line.replace("<password>", "secret").split())
 
 
 _MAY_BE_DENIED = {
@@ -95,6 +121,60 @@ def test_a_producer_enqueues_waits_looks_and_cancels(here: Installation) -> None
         waits = producer.enqueue(open2b())
         assert producer.cancel(waits.job_id).state == "cancelled"
         regworker(here, "operator", "providers", "resume", "open2b/default")
+
+
+def test_a_producer_cancels_whatever_gets_the_event(here: Installation) -> None:
+    """Streams and a webhook."""
+    admin: Any = here.ledger.redis
+    regworker(here, "operator", "providers", "pause", "open2b/default", "--why", "a test")
+    with Producer(settings(here, "producer")) as producer:
+        waits = producer.enqueue(open2b(reply_to=["results", "vault", "hook"]))
+        before = admin.xlen(VAULT)
+        assert producer.cancel(waits.job_id).state == "cancelled"
+    assert admin.xlen(VAULT) == before + 1
+    assert admin.zcard(pending_key("hook")) == 1
+    regworker(here, "operator", "providers", "resume", "open2b/default")
+
+
+def test_a_producer_gets_every_answer(here: Installation) -> None:
+    """To several jobs at once: accepted, repeated, with other content, for an unknown account."""
+    known = skypostal()
+    with Producer(settings(here, "producer")) as producer:
+        producer.enqueue(known)
+        found = producer.enqueue_many(
+            [known, {**known, "if_exists": "adopt"}, skypostal(account="nobody")]
+            + [skypostal(lane="bulk") for _ in range(30)]
+        )
+        answers = [type(one).__name__ for one in found]
+    assert answers == ["Receipt", "Refused", "Refused", *["Receipt"] * 30]
+
+
+def test_an_event_that_may_not_be_written_everywhere_is_written_nowhere(
+    here: Installation,
+) -> None:
+    """A producer without the right to one of the streams cancels nothing; the job goes on."""
+    admin: Any = here.ledger.redis
+    regworker(here, "operator", "providers", "pause", "open2b/default", "--why", "a test")
+    allow(here, "producer", RESULTS)
+    with Producer(settings(here, "producer")) as producer:
+        waits = producer.enqueue(open2b(reply_to=["results", "vault"]))
+
+        def written() -> tuple[Any, ...]:
+            return admin.xlen(RESULTS), admin.xlen(VAULT), admin.hgetall(job_key(waits.job_id))
+
+        before = written()
+        with pytest.raises(redis.exceptions.NoPermissionError, match=":vault: nothing was written"):
+            producer.cancel(waits.job_id)
+        assert written() == before
+        allow(here, "producer", RESULTS, VAULT)
+        assert producer.cancel(waits.job_id).state == "cancelled"
+    regworker(here, "operator", "providers", "resume", "open2b/default")
+
+
+def test_a_worker_corrects_the_index_of_jobs(here: Installation) -> None:
+    """Whoever watches need not read jobs for that."""
+    admin: Any = here.ledger.redis
+    stack.until(lambda: admin.zscore(OPEN, "nobody") is None, "the correction", PATIENCE)
 
 
 def test_a_stream_producer_adds_jobs(here: Installation) -> None:
@@ -242,6 +322,25 @@ def test_a_gateway_serves_the_way_in(here: Installation) -> None:
         assert client.delete(f"/v1/jobs/{job}").status_code == 409
 
 
+def test_a_gateway_cancels_for_a_person(here: Installation) -> None:
+    """Another client's job, with an entry in the audit log."""
+    shop, desk = (
+        regworker(here, "operator", "tokens", "new", "--name", name, *may).split()[0]
+        for name, *may in (["shop"], ["desk", "--may", "operate"])
+    )
+    environment = {**here.environment, "REGWORKER_REDIS_URL": url(here, "gateway")}
+    regworker(here, "operator", "providers", "pause", "open2b/default", "--why", "a test")
+    with ExitStack() as running:
+        address, _, _ = start(running, here.folder, environment, "--port", "0")
+        client = running.enter_context(httpx.Client(base_url=address, timeout=PATIENCE))
+        given, other = ({"authorization": f"Bearer {one}"} for one in (shop, desk))
+        job = client.post("/v1/jobs", json=open2b(), headers=given).json()["job_id"]
+        answer = client.delete(f"/v1/jobs/{job}", headers=other)
+        assert answer.json()["state"] == "cancelled", answer.text
+    assert job in regworker(here, "operator", "audit")
+    regworker(here, "operator", "providers", "resume", "open2b/default")
+
+
 def test_a_gateway_without_keys_asks_a_worker(here: Installation) -> None:
     """With the same rights; also for the sessions of its pages."""
     token = regworker(here, "operator", "tokens", "new", "--name", "shop").split()[0]
@@ -256,6 +355,90 @@ def test_a_gateway_without_keys_asks_a_worker(here: Installation) -> None:
         answer = httpx.post(f"{address}/v1/jobs", json=job, headers=headers, timeout=PATIENCE)
         assert answer.status_code == 201, answer.text
         assert httpx.get(f"{address}/jobs", timeout=PATIENCE).status_code == 303
+
+
+#: By role, the ledger's keys that it may read and write, by their first words. Only workers and
+#: operators may use all others: tokens, sessions, the audit log, accounts, announcements, ...
+SHARED = {"job", "alarms", "absent", "stats", "wakes"}
+PRODUCED = {*SHARED, "open", "later", "waiting", "ended", "delivery", "pending", "results"}
+FOLLOWED = {*SHARED, "configured", "identity", "replicas", "streams", "waking"}
+WATCHED = {
+    *("open", "later", "alarms", "reviews", "configured", "streams", "announced", "stats", "dead"),
+    *("quarantine", "workers", "worker", "results", "account", "inflight", "waiting", "endpoint"),
+    *("pending", "trying", "line"),
+}
+REACHES: dict[str, tuple[set[str], set[str]]] = {
+    "stream-producer": (set(), {"jobs"}),
+    "task-producer": (set(), set()),
+    "producer": (FOLLOWED, PRODUCED),
+    "gateway": (
+        {*FOLLOWED, "results", "jobs", "pages", "tokens", "answer"},
+        {*PRODUCED, "jobs", "pages", "audit"},
+    ),
+    "results-reader": ({"results"}, {"results"}),
+    "exporter": (WATCHED, set()),
+    "flower": (set(), set()),
+}
+
+#: Commands that read, or write, a key: a role that may run none of them on it cannot reach it.
+READ = [
+    *("HMGET {} a", "HGETALL {}", "GET {}", "SMEMBERS {}", "ZRANGE {} 0 1", "XRANGE {} - +"),
+    *("XREAD STREAMS {} 0", "HSCAN {} 0", "XINFO STREAM {}", "LPOP {}"),
+]
+WRITE = [
+    *("HSET {} a b", "SET {} x", "DEL {}", "XADD {} * a b", "ZADD {} 1 a", "LPUSH {} x"),
+    *("SADD {} x", "XTRIM {} MAXLEN 0", "XDEL {} 1-1", "RENAME {} {}", "PEXPIRE {} 1"),
+    *("HDEL {} a", "ZREM {} a", "XACK {} a 1-1", "XGROUP CREATE {} g $"),
+]
+
+
+def may(here: Installation, role: str, command: str) -> bool:
+    """Whether the server would run a role's command."""
+    admin: Any = here.ledger.redis
+    try:
+        said = admin.execute_command("ACL", "DRYRUN", role, *command.split())
+    except redis.ResponseError as error:
+        said = str(error)
+    return said in (b"OK", "OK", True)
+
+
+@pytest.mark.parametrize("role", REACHES)
+def test_a_role_reaches_only_its_keys(here: Installation, role: str) -> None:
+    """Each key of the ledger, also those that are added later."""
+
+    def reached(commands: list[str]) -> set[str]:
+        return {
+            word
+            for word in {*LEDGER_WORDS, "results"}
+            for key in (f"{{reg}}:{word}", f"{{reg}}:{word}:x")
+            if any(may(here, role, command.replace("{}", key)) for command in commands)
+        }
+
+    assert (reached(READ), reached(WRITE)) == REACHES[role]
+
+
+def test_nobody_forges_a_token(here: Installation) -> None:
+    """Not with a script of their own either; and no record of a job is shown to an exporter."""
+    tokens, job = "{reg}:tokens", job_key(here.run(skypostal())["subject"])
+    forge = "return redis.call('HSET', KEYS[1], 'x', '{}')"
+    show = "return redis.call('HMGET', KEYS[1], 'key', 'metadata')"
+    for role, source, key in [
+        ("producer", forge, tokens),
+        ("gateway", forge, tokens),
+        ("producer", forge, "{reg}:account:skypostal:default"),
+        ("gateway", forge, "{reg}:account:skypostal:default"),
+        ("exporter", show, tokens),
+        ("exporter", show, job),
+    ]:
+        with redis.Redis.from_url(url(here, role)) as client:
+            script = client.script_load(source)
+            for keys in ([key], []):
+                with pytest.raises(redis.exceptions.ResponseError, match=r"(?i)permission|NOPERM"):
+                    client.evalsha(script, len(keys), *keys)
+                script = client.script_load(source.replace("KEYS[1]", f"'{key}'"))
+    admin: Any = here.ledger.redis
+    assert not admin.exists(tokens) or not admin.hexists(tokens, "x")
+    admin.execute_command("ACL", "LOG", "RESET")
 
 
 #: What no role may do.
@@ -282,7 +465,7 @@ FORBIDDEN = {
     "producer": [
         *("LPUSH registrations.live x", "PUBLISH /0.celery.pidbox x", "EVAL x 0", "INFO"),
         *("SUBSCRIBE /0.celeryev/x", "XREADGROUP GROUP a b STREAMS {reg}:results >"),
-        *("DEL {reg}:jobs", "BRPOP registrations 1", "SCAN 0"),
+        *("DEL {reg}:jobs", "BRPOP registrations 1", "SCAN 0", "XRANGE {reg}:results - +"),
     ],
     "gateway": [
         *("LPUSH registrations.live x", "PUBLISH /0.celery.pidbox x", "EVAL x 0", "INFO"),
@@ -298,7 +481,8 @@ FORBIDDEN = {
     "exporter": [
         *("XADD {reg}:results * a b", "XADD {reg}:jobs * a b", "LPUSH registrations.live x"),
         *("HSET {reg}:job:x a b", "PUBLISH /0.celery.pidbox x", "EVAL x 0", "DEL {reg}:job:x"),
-        *("XRANGE {reg}:results - +", "BRPOP registrations 1"),
+        *("XRANGE {reg}:results - +", "BRPOP registrations 1", "XINFO STREAM {reg}:results FULL"),
+        *("HMGET {reg}:job:x key", "HGETALL {reg}:tokens", "XRANGE {reg}:audit - +"),
     ],
     "flower": [
         *(
@@ -317,13 +501,4 @@ FORBIDDEN = {
 @pytest.mark.parametrize("role", [role.name for role in ROLES])
 def test_a_role_may_do_no_more(here: Installation, role: str) -> None:
     """The server denies each command."""
-    admin: Any = here.ledger.redis
-    allowed = []
-    for command in [*NOBODY, *FORBIDDEN[role]]:
-        try:
-            said = admin.execute_command("ACL", "DRYRUN", role, *command.split())
-        except redis.ResponseError as error:
-            said = str(error)
-        if said in (b"OK", "OK", True):
-            allowed.append(command)
-    assert not allowed
+    assert [one for one in [*NOBODY, *FORBIDDEN[role]] if may(here, role, one)] == []

@@ -1,7 +1,8 @@
 """The rights of each role at the ledger's server, which may also be the broker.
 
 A script runs with its caller's rights. So a role needs the commands that it sends itself, and those
-in the scripts that it calls, which are derived from the scripts.
+in the scripts that it calls, which are derived from the scripts. It needs the keys that these
+commands use; the server also wants reading and writing for each key that a script is given.
 """
 
 import re
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 
 from regworker.ledger.calls import scripts
 from regworker.ledger.transitions import JOBS, PREFIX
+from regworker.results import RESULTS
 from worker.broker.wakeups import REQUESTS
 
 #: What every client does to connect, to test the connection, and to find the ledger's node in a
@@ -45,12 +47,42 @@ _PRIORITIES = f"{REQUESTS}??[369]"
 
 _ALL = f"{PREFIX}*"
 
+#: In a list of keys: each results stream.
+_STREAM = "<stream>"
+
+
+def _keys(access: str, *names: str) -> tuple[str, ...]:
+    """The patterns of some of the ledger's keys. `access`: `R` reading, `W` writing, `RW` both."""
+    prefix = "~" if access == "RW" else f"%{access}~"
+    return tuple(f"{prefix}{name if name == _STREAM else PREFIX + name}" for name in names)
+
+
+#: What accepting and cancelling use. Everything that decides about others is left out, or read
+#: only: tokens, sessions, the audit log, accounts, and what workers announce.
+_PRODUCING = (
+    *_keys("RW", "job:*", "alarms", "absent", "stats", "wakes", "wakes:*"),
+    *_keys("W", "open", "later", "waiting:*", "ended:*", "delivery:*", "pending:*"),
+    *_keys("R", "configured", "identity", "replicas", "streams", "waking"),
+)
+
+#: What a snapshot reads: no record of a job, and no content of a stream. Its role has no command
+#: that writes.
+_NUMBERS = (
+    *_keys("RW", "open", "later", "alarms", "reviews", "configured", "streams"),
+    *_keys("R", "announced", "stats", "dead", "quarantine", "workers", "worker:*", "results"),
+    *_keys("R", "account:*", "inflight:*", "waiting:*"),
+    *_keys("R", "endpoint:*", "pending:*", "trying:*", "line:*"),
+    # A selector, with rights of its own: how long any stream is, and who reads it.
+    f"(%R~{_ALL} +xlen +xinfo|groups)",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Role:
     """Rights at the ledger's server, which may also be the broker.
 
-    `calls`: names of scripts; None: all. `keys`: patterns in the form of `ACL SETUSER`.
+    `calls`: names of scripts; None: all. `keys`: patterns in the form of `ACL SETUSER`, and
+    `_STREAM`.
     """
 
     name: str
@@ -60,10 +92,11 @@ class Role:
     calls: Sequence[str] | None = ()
     channels: Sequence[str] = ()
 
-    def rules(self, database: int = 0) -> list[str]:
-        """The arguments of `ACL SETUSER`, except name and password; `database`: the broker's.
+    def rules(self, database: int = 0, streams: Sequence[str] = (RESULTS,)) -> list[str]:
+        """The arguments of `ACL SETUSER`, except name and password.
 
-        A client that subscribes by a pattern needs exactly that pattern among its channels.
+        `database`: the broker's; `streams`: the keys of the results streams. A client that
+        subscribes by a pattern needs exactly that pattern among its channels.
         """
         found = {*_CONNECT, *self.commands, *self._called()}
         return [
@@ -71,19 +104,28 @@ class Role:
             "on",
             "resetchannels",
             *(f"&{channel}".replace("/0.", f"/{database}.") for channel in self.channels),
-            *self.keys,
-            *(f"+{command}" for command in sorted(found)),
+            *(
+                key.replace(_STREAM, stream)
+                for key in self.keys
+                for stream in (streams if _STREAM in key else ("",))
+            ),
+            # Whoever may run a command may run each of its subcommands.
+            *(f"+{one}" for one in sorted(found) if not {one.partition("|")[0]} & (found - {one})),
         ]
 
     def _called(self) -> Iterator[str]:
         names = scripts() if self.calls is None else self.calls
         for name in names:
             yield from _SCRIPTS
-            yield from (found.lower() for found in _CALL.findall(scripts()[name]))
+            for command, sub in _CALL.findall(scripts()[name]):
+                yield f"{command}|{sub}".strip("|").lower()
 
 
-#: A call of a command, directly or by a function that tolerates keys of a wrong type.
-_CALL = re.compile(r"(?:redis\.p?call|peek|size|all|named)\((?:unreadable, )?'([A-Z]+)'")
+#: A call of a command, directly or by a function that tolerates keys of a wrong type; with its
+#: subcommand, since others of it show more (`XINFO STREAM` shows entries).
+_CALL = re.compile(
+    r"(?:redis\.p?call|peek|size|all|named)\((?:unreadable, )?'([A-Z]+)'(?:, '(GROUPS|CONSUMERS)')?"
+)
 
 ROLES: tuple[Role, ...] = (
     Role(
@@ -107,7 +149,7 @@ ROLES: tuple[Role, ...] = (
         "producer",
         "enqueues, waits and cancels with regworker.producer",
         ("subscribe", "unsubscribe", "wait"),
-        (f"~{_ALL}",),
+        (*_PRODUCING, *_keys("W", _STREAM)),
         calls=("accept", "look", "cancel"),
         channels=(f"{PREFIX}done:*",),
     ),
@@ -118,7 +160,12 @@ ROLES: tuple[Role, ...] = (
             *("subscribe", "unsubscribe", "wait", "time", "smembers", "hmget", "hget", "xread"),
             *("client|reply", "get", "set"),
         ),
-        (f"~{_ALL}",),
+        (
+            *_PRODUCING,
+            *_keys("RW", "jobs", "pages", _STREAM),
+            *_keys("R", "tokens", "answer:*"),
+            *_keys("W", "audit"),
+        ),
         calls=("accept", "look", "cancel", "page", "edge", "offer"),
         channels=(f"{PREFIX}done:*",),
     ),
@@ -130,7 +177,7 @@ ROLES: tuple[Role, ...] = (
             *("xrevrange", "xlen", "xgroup|create", "xgroup|delconsumer", "xinfo|groups"),
             *("client|reply",),
         ),
-        (f"~{PREFIX}results",),
+        _keys("RW", _STREAM),
         calls=("page",),
     ),
     Role(
@@ -140,8 +187,8 @@ ROLES: tuple[Role, ...] = (
             *("info", "llen", "exists", "smembers", "multi", "exec", "sscan", "hscan", "zscan"),
             "script|exists",
         ),
-        (f"~{_ALL}", f"%R~{REQUESTS}*", f"%R~{_BINDINGS}"),
-        calls=("snapshot", "accounts", "streams", "repair"),
+        (*_NUMBERS, f"%R~{REQUESTS}*", f"%R~{_BINDINGS}"),
+        calls=("snapshot", "accounts", "streams"),
     ),
     Role(
         "flower",

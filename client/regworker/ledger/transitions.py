@@ -201,7 +201,7 @@ def accept(
     metadata = json.dumps(job.metadata, separators=(",", ":")) if job.metadata else "{}"
     return Command(
         "accept",
-        (job_key(job_id), ALARMS, CONFIGURED, JOBS),
+        (job_key(job_id), ALARMS),
         (
             job_id,
             nonce(6).hex(),

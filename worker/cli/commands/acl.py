@@ -24,12 +24,20 @@ def acl(
         ),
     ] = False,
     vhost: Annotated[str, typer.Option(help="With --rabbitmq: the virtual host.")] = "/",
+    stream: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY", help="A results stream, instead of {reg}:results; may be repeated."
+        ),
+    ] = None,
     json: AsJson = False,
 ) -> None:
     """Print the permissions that each role needs, one line per role, for Redis or Valkey.
 
     Replace `><password>` by a password, or by its SHA-256 as `#<hex>`. Add by hand the queues that
-    results go to (`KIND=queue`), and streams other than `{reg}:results`.
+    results go to (`KIND=queue`). If results go to other streams than `{reg}:results`, name with
+    --stream all that producers and gateways may write when they cancel a job, and those that a
+    reader may read.
 
     With --rabbitmq it prints arguments of `rabbitmqctl` for a broker that is RabbitMQ: configure,
     write and read, as regular expressions.
@@ -37,8 +45,10 @@ def acl(
     Examples:
         regworker acl
         regworker acl producer results-reader
+        regworker acl producer --stream '{reg}:results' --stream '{reg}:crm'
         regworker acl --rabbitmq --vhost registrations
     """
+    from regworker.results import RESULTS
     from worker.operations.roles import AMQP_ROLES, ROLES
 
     names = {one.name for one in (AMQP_ROLES if rabbitmq else ROLES)}
@@ -54,11 +64,12 @@ def acl(
             else:
                 print_line(f"rabbitmqctl {shlex.join(other.command(vhost))}")
         return
+    streams = stream or [RESULTS]
     for one in ROLES:
         if role and one.name not in role:
             continue
         if json:
-            print_json({"role": one.name, "summary": one.summary, "rules": one.rules(db)})
+            print_json({"role": one.name, "summary": one.summary, "rules": one.rules(db, streams)})
         else:
-            reset, on, *rest = one.rules(db)
+            reset, on, *rest = one.rules(db, streams)
             print_line(f"ACL SETUSER {one.name} {' '.join([reset, on, '><password>', *rest])}")

@@ -325,9 +325,10 @@ end
 
 -- Write an event to the endpoints, args[from] and on, that are streams; return the other names. The
 -- workers' announcements decide which are streams, not the caller's settings: a producer that
--- cancels a job knows no endpoint, and must not write in plain text what must be sealed.
+-- cancels a job knows no endpoint, and must not write in plain text what must be sealed. It may lack
+-- the right to one of the streams: then none gets the event.
 local function write(event_id, type_, event, sealed, args, from)
-  local others, written = {}, {}
+  local others, forms = {}, {}
   if not args[from] then return others end
   local function read() return redis.call('HMGET', STREAMS, unpack(args, from)) end
   for i, found in ipairs(once(STREAMS .. table.concat(args, ' ', from), read)) do
@@ -336,14 +337,19 @@ local function write(event_id, type_, event, sealed, args, from)
     local form, stream = (found or ''):match('^(%l+) (.+)$')
     if not form then
       others[#others + 1] = endpoint
-    elseif not written[stream] then
+    elseif not forms[stream] then
       -- Two endpoints may have the same stream: it gets the event once.
-      written[stream] = true
-      if form == 'sealed' or event == '' then
-        redis.call('XADD', stream, '*', 'id', event_id, 'type', type_, 'sealed', sealed)
-      else
-        redis.call('XADD', stream, '*', 'event', event)
+      forms[stream] = form
+      if not redis.acl_check_cmd('XADD', stream, '*', '', '') then
+        error({err = 'NOPERM this user may not write to ' .. stream .. ': nothing was written'})
       end
+    end
+  end
+  for stream, form in pairs(forms) do
+    if form == 'sealed' or event == '' then
+      redis.call('XADD', stream, '*', 'id', event_id, 'type', type_, 'sealed', sealed)
+    else
+      redis.call('XADD', stream, '*', 'event', event)
     end
   end
   return others

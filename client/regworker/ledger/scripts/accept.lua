@@ -1,5 +1,5 @@
 -- accept: -> queued
--- KEYS: job, alarms, configured, jobs
+-- KEYS: job, alarms
 -- ARGV: id, ticket, deadline_ms (0: at deadline_at), deadline_at, its entry of the job stream (''
 --       by another entry point), provider, account, key, lane, if_exists, reply_to and metadata as
 --       JSON, payload, trace, the id in base64, the sealing key as workers announce it ('': not
@@ -47,12 +47,12 @@ local names, missing = {'account:' .. ARGV[6] .. ':' .. ARGV[7]}, {}
 for i = FIRST + n, #ARGV do names[#names + 1] = 'endpoint:' .. ARGV[i] end
 local key = 'key:' .. ARGV[16]
 if ARGV[16] ~= '' then names[#names + 1] = key end
-local function announced() return redis.call('SMISMEMBER', KEYS[3], unpack(names)) end
+local function announced() return redis.call('SMISMEMBER', CONFIGURED, unpack(names)) end
 for i, found in ipairs(once(table.concat(names, ' '), announced)) do
   if found == 0 then missing[#missing + 1] = names[i] end
 end
 if missing[1] then
-  local known, keys = redis.call('SMEMBERS', KEYS[3]), false
+  local known, keys = redis.call('SMEMBERS', CONFIGURED), false
   for _, name in ipairs(known) do keys = keys or name:sub(1, 4) == 'key:' end
   -- While no worker has announced a key, none is refused.
   if known[1] and not keys and missing[#missing] == key then missing[#missing] = nil end
