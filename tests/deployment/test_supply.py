@@ -95,6 +95,20 @@ def test_each_image_is_named_by_its_digest() -> None:
     assert named == set(NOT_BY_DIGEST)
 
 
+def test_each_action_is_named_by_its_commit() -> None:
+    """A tag or a branch of an action can be moved to other code; a commit can't."""
+    files = [*(ROOT / ".github").rglob("*.yml"), *(ROOT / ".github").rglob("*.yaml")]
+    text = "\n".join(one.read_text("utf-8") for one in files)
+    used = re.findall(r"\buses: *(?!\./)(\S.*)", text)
+    assert used
+    pinned = r"[\w./-]+@[0-9a-f]{40}  # v\d+\.\d+\.\d+"
+    assert [one for one in used if not re.fullmatch(pinned, one)] == []
+    commits = {one.partition("@")[0]: set[str]() for one in used}
+    for one in used:
+        commits[one.partition("@")[0]].add(one)
+    assert [name for name, ways in commits.items() if len(ways) > 1] == []
+
+
 def _text(name: str) -> str:
     return (ROOT / "requirements" / f"{name}.txt").read_text("utf-8")
 
