@@ -27,6 +27,7 @@ from tests.integration.jobs import open2b, sealed, skypostal
 from worker import __version__
 from worker.cli.local import stack
 from worker.operations.tokens import TokenStore
+from worker.publishers.address_check import _INSIDE_4
 
 #: This file starts many programs, one after the other; each may be slow on a busy machine.
 pytestmark = pytest.mark.timeout(900)
@@ -251,7 +252,10 @@ def test_what_comes_in_and_goes_out_is_listed(everything: list[Resource]) -> Non
         opened = {port["port"] for rule in spec["ingress"] for port in rule["ports"]}
         assert opened == (set() if name == "flower" else ports)
     ways = policies["worker"]["spec"]["egress"][-1]["to"][0]["ipBlock"]
-    assert {"169.254.0.0/16", "10.0.0.0/8"} <= set(ways["except"])
+    private = {"private", "link-local"}
+    assert set(ways["except"]) == {
+        one for kind, networks in _INSIDE_4.items() if kind in private for one in networks
+    }
     assert not of_kind(resources({**ALL, "networkPolicy": {"enabled": False}}), "NetworkPolicy")
 
 
