@@ -39,6 +39,8 @@ def acl(
     --stream all that producers and gateways may write when they cancel a job, and those that a
     reader may read.
 
+    Redis before 7.2 refuses a line with `+client|setinfo`: leave that word out there.
+
     With --rabbitmq it prints arguments of `rabbitmqctl` for a broker that is RabbitMQ: configure,
     write and read, as regular expressions.
 
