@@ -1,8 +1,10 @@
 """The alert rules, tested with Prometheus' own promtool."""
 
 import json
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -28,6 +30,46 @@ def test_every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_does_not()
     tried = {(case["name"], bool(c["exp_samples"])) for case in CASES
              for c in case["promql_expr_test"]}  # fmt: skip
     assert tried == {(name, fires) for name in ALERTS for fires in (True, False)}
+
+
+@pytest.mark.parametrize("label", ["instance", "job"])
+def test_each_alert_fires_for_one_ledger_while_another_is_well(tmp_path: Path, label: str) -> None:
+    """One Prometheus watches both; what a scrape adds names the ledger that the alert is for."""
+    shutil.copy(MONITORING / "rules.yml", tmp_path)
+    file = tmp_path / "two.test.yml"
+    tests = [_beside_another(case, label) for case in CASES]
+    file.write_text(yaml.safe_dump({"rule_files": ["rules.yml"], "tests": tests}))
+    assert promtool.test(file) == ""
+
+
+def _beside_another(case: dict[str, Any], label: str) -> dict[str, Any]:
+    """A case for the ledger b, beside a ledger a for which it stays as it is at first."""
+    [first] = [check for check in case["promql_expr_test"] if check["exp_samples"]]
+    alerts = f'ALERTS{{alertname="{case["name"]}",alertstate="firing",{label}="%s"}}'
+    return {
+        "interval": case["interval"],
+        "input_series": [
+            {"series": _labelled(one["series"], label, ledger), "values": values}
+            for one in case["input_series"]
+            for ledger, values in {
+                "a": re.sub(r"x\d+ .*", "x400", one["values"]),
+                "b": one["values"],
+            }.items()
+        ],
+        "promql_expr_test": [
+            {
+                "expr": f"count({alerts % ledger})",
+                "eval_time": first["eval_time"],
+                "exp_samples": expected,
+            }
+            for ledger, expected in {"a": [], "b": [{"labels": "{}", "value": 1}]}.items()
+        ],
+    }
+
+
+def _labelled(series: str, label: str, value: str) -> str:
+    name, _, rest = series.partition("{")
+    return f'{name}{{{label}="{value}"' + (f",{rest}" if rest else "}")
 
 
 @pytest.mark.parametrize(
