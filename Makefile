@@ -30,7 +30,7 @@ ONCE := acts alarm_clock amqp_roles async_ledger async_producer async_results au
   broker_bombs broker_faults broker_junk broker_outages bulk callers calls celery_requests cli cluster \
   connection consuming cookbook deliveries deliveries_stateful delivery_lists demo erased_deliveries guide \
   haproxy host_sentry hosts interrupted junk_in_the_ledger keys ledger ledger_accounts ledger_acts \
-  ledger_deliveries ledger_stateful lists managed_service memory_alarm odd_arguments old_reviews producer \
+  ledger_deliveries ledger_stateful lists managed_service memory_alarm odd_arguments old_reviews operator_commands producer \
   queues rabbitmq_cluster rabbitmq_queues readme remote_control replicas requeue results rights roles scans \
   script_globals sentinel sentinel_everywhere settings_files snapshot stopping testing tls typed_jobs \
   unreadable_records urls wake_reader wake_relay wakeups way_out webhooks

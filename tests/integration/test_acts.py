@@ -41,6 +41,7 @@ ACTING = {
     "quarantine requeue": {"quarantine.requeue"},
     "plans resume": {"job.cancel", "review.rejected", "review.resend", "delivery.replay",
                      "delivery.retry", "quarantine.drop", "quarantine.requeue"},
+    "plans drop": {"plan.drop"},
     "tokens new": {"token.new"},
     "tokens revoke": {"token.revoke"},
     "results drop-group": {"group.drop"},
@@ -58,7 +59,6 @@ NO_ACT = {
     "is a producer: its jobs have their own record": "submit outbox+relay outbox+retry",
     "does something outside of the ledger": "keys+new webhook+secret webhook+test",
     "runs something": "serve demo up sandbox",
-    "forgets what was to be done, and was not": "plans+drop",
 }
 
 #: Acts whose entries are tested in the test files of these acts.
@@ -113,6 +113,7 @@ def test_each_command_is_known_to_act_or_not() -> None:
     for name in ACTING:
         options = {option for one in found[name].params for option in one.opts}
         assert {"--by", "--why"} <= options, f"{name} does not ask who acts, and why"
+        assert "--json" in options or name == "export", f"{name} has no output for programs"
     for name in others:
         options = {option for one in found[name].params for option in one.opts}
         assert "--by" not in options, f"{name} asks who acts, and is not in the audit"
@@ -183,8 +184,15 @@ def rotated(ledger: SyncLedger, cli: Cli) -> list[str]:
     return ["keys", "rotate"]
 
 
+def given_up(ledger: SyncLedger, cli: Cli) -> list[str]:
+    """A plan is dropped."""
+    [plan] = cli.json("quarantine", "drop", "nobody", "--dry-run")
+    return ["plans", "drop", plan["plan"]]
+
+
 #: Acts on something other than a job, delivery or message, by command.
 COMMAND_LINES: dict[str, Callable[[SyncLedger, Any], list[str]]] = {
+    "plan.drop": given_up,
     "token.new": made,
     "token.revoke": revoked,
     "group.drop": dropped,

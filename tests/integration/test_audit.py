@@ -146,7 +146,13 @@ def leaving(after: str) -> Callable[[SyncLedger, str], Command[Any]]:
 
 def holding(action: str) -> Callable[[SyncLedger, str], Command[Any]]:
     """Pauses or resumes an account."""
-    return lambda shop, key: hold(("acme", "default"), action, "why", actor=ACTOR)
+
+    def prepare(shop: SyncLedger, key: str) -> Command[Any]:
+        if action == "resume":
+            shop.redis.hset(account_key("acme", "default"), "breaker", "refused")
+        return hold(("acme", "default"), action, "why", actor=ACTOR)
+
+    return prepare
 
 
 ACTS: dict[str, Callable[[SyncLedger, str], Command[Any]]] = {

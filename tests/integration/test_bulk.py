@@ -176,8 +176,9 @@ def test_nothing_is_done_before_a_yes(
     [again] = cli.json("plans", "resume", shown["plan"])
     assert again["count"] == 0
     assert audited(shop, what) == Counter(ids)
-    left = {one["id"]: one["left"] for one in cli.json("plans", "list")}
+    left = {one["id"]: one["left"] for one in cli.json("plans", "list", "--all")}
     assert left[shown["plan"]] == 0
+    assert shown["plan"] not in [one["id"] for one in cli.json("plans", "list")]
     for key in shop.redis.scan_iter("{reg}:plan*"):
         assert shop.redis.pttl(key) > 0, "a plan is not kept for ever"
 

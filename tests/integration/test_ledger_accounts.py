@@ -210,6 +210,19 @@ def test_the_audit_log_says_what_an_act_changed(ledger: SyncLedger) -> None:
     assert changed == [("closed", "paused"), ("closed", "paused"), ("paused", "closed")]
 
 
+@pytest.mark.parametrize("breaker", ["", "closed", None])
+def test_nothing_is_resumed_that_is_not_held(ledger: SyncLedger, breaker: str | None) -> None:
+    """The account stays as it is, and the audit log has no entry."""
+    serve(ledger)
+    account = account_key("acme", "default")
+    if breaker is not None:
+        ledger.redis.hset(account, "breaker", breaker)
+    before = ledger.redis.hgetall(account)
+    assert ledger(hold(("acme", "default"), "resume", "", actor=ACTOR)) == -1
+    assert ledger.redis.hgetall(account) == before
+    assert ledger.redis.xlen("{reg}:audit") == 0
+
+
 def test_a_list_that_cannot_be_read_leaves_an_account_as_it_is(ledger: SyncLedger) -> None:
     """Jobs that wait could not be released: an account that looks open would hold them."""
     serve(ledger)

@@ -37,6 +37,7 @@ from regworker.settings import Settings
 from tests.chaos.proxy import free_port
 from tests.integration.installation import KEYS, PATIENCE, ROOT, installation
 from tests.integration.jobs import email_of, open2b, skypostal
+from tests.integration.outbox import Cli
 from tests.integration.test_results import RESULTS, publish, subjects
 from tests.sentinels import Server
 from worker.cli.local import stack
@@ -126,6 +127,48 @@ def producer(ledgers: Ledgers) -> Iterator[Producer]:
 def one_of_each() -> list[dict[str, Any]]:
     """A job for each ledger, in the order of `ACCOUNTS`."""
     return [skypostal(), open2b(), open2b(account="store7")]
+
+
+# operators' commands
+
+
+WRONG_LEDGER: dict[str, list[str]] = {
+    "jobs": ["jobs", "--account", "store7"],
+    "results": ["results"],
+    "export": ["export", "--key", "k", "--provider", "open2b", "--account", "store7"],
+    "forget": ["forget", "--key", "k", "--provider", "open2b", "--account", "store7", "--by", "x"],
+    "cancel": ["cancel", "6a1f0b0e-9b58-8f0c-8d4e-0f0e3f1f2a3b"],
+    "cancel several": ["cancel", "6a1f0b0e-9b58-8f0c-8d4e-0f0e3f1f2a3b", "another"],
+    "accounts": ["providers", "list"],
+    "numbers": ["stats"],
+}
+
+
+@pytest.mark.parametrize("line", WRONG_LEDGER.values(), ids=WRONG_LEDGER)
+def test_a_command_says_that_it_uses_only_one_ledger(ledgers: Ledgers, line: list[str]) -> None:
+    """Unless somebody chose it: what it does not find may be in another one."""
+    told = "uses only the ledger main; REGWORKER_LEDGER chooses another: b, c"
+    assert told in _complained(line, ledgers.environment)
+    chosen = _complained(line, {**ledgers.environment, "REGWORKER_LEDGER": "c"})
+    assert "uses only" not in chosen
+    assert "not exist any more" not in chosen
+
+
+@pytest.mark.parametrize("act", [["pause"], ["resume"], ["trust"], ["pace", "9/1s"]])
+def test_a_command_names_the_ledger_of_an_account(ledgers: Ledgers, act: list[str]) -> None:
+    """There it works."""
+    for ledger, account in ACCOUNTS.items():
+        name = "/".join(account)
+        line = ["providers", act[0], name, *act[1:]]
+        for other in ACCOUNTS.keys() - {ledger}:
+            said = _complained(line, {**ledgers.environment, "REGWORKER_LEDGER": other}, 1)
+            what = f"the account {name} belongs to the ledger {ledger}"
+            assert said == f"regworker: {what}: set REGWORKER_LEDGER={ledger}\n"
+        _complained(line, {**ledgers.environment, "REGWORKER_LEDGER": ledger}, 0)
+
+
+def _complained(line: list[str], environment: dict[str, str], code: int | None = None) -> str:
+    return Cli(**environment)(*line, code=code)
 
 
 # producers

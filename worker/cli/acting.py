@@ -42,6 +42,13 @@ def actor(by: str, why: str = "", *, person: bool = False) -> Actor:
     return Actor(name.strip() or "unknown", why=plain(why))
 
 
+def required(text: str, option: str) -> str:
+    """A text that others will read; a usage error if it is blank, as an empty variable makes it."""
+    if not text.strip():
+        raise typer.BadParameter("is blank: write a reason", param_hint=option)
+    return text
+
+
 def _login() -> str:
     if sudo := os.environ.get("SUDO_USER", ""):
         return sudo

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from worker.cli.output import note
+
 if TYPE_CHECKING:
     from regworker.ledger import SyncLedger
     from regworker.producer import Producer
@@ -11,6 +13,13 @@ if TYPE_CHECKING:
     from worker.monitoring.overview import Observer
     from worker.operations.admin_actions import AdminActions
     from worker.operations.key_rotation import Rotation
+
+
+def say_which(settings: "Settings") -> None:
+    """Note on stderr which ledger a command uses, if there are several and nobody chose one."""
+    if settings.ledgers and "ledger" not in settings.model_fields_set:
+        others = ", ".join(settings.ledgers)
+        note(f"uses only the ledger {settings.ledger}; REGWORKER_LEDGER chooses another: {others}")
 
 
 @contextmanager
@@ -31,6 +40,7 @@ def open_ledger(settings: "Settings | None" = None) -> Iterator["SyncLedger"]:
 
     # Reading published events needs no key.
     settings = settings or Settings.load_for_client(sealing_keys="")
+    say_which(settings)
     ledger = SyncLedger(settings.redis_url)
     try:
         yield ledger
@@ -45,6 +55,7 @@ def open_admin(ledger: str | None = None) -> Iterator["AdminActions"]:
     from worker.operations.admin_actions import AdminActions
 
     settings = Settings.load(**({"ledger": ledger} if ledger else {}))
+    say_which(settings)
     operator = AdminActions(settings)
     with operator:
         yield operator
@@ -57,6 +68,7 @@ def open_observer() -> Iterator["Observer"]:
     from worker.monitoring.overview import Observer
 
     settings = Settings.load_for_client(sealing_keys="")
+    say_which(settings)
     observer = Observer(settings)
     with observer:
         yield observer
@@ -69,6 +81,7 @@ def open_rotation() -> Iterator["Rotation"]:
     from worker.operations.key_rotation import Rotation
 
     settings = Settings.load()
+    say_which(settings)
     rotation = Rotation(settings)
     with rotation:
         yield rotation

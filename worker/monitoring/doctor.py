@@ -14,6 +14,7 @@ from regworker.announced import accounts_of, check_key
 from regworker.domain.errors import SettingsError
 from regworker.ledger.records import number
 from regworker.ledger.snapshot import Snapshot
+from regworker.ledger.transitions import STATS
 from regworker.settings import Settings, WebhookEndpoint, variable
 from regworker.settings.account_ledgers import AccountLedgers
 from worker.monitoring.server_info import HIDDEN, ONLINE
@@ -33,6 +34,9 @@ MOST_SEALS = 2**30
 
 #: Seconds. A consumer group that is a day behind has been forgotten, or its consumers are down.
 FORGOTTEN = 86400.0
+
+#: Entries, as in the alert RegworkerGroupLag.
+MANY = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +144,10 @@ def encryption(settings: Settings) -> list[Finding]:
 
 
 #: Whoever has access to the ledger may have written anything there.
-CORRECT_KEY = "look at the key's type and content, and rename it: the ledger writes it anew"
+CORRECT_KEY = (
+    "look at the key's type and content, and rename it: the ledger writes it anew; docs/alerts.md, "
+    "RegworkerRecordsUnreadable, says what is lost with it"
+)
 RESTORE_KEY = (
     "rename the key, find out who wrote it, and restore a copy (docs/operations.md, Backup)"
 )
@@ -154,9 +161,27 @@ def unreadable(seen: Snapshot) -> Iterator[Finding]:
     keys = [one for one in seen.unreadable if one not in seen.broken]
     if keys:
         named = ", ".join(keys[:_NAMED]) + (", ..." if len(keys) > _NAMED else "")
-        yield Finding("warning", "records", f"{len(keys)} cannot be read: {named}", CORRECT_KEY)
+        advice = [said for part, said in _INSTEAD.items() if any(part in one for one in keys)]
+        if any(not any(part in one for part in _INSTEAD) for one in keys):
+            advice.append(CORRECT_KEY)
+        else:
+            advice.append(
+                "docs/alerts.md, RegworkerRecordsUnreadable, has more, also for a wrong type"
+            )
+        found = f"{len(keys)} cannot be read: {named}"
+        yield Finding("warning", "records", found, "; ".join(advice))
     elif not seen.broken:
         yield Finding("ok", "records", "all can be read")
+
+
+#: What to do about a key, by a part of it. What people and providers have decided is in a record.
+_INSTEAD = {
+    ":account:": "remove only the field of the account's record that is junk (HDEL). Don't rename "
+    "it, which ends its pause, pace and refusal, so that calls start",
+    ":endpoint:": "remove only the field of the endpoint's record that is junk (HDEL). Don't "
+    "rename it, which enables it if it is disabled",
+    f"{STATS} ": "remove the counter's field (HDEL): it counts from 0 again",
+}
 
 
 def wrong_key(part: str, error: str) -> Finding:
@@ -288,12 +313,17 @@ def plain_input(marks: Mapping[str, str], at: float, period: float, replicas: in
     return Finding("ok", subject, "rewritten after unsealed registrations")
 
 
-def consumer_group(name: str, stream: str, behind: float, lag: int | None) -> Finding:
-    """How far a consumer group is behind; `behind`: the age of its oldest unread entry (s)."""
+def consumer_group(name: str, stream: str, behind: float, lag: int | None, pending: int) -> Finding:
+    """How far a consumer group is behind; `behind`: the age of its oldest entry that is not read or
+    not acknowledged (s)."""
     subject = f"group {name}"
+    counts = f"{'?' if lag is None else lag} not read, {pending} not acknowledged"
     if behind < FORGOTTEN:
-        return Finding("ok", subject, f"reads {stream}")
-    found = f"{behind / 86400:.1f} days behind in {stream}, {'?' if lag is None else lag} not read"
+        if (lag or 0) + pending <= MANY:
+            return Finding("ok", subject, f"reads {stream}")
+        advice = "see whether its consumers run, and acknowledge what they have handled"
+        return Finding("warning", subject, f"{counts} in {stream}", advice)
+    found = f"{behind / 86400:.1f} days behind in {stream}, {counts}"
     advice = f"start its consumers, or drop it: regworker results drop-group {name}"
     return Finding("warning", subject, f"{found}: none of these entries is trimmed", advice)
 

@@ -9,15 +9,17 @@ from typing import Any, Self
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from regworker.acceptance import Intake
-from regworker.announced import check_key
+from regworker.announced import accounts_of, check_key
 from regworker.core import ProducerCore, record_of
 from regworker.domain.actor import Actor
 from regworker.domain.errors import (
     IdempotencyConflict,
+    InvalidOutcome,
     LedgerUnavailable,
     NotCorrectable,
     NotInReview,
     NotRedrivable,
+    Problem,
     RegistrationWorkerError,
     SealingError,
     SettingsError,
@@ -61,6 +63,7 @@ from regworker.ledger.transitions import (
 from regworker.sealing import seals
 from regworker.sealing.keyring import Keyring
 from regworker.settings import Settings, variable
+from regworker.settings.account_ledgers import AccountLedgers
 from worker.broker.wakeups import Wakeups
 from worker.celery import new_app
 from worker.monitoring import availability, doctor
@@ -208,6 +211,10 @@ class AdminActions:
         self.unreadable += found.unreadable
         return list(found.accounts)
 
+    def account_names(self) -> list[tuple[str, str]]:
+        """Provider and account of all that workers have announced, also if a record is junk."""
+        return accounts_of(self._ledger.ask(announced))
+
     def pause(
         self, provider: str, account: str, actor: Actor, until: datetime | None = None
     ) -> None:
@@ -227,16 +234,15 @@ class AdminActions:
         self._known(provider, account)
         return self._ledger(pace((provider, account), wanted, words, actor))
 
-    def resume(self, provider: str, account: str, actor: Actor) -> int:
-        """Close an account's breaker, end its pause, and release waiting jobs; return their
-        number."""
+    def resume(self, provider: str, account: str, actor: Actor) -> int | None:
+        """Close an account's breaker, end its pause, and release waiting jobs; return their number,
+        or None if it was neither paused nor held by its breaker."""
         self._known(provider, account)
         total, ticket = 0, secrets.token_hex(8)
-        while let_go := self._ledger(
-            hold((provider, account), "resume", "", BATCH, actor=actor, ticket=ticket)
-        ):
+        command = hold((provider, account), "resume", "", BATCH, actor=actor, ticket=ticket)
+        while (let_go := self._ledger(command)) > 0:
             total += let_go
-        return total
+        return None if let_go < 0 and not total else total
 
     def trust(self, provider: str, account: str, actor: Actor) -> bool:
         """Reuse an account's connections again after a stray answer; False if there was none."""
@@ -305,7 +311,9 @@ class AdminActions:
         def by_readers() -> Iterator[doctor.Finding]:
             for stream in streams(ledger):
                 for one in consumer_groups(ledger, stream):
-                    yield doctor.consumer_group(one.name, one.stream, one.behind, one.lag)
+                    yield doctor.consumer_group(
+                        one.name, one.stream, one.behind, one.lag, one.pending
+                    )
 
         def by_rights() -> Iterator[doctor.Finding]:
             refused = ledger(lacking(), 3)
@@ -382,6 +390,10 @@ class AdminActions:
     def _known(self, provider: str, account: str) -> None:
         # An account that no worker has any more is found too: its jobs may still wait.
         if not self._ledger.ask(lambda redis: redis.exists(account_key(provider, account))):
+            other = AccountLedgers(self._settings.account_ledgers).of(provider, account)
+            if other != self._settings.ledger:
+                what = f"belongs to the ledger {other}: set {variable('ledger')}={other}"
+                raise UnknownJob(f"the account {provider}/{account} {what}")
             raise UnknownJob(f"no worker has announced the account {provider}/{account}")
 
     def _ways(self) -> Iterator[doctor.Finding]:
@@ -428,6 +440,9 @@ def _not_in_review(job_id: str, state: str) -> NotInReview:
 
 
 def _fault(message: str) -> Fault:
+    if not message.strip():
+        # Its producer reads it; a script whose variable is empty must not end a review.
+        raise InvalidOutcome([Problem("required", "message", "is blank: say why")])
     return Fault(Code.PROVIDER_ERROR, "", message)
 
 

@@ -25,6 +25,9 @@ from worker.operations.plans import BulkAct, Done, Item, Plan, PlanStore
 #: Jobs or messages between two notes of results: after a crash, so many are checked again.
 FEW = 20
 
+#: Why an id was skipped.
+GONE = "this ledger has no job with this id, or none any more"
+
 #: Why a job was skipped, if no other reason applies.
 CHANGED = "it has changed since the preview"
 
@@ -137,7 +140,7 @@ class CancelJobs:
         except UnreadableRecord as error:
             return Done(item, "unreadable", well=False, why=str(error))
         if job is None:
-            return Done(item, "gone", well=False, why="the job does not exist any more")
+            return Done(item, "gone", well=False, why=GONE)
         if job.state is State.CANCELLED:
             return Done(item, "cancelled")
         if item.mark and mark_of(job) != item.mark:
@@ -171,7 +174,7 @@ class ResolveReviews:
         except UnreadableRecord as error:
             return Done(item, "unreadable", well=False, why=str(error))
         if job is None:
-            return Done(item, "gone", well=False, why="the job does not exist any more")
+            return Done(item, "gone", well=False, why=GONE)
         if (item.mark and mark_of(job) != item.mark) or job.state is not State.REVIEW:
             if self.here.resolved_by(item.id, ticket):
                 return Done(item, word)

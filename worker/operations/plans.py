@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from regworker.domain.actor import Actor
 from regworker.domain.errors import RegistrationWorkerError
 from regworker.ledger import SyncLedger
-from regworker.ledger.admin import PLANS, keep_plan, plan_key
+from regworker.ledger.admin import PLANS, drop_plan, keep_plan, plan_key
 from regworker.ledger.records import text
 
 #: Seconds for which a plan is kept after its last step.
@@ -145,15 +145,10 @@ class PlanStore:
                 continue
         return sorted(found, key=lambda one: one.made_at)
 
-    def drop(self, id_: str) -> None:
+    def drop(self, id_: str, actor: Actor) -> None:
         """Delete a plan; what was done stays done. Raises `UnknownPlan`."""
-        self.get(id_)
-
-        def drop(redis: Any) -> None:
-            redis.delete(plan_key(id_))
-            redis.zrem(PLANS, id_)
-
-        self._ledger.ask(drop)
+        plan = self.get(id_)
+        self._ledger(drop_plan(id_, f"{plan.act}: {plan.left} of {plan.total} left", actor))
 
     def items(self, plan: Plan, *, left: bool = False) -> Iterator[tuple[int, Item]]:
         """Its items with their numbers; `left`: only those that have no result yet."""

@@ -249,6 +249,12 @@ def keep_plan(id_: str, fields: Mapping[str, str], kept: float) -> Command[int]:
     return Command("plan", (plan_key(id_), PLANS), (id_, ms(kept), *flat), int)
 
 
+def drop_plan(id_: str, left: str, actor: Actor) -> Command[bool]:
+    """Forget a plan; False if there was none. `left`: how much was not done, for the audit log."""
+    arguments = (id_, left, actor.packed, secrets.token_hex(8))
+    return Command("drop_plan", (plan_key(id_), PLANS), arguments, bool)
+
+
 def stray(key: str) -> Command[bool]:
     """Record that an account or endpoint sent unrequested bytes. Returns whether that is new.
 
@@ -273,7 +279,8 @@ def hold(
     ticket: str = "",
     until: int = 0,
 ) -> Command[int]:
-    """`pause` or `resume` an account; returns how many waiting jobs were released, at most `most`.
+    """`pause` or `resume` an account; returns how many waiting jobs were released, at most `most`;
+    -1 if there was nothing to resume.
 
     `ticket`: of the batches that are one act, which is in the audit log once. `until`: when a pause
     ends by itself (ms; 0: never).

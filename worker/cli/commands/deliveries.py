@@ -266,6 +266,7 @@ def trust(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The endpoint.")],
     by: By = "",
     why: Why = "",
+    json: AsJson = False,
 ) -> None:
     """Reuse a webhook's connections again, after a stray answer.
 
@@ -279,6 +280,9 @@ def trust(
     """
     with _open() as outbox:
         was = outbox.trust(name, actor(by, why))
+    if json:
+        print_json({"endpoint": name, "was_distrusted": was})
+        return
     print_line(f"{name} is trusted again" if was else f"{name} has sent no stray answer")
 
 

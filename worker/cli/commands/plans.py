@@ -21,23 +21,28 @@ def plans() -> None:
     """Resume bulk actions on jobs, deliveries or messages that were previewed or interrupted."""
 
 
-def list_(json: AsJson = False) -> None:
+def list_(
+    all_: Annotated[bool, typer.Option("--all", help="Also plans without items left.")] = False,
+    json: AsJson = False,
+) -> None:
     """List the plans of the last week: the action, the number of items, and how many are left.
+
+    Without --all, only those that have items left.
 
     Examples:
         regworker plans list
-        regworker plans list --json | jq 'select(.left > 0)'
+        regworker plans list --all --json | jq .id
     """
     from regworker.domain.event import moment
 
     with open_bulk() as bulk:
-        found = bulk.plans.all()
+        found = [one for one in bulk.plans.all() if one.left or all_]
     if json:
         for one in found:
             print_json({**asdict(one), "made_at": moment(one.made_at).isoformat()})
         return
     if not found:
-        print_line("there is no plan")
+        print_line("there is no plan" if all_ else "no plan has items left")
         return
     table = new_table("plan", "act", "made", "by", "why", "left")
     for one in found:
@@ -61,14 +66,14 @@ def resume(id_: Id, by: By = "", why: Why = "", json: AsJson = False) -> None:
         carry_out(bulk, plan, person, json=json)
 
 
-def drop(id_: Id, json: AsJson = False) -> None:
+def drop(id_: Id, by: By = "", why: Why = "", json: AsJson = False) -> None:
     """Delete a plan. What was already done is not undone.
 
     Examples:
         regworker plans drop 4f1c09a2b7de
     """
     with open_bulk() as bulk:
-        bulk.plans.drop(id_)
+        bulk.plans.drop(id_, actor(by, why))
     said: dict[str, Any] = {"dropped": id_}
     if json:
         print_json(said)

@@ -1,6 +1,6 @@
 """`regworker providers`: the accounts at the providers, and whether their calls succeed."""
 
-from datetime import datetime
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -8,7 +8,7 @@ from rich.text import Text
 
 from regworker.domain.pace import Pace
 from worker.cli import time_arguments
-from worker.cli.acting import By, Why, actor
+from worker.cli.acting import By, Why, actor, required
 from worker.cli.connection import open_admin, open_ledger
 from worker.cli.lazy import new_app, texts
 from worker.cli.numbers import MOST
@@ -26,12 +26,20 @@ from worker.cli.output import (
 )
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from regworker.ledger.snapshot import AccountSnapshot
+    from worker.operations.admin_actions import AdminActions
 
 app = new_app(no_args_is_help=True)
 
 Name = Annotated[
     str, typer.Argument(metavar="PROVIDER/ACCOUNT", help="For example skypostal/default.")
+]
+
+OneName = Annotated[
+    str | None,
+    typer.Argument(metavar="PROVIDER/ACCOUNT", help="For example skypostal/default. Or --all."),
 ]
 
 Names = Annotated[
@@ -101,28 +109,43 @@ def list_(
 
 
 def pause(
-    name: Name,
+    name: OneName = None,
     why: Annotated[
         str, typer.Option(help="The reason; lists and pages show it.")
     ] = "paused by an admin",
     until: Annotated[
         str | None, typer.Option(help=f"When the pause ends by itself: {time_arguments.AHEAD}.")
     ] = None,
+    all_: Annotated[
+        bool, typer.Option("--all", help="All announced accounts that are not paused yet.")
+    ] = False,
     by: By = "",
+    json: AsJson = False,
 ) -> None:
     """Pause an account: workers start no call for it until it is resumed. Jobs wait and use no
     attempt.
 
     Calls that have started are completed. A time of day is the next one in this machine's time
-    zone; the output shows it with its zone.
+    zone; the output shows it with its zone. With --all, an account that is paused already keeps its
+    reason and its end. Exit code 1 if any account could not be paused.
 
     Examples:
         regworker providers pause open2b/default --why "maintenance until six" --until 18:00
+        regworker providers pause --all --why "the ledger's disk is full"
     """
+    person = actor(by, required(why, "--why"))
     with open_admin() as admin:
         end = None if until is None else time_arguments.ahead(until, "--until", admin.now())
-        admin.pause(*_parts(name), actor(by, why), end)
-    print_line(f"paused {name}{_until(end)}")
+        paused = {(one.provider, one.account) for one in admin.accounts() if all_ and one.paused}
+
+        def one(provider: str, account: str) -> tuple[str, dict[str, Any]]:
+            if (provider, account) in paused:
+                return f"{provider}/{account} was paused already", {"paused": False}
+            admin.pause(provider, account, person, end)
+            said = {"paused": True, "until": end.isoformat() if end else None}
+            return f"paused {provider}/{account}{_until(end)}", said
+
+        _each(admin, name, one, all_=all_, json=json)
 
 
 def pace(
@@ -130,6 +153,7 @@ def pace(
     wanted: Annotated[str, typer.Argument(metavar="PACE", help="50/300s, or `default`.")],
     by: By = "",
     why: Why = "",
+    json: AsJson = False,
 ) -> None:
     """Set how many calls an account may make in a period. All workers follow it at once.
 
@@ -147,21 +171,49 @@ def pace(
     words = "the setting" if found is None else wanted
     with open_admin() as admin:
         before = admin.pace(*_parts(name), found, words, actor(by, why))
-    print_line(f"the pace of {name} is {words}; it was {before}")
+    if json:
+        print_json({**_named(*_parts(name)), "pace": words, "before": before})
+    else:
+        print_line(f"the pace of {name} is {words}; it was {before}")
 
 
-def resume(name: Name, by: By = "", why: Why = "") -> None:
+def resume(
+    name: OneName = None,
+    all_: Annotated[bool, typer.Option("--all", help="All announced accounts.")] = False,
+    reason: Annotated[
+        str, typer.Option(help="With --all: only accounts that are held for this reason; a part.")
+    ] = "",
+    by: By = "",
+    why: Why = "",
+    json: AsJson = False,
+) -> None:
     """Close an account's breaker, end its pause, and start its waiting jobs at once.
 
     First fix the cause that the breaker's reason names: a provider that refused credentials refuses
-    them again.
+    them again. --all also ends pauses that others made, unless --reason chooses. Exit code 1 if any
+    account could not be resumed.
 
     Examples:
         regworker providers resume skypostal/default
+        regworker providers resume --all --reason "the ledger's disk is full"
     """
+    if reason and not all_:
+        raise typer.BadParameter("goes with --all", param_hint="--reason")
+    person = actor(by, why)
     with open_admin() as admin:
-        let_go = admin.resume(*_parts(name), actor(by, why))
-    print_line(f"resumed {name}; {let_go} waiting jobs start")
+        held = {(one.provider, one.account): one.reason for one in admin.accounts() if reason}
+
+        def one(provider: str, account: str) -> tuple[str, dict[str, Any]]:
+            shown, nothing = f"{provider}/{account}", {"resumed": False, "started": 0}
+            if reason and reason not in held.get((provider, account), ""):
+                return f"{shown} is not held for this reason", nothing
+            let_go = admin.resume(provider, account, person)
+            if let_go is None:
+                return f"{shown} is not paused, and its breaker is closed", nothing
+            said = {"resumed": True, "started": let_go}
+            return f"resumed {shown}; {let_go} waiting jobs start", said
+
+        _each(admin, name, one, all_=all_, json=json)
 
 
 def check(names: Names = None, json: AsJson = False) -> None:
@@ -190,7 +242,7 @@ def check(names: Names = None, json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
-def trust(name: Name, by: By = "", why: Why = "") -> None:
+def trust(name: Name, by: By = "", why: Why = "", json: AsJson = False) -> None:
     """Reuse an account's connections again, after a stray answer.
 
     A stray answer belongs to no call: the provider, or a proxy in front of it, sent an answer twice
@@ -203,12 +255,53 @@ def trust(name: Name, by: By = "", why: Why = "") -> None:
     """
     with open_admin() as admin:
         was = admin.trust(*_parts(name), actor(by, why))
+    if json:
+        print_json({**_named(*_parts(name)), "was_distrusted": was})
+        return
     print_line(f"{name} is trusted again" if was else f"{name} has sent no stray answer")
 
 
 def _parts(name: str) -> tuple[str, str]:
     provider, _, account = name.partition("/")
     return provider, account or "default"
+
+
+def _named(provider: str, account: str) -> dict[str, Any]:
+    return {"provider": provider, "account": account}
+
+
+def _each(
+    admin: "AdminActions",
+    name: str | None,
+    act: Callable[[str, str], tuple[str, dict[str, Any]]],
+    *,
+    all_: bool,
+    json: bool,
+) -> None:
+    """Act on one account or on all, and print a line for each; the fault of one stops no other.
+
+    `act` returns what was done: a sentence, and fields for --json.
+    """
+    from redis.exceptions import ResponseError
+
+    if (name is None) != all_:
+        raise typer.BadParameter("name one account, or say --all")
+    failed = False
+    for provider, account in admin.account_names() if name is None else [_parts(name)]:
+        try:
+            words, said = act(provider, account)
+        except ResponseError as error:
+            if name is not None:
+                raise
+            failed = True
+            note(plain(f"{provider}/{account} could not be changed: {error}"))
+            continue
+        if json:
+            print_json({**_named(provider, account), **said})
+        else:
+            print_line(plain(words))
+    if failed:
+        raise typer.Exit(1)
 
 
 def _json(one: "AccountSnapshot") -> dict[str, Any]:
@@ -237,7 +330,7 @@ def _rate(account: "AccountSnapshot") -> str:
     return f"{account.rate:.2f}{by}" if account.rate else "no limit"
 
 
-def _until(end: datetime | None) -> str:
+def _until(end: "datetime | None") -> str:
     """A time in this machine's zone, and in UTC."""
     return f" until {end:%Y-%m-%d %H:%M %Z} ({time_text(end)})" if end else ""
 

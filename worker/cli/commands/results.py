@@ -104,6 +104,8 @@ def results(
         raise typer.BadParameter(
             "takes an entry's id (1767225600000-0), 0 or $", param_hint="--since"
         )
+    if since is not None and any(int(one) >= 2**64 for one in re.findall(r"\d+", since)):
+        raise typer.BadParameter("has a number of more than 64 bits", param_hint="--since")
     if since == "$" and not follow:
         raise typer.BadParameter(
             "$ means only new entries: it needs --follow", param_hint="--since"

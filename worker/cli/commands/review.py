@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 
 from regworker.domain.states import State
-from worker.cli.acting import By, Why, actor
+from worker.cli.acting import By, Why, actor, required
 from worker.cli.bulk import (
     All,
     BulkCommand,
@@ -175,7 +175,7 @@ def resolve(
     """
     if sum((registered, rejected is not None, resend)) != 1:
         raise typer.BadParameter("say one of --registered, --rejected WHY, --resend")
-    _check_outcome(outcome, registered=registered)
+    _check_decision(outcome, rejected, registered=registered)
     given = (provider, account, key, since, older_than, reason, metadata, all_)
     by_filter = filtered(ids, given, "--account, --older-than, --reason, --metadata, ..., --all")
     if registered and (dry_run or len(ids or ()) != 1):
@@ -228,7 +228,7 @@ def correct(
     """
     if registered == (rejected is not None):
         raise typer.BadParameter("say one of --registered, --rejected WHY")
-    _check_outcome(outcome, registered=registered)
+    _check_decision(outcome, rejected, registered=registered)
     if not why.strip():
         raise typer.BadParameter(
             "--why is required: say why the decision was wrong", param_hint="--why"
@@ -243,7 +243,9 @@ def correct(
         print_line(f"corrected to {decided} {job_id}")
 
 
-def _check_outcome(file: Path | None, *, registered: bool) -> None:
+def _check_decision(file: Path | None, rejected: str | None, *, registered: bool) -> None:
+    if rejected is not None:
+        required(rejected, "--rejected")
     if file is not None and not registered:
         raise typer.BadParameter("--outcome goes with --registered")
 

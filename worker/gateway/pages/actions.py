@@ -198,7 +198,8 @@ def resume(provider: str, account: str, act: ByOperator, here: Here) -> Response
     with here.acting() as admin:
         let_go = admin.resume(provider, account, act.visitor.actor(act.fields.get("why", "")))
     here.history.forget()
-    return act.done("/accounts", f"{provider}/{account} is resumed; {let_go} waiting jobs start.")
+    said = "was not paused" if let_go is None else f"is resumed; {let_go} waiting jobs start"
+    return act.done("/accounts", f"{provider}/{account} {said}.")
 
 
 @router.post("/quarantine/drop")

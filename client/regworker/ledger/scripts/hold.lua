@@ -2,7 +2,8 @@
 -- KEYS: alarms
 -- ARGV: provider, account, pause | resume, why, at most how many jobs to release, actor, ticket,
 --       until when a pause lasts (ms; 0: until an operator resumes)
--- Returns the number of jobs released; more may wait if it is the given maximum. `ticket`: the same
+-- Returns the number of jobs released; more may wait if it is the given maximum; -1 if there was
+-- nothing to resume: neither a pause nor a breaker that is open. Then nothing changes. `ticket`: the same
 -- for all batches of one act, and for its repeat after a lost answer: it changes the account once,
 -- and nothing once another act has followed it.
 local name, at = ARGV[1] .. ':' .. ARGV[2], now()
@@ -14,9 +15,12 @@ local again = was[4] == ARGV[7]
 if again and (pause or was[3] ~= ARGV[7]) then return 0 end
 -- Before anything is written: it raises an error if that key is of another type.
 redis.call('ZCARD', waiting)
+local paused = pause_of(was[1], was[5], at)
+local closed = not was[2] or was[2] == '' or was[2] == 'closed'
+if not again and not pause and not paused and closed then return -1 end
 if not again then
   record_act(ARGV[6], 'account.' .. ARGV[3], ARGV[1] .. '/' .. ARGV[2],
-    pause_of(was[1], was[5], at) and 'paused' or was[2] or 'closed', pause and 'paused' or 'closed')
+    paused and 'paused' or was[2] or 'closed', pause and 'paused' or 'closed')
 end
 if pause then
   redis.call('HSET', account, 'paused', '1', 'reason', ARGV[4], 'since', at, 'held_by', ARGV[7],
