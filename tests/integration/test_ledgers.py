@@ -147,8 +147,8 @@ WRONG_LEDGER: dict[str, list[str]] = {
 @pytest.mark.parametrize("line", WRONG_LEDGER.values(), ids=WRONG_LEDGER)
 def test_a_command_says_that_it_uses_only_one_ledger(ledgers: Ledgers, line: list[str]) -> None:
     """Unless somebody chose it: what it does not find may be in another one."""
-    told = "uses only the ledger main; REGWORKER_LEDGER chooses another: b, c"
-    assert told in _complained(line, ledgers.environment)
+    said = "uses only the ledger main; REGWORKER_LEDGER chooses another: b, c"
+    assert said in _complained(line, ledgers.environment)
     chosen = _complained(line, {**ledgers.environment, "REGWORKER_LEDGER": "c"})
     assert "uses only" not in chosen
     assert "not exist any more" not in chosen

@@ -1,5 +1,7 @@
 """What an operator's commands say and do when it matters: at night, for many, and beside junk."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from regworker.ledger.endpoints import endpoint_key
 from regworker.ledger.transitions import STATS, account_key
 from tests.integration.ledger_steps import KEYS
 from tests.integration.outbox import Cli
+from worker.cli.local.up import alone
 from worker.operations.audit import AuditFilter, AuditLog
 
 ACCOUNTS = [("acme", "default"), ("acme", "other"), ("zeta", "default")]
@@ -99,6 +102,21 @@ def test_acts_on_accounts_and_endpoints_have_an_output_for_programs(
         assert {**found, "before": ""} == {**said, "before": ""}
 
 
+# a development server
+
+
+def test_a_second_development_server_does_not_touch_the_folder_of_the_first(
+    cli: Cli, tmp_path: Path
+) -> None:
+    """Two servers that write the same files would lose jobs. The error says what to do."""
+    with alone(tmp_path):
+        said = cli("up", "--data", str(tmp_path), code=1)
+    assert f"another `regworker up` uses {tmp_path}" in said
+    assert [one.name for one in tmp_path.iterdir()] == ["lock"]
+    with alone(tmp_path):
+        pass
+
+
 # texts and numbers
 
 
@@ -183,3 +201,17 @@ def test_the_advice_about_a_spoilt_record_ends_no_decision(ledger: SyncLedger, c
     assert server.hgetall(account_key(*ACCOUNTS[0])) == kept
     server.set(endpoint_key("crm"), "junk")
     assert "enables it" in finding(cli, "records")["advice"]
+
+
+def test_a_record_that_is_no_hash_is_replaced_without_a_call_between(
+    ledger: SyncLedger, cli: Cli
+) -> None:
+    """The runbook's command keeps the old one, and pauses the account at once."""
+    server: Any = ledger.redis
+    key = account_key(*ACCOUNTS[0])
+    server.set(key, "junk")
+    runbook = (Path(__file__).parents[2] / "docs" / "alerts.md").read_text("utf-8")
+    [script] = re.findall(r'valkey-cli eval "([^"]*)" 1 KEY', runbook)
+    server.eval(" ".join(script.split()), 1, key)
+    assert server.get(f"{key}.old") == b"junk"
+    assert paused(cli) == {NAMES[0]: "its record was lost"}

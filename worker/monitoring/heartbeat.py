@@ -139,7 +139,8 @@ class Heartbeat:
         try:
             self._server = MetricsServer.start(address, port, self._pages())
         except NoPort as error:
-            raise SettingsError([(variable("metrics_port"), str(error))]) from None
+            name = variable("metrics_address" if error.of_address else "metrics_port")
+            raise SettingsError([(name, str(error))]) from None
         log.info("metrics", address=address, port=self._server.port)
 
     async def announce(self, *, starts: bool = False) -> None:

@@ -4,10 +4,12 @@ It answers in threads of its own, so that it can report that the rest of the pro
 that it shows is secret; its only input is a path.
 """
 
+import socket
 import socketserver
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from errno import EADDRNOTAVAIL
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Self
 
@@ -38,6 +40,11 @@ Pages = Mapping[str, Callable[[], Page]]
 class NoPort(RegistrationWorkerError):  # noqa: N818
     """Raised when the address cannot be used, or every tried port is taken."""
 
+    def __init__(self, what: str, *, of_address: bool) -> None:
+        super().__init__(what)
+        self.of_address = of_address
+        """Whether no port of the address could be used."""
+
 
 class MetricsServer(socketserver.ThreadingMixIn, HTTPServer):
     """Serves pages; each is made anew for every request."""
@@ -59,7 +66,8 @@ class MetricsServer(socketserver.ThreadingMixIn, HTTPServer):
             threading.Thread(target=server.serve_forever, name="scrape", daemon=True).start()
             return server
         what = fault.strerror if fault else "no such port"
-        raise NoPort(f"{address}:{port} cannot be opened: {what}")
+        nowhere = isinstance(fault, socket.gaierror) or (fault and fault.errno == EADDRNOTAVAIL)
+        raise NoPort(f"{address}:{port} cannot be opened: {what}", of_address=bool(nowhere))
 
     @property
     def port(self) -> int:

@@ -164,4 +164,8 @@ def _load(path: str) -> tuple[str, type[BaseModel], frozenset[str]]:
         name, form, of_account = _FORMS[path]
         return name, load(form), of_account
     found = load(path)
-    return found.name, found.Registration, frozenset(found.Account.model_fields)
+    try:
+        return found.name, found.Registration, frozenset(found.Account.model_fields)
+    except AttributeError as error:
+        what = f"{path}: is no provider: it has no {error.name}"
+        raise SettingsError([(variable("providers"), what)]) from None

@@ -67,6 +67,14 @@ def variable_of(item: Any) -> str:
     return variable(*_path(item["loc"])) if item["loc"] else f"{PREFIX}*"
 
 
+#: Pydantic's errors for a value where more names are expected; and the form of their variables.
+_NO_TABLE = ("dict_type", "model_type", "model_attributes_type", "dataclass_type")
+_FORMS = {
+    "accounts": variable("accounts", "<provider>", "<account>", "<field>"),
+    "endpoints": variable("endpoints", "<name>", "<field>"),
+    "ledgers": variable("ledgers", "<name>", "<field>"),
+}
+
 #: Pydantic's errors for an endpoint whose kind is missing or wrong.
 _NO_KIND = ("union_tag_not_found", "union_tag_invalid")
 
@@ -74,7 +82,10 @@ _NO_KIND = ("union_tag_not_found", "union_tag_invalid")
 def advice(item: Any, settings: Mapping[str, FieldInfo]) -> str:
     """What to write instead, for one of pydantic's errors; `settings`: the fields of all."""
     if item["type"] in _NO_KIND:
-        return f"is required: one of {', '.join(KINDS)}"
+        missing = item["type"] == "union_tag_not_found"
+        return f"{'is required: one of' if missing else 'is none of'} {', '.join(KINDS)}"
+    if item["type"] in _NO_TABLE and item["loc"][0] in _FORMS:
+        return f"is not a setting; the form is {_FORMS[item['loc'][0]]}"
     if item["type"] == "missing":
         if item["loc"] == ("sealing_keys",):
             return (

@@ -1,5 +1,6 @@
 """The settings of the pages of `regworker serve`: who may read, and who may act."""
 
+import re
 from ipaddress import ip_network
 from typing import Annotated, Literal
 
@@ -44,6 +45,16 @@ def _long(value: SecretStr | None) -> SecretStr | None:
 Listed = Annotated[list[str], BeforeValidator(_split)]
 
 
+#: A token of RFC 9110, section 5.6.2.
+_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+
+
+def _header(value: str) -> str:
+    if not _TOKEN.fullmatch(value):
+        raise ValueError("is no header's name: it is empty, or has a blank, a colon or the like")
+    return value
+
+
 class ServeSettings(SettingsPart):
     """How people sign in to the pages, and what they may do."""
 
@@ -68,10 +79,10 @@ class ServeSettings(SettingsPart):
         "`regworker serve`. Only it may name users to the pages, and clients' addresses in "
         "`X-Forwarded-For`.",
     )
-    serve_user_header: str = Field(
+    serve_user_header: Annotated[str, AfterValidator(_header)] = Field(
         "X-Forwarded-User", description="The header in which that proxy names the user."
     )
-    serve_groups_header: str = Field(
+    serve_groups_header: Annotated[str, AfterValidator(_header)] = Field(
         "X-Forwarded-Groups",
         description="The header in which that proxy names the user's groups, separated by commas.",
     )

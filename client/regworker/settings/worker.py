@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, field_validator
 
 from regworker.settings.base import SettingsPart, blank
 
@@ -11,6 +11,12 @@ ONE_POOL = (
     "the only pool is `loop`: it runs up to REGWORKER_CONCURRENCY jobs at a time in one process. "
     "Remove REGWORKER_POOL and `--pool`; to use more cores, start more workers"
 )
+
+
+def _uri(value: str) -> str:
+    if not value or " " in value or not value.isprintable():
+        raise ValueError("is no URI reference: it is empty, or has a blank or a line break")
+    return value
 
 
 class WorkerSettings(SettingsPart):
@@ -45,7 +51,7 @@ class WorkerSettings(SettingsPart):
         description="The database of `regworker outbox`, as an SQLAlchemy URL: "
         "`postgresql+psycopg://user:password@host/database`.",
     )
-    source: str = Field(
+    source: Annotated[str, AfterValidator(_uri)] = Field(
         "/registration-worker", description="The events' CloudEvents `source` (an URI reference)."
     )
 

@@ -242,6 +242,11 @@ def test_an_endpoint_that_is_wrong_is_named(env: Any, fields: dict[str, str], na
         ({"MAX_ATTEMPTS": 0}, "MAX_ATTEMPTS"),
         ({"POOL": "gevent"}, "POOL"),
         ({"LOG_LEVEL": "loud"}, "LOG_LEVEL"),
+        ({"SOURCE": "/canary x"}, "SOURCE"),
+        ({"SOURCE": "/canary\n"}, "SOURCE"),
+        ({"SERVE_USER_HEADER": "X-User canary"}, "SERVE_USER_HEADER"),
+        ({"SERVE_USER_HEADER": "X-User: canary"}, "SERVE_USER_HEADER"),
+        ({"SERVE_GROUPS_HEADER": "X-Groups, canary"}, "SERVE_GROUPS_HEADER"),
     ],
     ids=str,
 )
@@ -294,6 +299,45 @@ def test_a_misspelt_variable_is_an_error_that_names_the_likeliest_one_meant(
     env(**{f"ENDPOINTS__CRM__{field}": value for field, value in WEBHOOK.items()})
     env(**{name: "canary"})
     assert problems() == {f"REGWORKER_{name}": f"is not a setting; did you mean REGWORKER_{meant}?"}
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        ("ACCOUNTS__OPEN2B__BASE_URL", "ACCOUNTS__<PROVIDER>__<ACCOUNT>__<FIELD>"),
+        ("ACCOUNTS__BASE_URL", "ACCOUNTS__<PROVIDER>__<ACCOUNT>__<FIELD>"),
+        ("ENDPOINTS__KIND", "ENDPOINTS__<NAME>__<FIELD>"),
+        ("LEDGERS__REDIS_URL", "LEDGERS__<NAME>__<FIELD>"),
+    ],
+)
+def test_a_variable_without_a_name_in_it_is_told_its_form(env: Any, name: str, form: str) -> None:
+    """Somebody forgot the name of the account, the endpoint or the ledger."""
+    env(**{name: "canary"})
+    said = problems()[f"REGWORKER_{name}"]
+    assert said == f"is not a setting; the form is REGWORKER_{form}"
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"KIND": "webhok"}, "is none of stream, webhook, queue"),
+        ({"KIND": " ", "URL": "https://x"}, "is required: one of stream, webhook, queue"),
+        ({"URL": "https://x"}, "is required: one of stream, webhook, queue"),
+    ],
+)
+def test_a_kind_that_is_missing_is_told_from_a_wrong_one(
+    env: Any, fields: dict[str, str], said: str
+) -> None:
+    """The error lists the kinds."""
+    env(**{f"ENDPOINTS__CRM__{field}": value for field, value in fields.items()})
+    assert problems() == {"REGWORKER_ENDPOINTS__CRM__KIND": said}
+
+
+@pytest.mark.parametrize("path", ["os:path", "json:JSONDecoder", "pathlib:Path"])
+def test_what_is_no_provider_is_named(path: str) -> None:
+    """An import path that leads to something else is an error of the setting."""
+    with pytest.raises(SettingsError, match=f"REGWORKER_PROVIDERS: {path}: is no provider"):
+        Registry([path])
 
 
 def test_every_misspelt_variable_is_named_beside_every_wrong_one(env: Any) -> None:

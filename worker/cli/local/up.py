@@ -1,6 +1,7 @@
 """`regworker up`: a development server that keeps running: Valkey, sandbox, worker, gateway; one
 log."""
 
+import fcntl
 import importlib.util
 import os
 import selectors
@@ -9,8 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -78,8 +79,9 @@ def up(
     console = Console(stderr=True, highlight=False)
     folder = data.resolve()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    keys = _keys(folder / "sealing_keys")
     with ExitStack() as running:
+        running.enter_context(alone(folder))
+        keys = _keys(folder / "sealing_keys")
         running.enter_context(stack.ending_by_signal())
         lines = _Lines(console)
         running.callback(lines.end)
@@ -135,6 +137,19 @@ def up(
         urls = (server.connection_url, url)
         _greet(console, folder, urls, {name: pages[name] for name in HEALTH if name in children})
         _stay(children)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other installations out of a folder; the lock ends with this process. Two servers that
+    write the same files would lose jobs."""
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            what = f"another `regworker up` uses {folder}: end it, or name another folder"
+            raise stack.StackError(f"{what} with --data, and other ports") from None
+        yield
 
 
 def _keys(file: Path) -> str:
