@@ -157,7 +157,7 @@ class Attempts:
         with self._leases.hold(claimed, asked_at) as lease:
             outcome = await self._outcome(claimed, lease, watch)
             if claimed.asking:
-                outcome = decision.asked(claimed, outcome)
+                outcome = decision.asked(claimed, outcome, self._rules.claim.max_attempts)
             at = claimed.at + (self._leases.now() - asked_at) * 1000
             decided = decision.of(
                 claimed, outcome, watch, self._rules.backoff, self._rules.chance()
@@ -217,7 +217,9 @@ class Attempts:
         except InvalidJob as error:
             if provider is None:
                 faults = (Fault(Code(one.code), one.field, one.message) for one in error.problems)
-                return writable(Rejected(tuple(faults)))
+                rejected = Rejected(tuple(faults))
+                doubted = decision.doubted(claimed.record, rejected)
+                return writable(decision.unfit(rejected.errors) if doubted else rejected)
             return _fault(error)
         except BaseException as error:
             # A provider may raise anything, even what would end the loop (SystemExit).
@@ -237,11 +239,12 @@ class Attempts:
 
     async def _register(self, claimed: Claim, provider: Provider, registration: Any) -> Outcome:
         outcome = writable(await provider.register(registration), type(registration))
-        if not decision.duplicate(outcome):
-            return outcome
-        if claimed.record.unknowns:
-            return decision.refused_again(writable(await provider.find_out(registration)))
-        if claimed.record.if_exists == "adopt":
+        duplicate = decision.duplicate(outcome)
+        if decision.doubted(claimed.record, outcome):
+            found = writable(await provider.find_out(registration))
+            how = decision.REFUSED if duplicate else "rejected when it was sent again"
+            return decision.refused_again(found, how)
+        if duplicate and claimed.record.if_exists == "adopt":
             return decision.adopted(outcome, writable(await provider.find_out(registration)))
         return outcome
 

@@ -9,6 +9,7 @@ from typing import assert_never
 from regworker.domain.outcome import (
     Absent,
     Code,
+    Fault,
     Outcome,
     Refused,
     Registered,
@@ -18,7 +19,7 @@ from regworker.domain.outcome import (
     Unresolvable,
 )
 from regworker.domain.retry import LONGEST_WAIT, Backoff
-from regworker.ledger.records import Claim
+from regworker.ledger.records import Claim, Record
 from regworker.ledger.transitions import Decision
 from worker.providers.base import Answer, Lost, NotSent
 
@@ -29,9 +30,12 @@ SPENT = {
 }
 
 #: How many lookups may go unanswered after a job's deadline before the job goes to review. Several,
-#: so that one bad minute of the provider wakes nobody.
+#: so that one bad minute of the provider wakes nobody. (`claim.lua` counts from the deadline on.)
 UNANSWERED = 5
 
+#: The longest time (ms) after the settle delay for which a lookup may go unanswered: a deadline may
+#: be in the year 9999. A week is longer than any outage that needs no person.
+LONGEST_SILENCE = 7 * 86_400_000
 
 #: How the reason of a review begins after a call was refused because the customer exists.
 REFUSED = "refused as a duplicate"
@@ -67,26 +71,46 @@ def duplicate(outcome: Outcome) -> bool:
 
 
 def adopted(refusal: Outcome, found: Outcome) -> Outcome:
-    """A duplicate on a first attempt that may adopt: the customer is ours if our password works."""
+    """A duplicate on a first attempt that may adopt: the customer is ours if our password works.
+
+    Nothing was created, whatever becomes of the lookup: without its answer, the call is repeated.
+    """
     match found:
-        case Registered() | Unknown() | Refused():
+        case Registered():
             return found
+        case Unknown(reason, retry_after):
+            return Retryable(f"{REFUSED}, and not asked whose it is: {reason}"[:MOST], retry_after)
+        case Refused(reason):
+            return Refused(reason)
         case Absent() | Unresolvable() | Rejected() | Retryable():
             return refusal
         case _:
             assert_never(found)
 
 
-def refused_again(found: Outcome) -> Outcome:
-    """A duplicate after an unknown attempt: a customer exists and may be ours.
+def doubted(record: Record, outcome: Outcome) -> bool:
+    """Whether an earlier attempt may be why the provider refused this one.
 
-    Only our own login proves it. If the login fails, the address is taken by another customer, or
-    by ours before its approval: only a person can find out.
+    A duplicate after an unknown attempt: a customer exists and may be ours. Any other refusal, if
+    only the login has denied that: a verification code is used up by the attempt that succeeded.
+    """
+    if duplicate(outcome):
+        return record.unknowns > 0
+    return record.unproved > 0 and isinstance(outcome, Rejected)
+
+
+def refused_again(found: Outcome, how: str = REFUSED) -> Outcome:
+    """A refusal of which an earlier attempt may be the reason. `how`: as which it was refused.
+
+    Only our own login proves that the customer is ours. If it fails, the address is taken by
+    another customer, or by ours before its approval: only a person can find out.
     """
     match found:
         case Absent() | Rejected() | Retryable():
-            return Unresolvable(f"{REFUSED}, but the job's password opens no account")
-        case Registered() | Unknown() | Refused() | Unresolvable():
+            return Unresolvable(f"{how}, but the job's password opens no account")
+        case Refused(reason):
+            return Refused(reason, unproved=True)
+        case Registered() | Unknown() | Unresolvable():
             return found
         case _:
             assert_never(found)
@@ -111,27 +135,39 @@ def repeated(outcome: Outcome) -> Outcome:
             return outcome
 
 
-def asked(claim: Claim, found: Outcome) -> Outcome:
+def unfit(errors: tuple[Fault, ...]) -> Unresolvable:
+    """The model may have become stricter since a call that may have been carried out."""
+    why = "; ".join(f"{one.field}: {one.message}" for one in errors)
+    return Unresolvable(f"the provider cannot be asked about the registration: {why}"[:MOST])
+
+
+def asked(claim: Claim, found: Outcome, max_attempts: int) -> Outcome:
     """The outcome of a lookup. If lookups never get an answer, the job goes to review in the end.
 
     Time alone does not decide whether the customer exists; it only decides who finds out.
     """
-    if isinstance(found, Unresolvable) and claim.at < claim.record.settle_until:
+    record = claim.record
+    spent = record.deadline_at <= claim.at or record.attempts >= max_attempts
+    if isinstance(found, Absent) and found.login_only and spent:
+        # Enough to send it again, to a provider that refuses a known customer. But no proof.
+        found = Unresolvable(
+            f"no time or no attempt is left, and the customer may exist: {found.reason}"[:MOST]
+        )
+    if isinstance(found, Unresolvable) and claim.at < record.settle_until:
         # Our request may still be carried out, even between the login and the lookup: before the
         # settle delay, a customer with another password proves as little as absence.
         return Unknown(f"not decided yet: {found.reason}")
-    late = claim.at > max(claim.record.deadline_at, claim.record.settle_until)
+    end = min(record.deadline_at, record.settle_until + LONGEST_SILENCE)
+    late = claim.at > max(end, record.settle_until)
     match found:
-        case Unknown(reason) | Retryable(reason) if late and claim.record.asks >= UNANSWERED:
+        case Retryable(spends=False):
+            return found  # for a reason of this worker: nobody was asked
+        case Unknown(reason) | Retryable(reason) if late and record.asks >= UNANSWERED:
             return Unresolvable(
                 f"the provider did not answer look-ups until the deadline: {reason}"
             )
         case Rejected(errors):
-            # A lookup refuses nobody: the model may have become stricter since the call.
-            why = "; ".join(f"{one.field}: {one.message}" for one in errors)
-            return Unresolvable(
-                f"the provider cannot be asked about the registration: {why}"[:MOST]
-            )
+            return unfit(errors)  # a lookup refuses nobody
         case _:
             return found
 
@@ -150,15 +186,17 @@ def of(claim: Claim, outcome: Outcome, watch: Watch, backoff: Backoff, chance: f
         case Retryable(reason, retry_after, spends):
             delay = backoff.after(tries, chance, _capped(retry_after))
             return Decision("retry", reason, delay, spends, health)
-        case Refused(reason):
+        case Refused(reason, unproved):
             delay = backoff.after(tries, chance, None)
-            return Decision("retry", reason, delay, spends=False, health="refused")
+            name = "unknown" if unproved and not claim.asking else "retry"
+            return Decision(name, reason, delay, spends=False, health="refused")
         case Unknown(reason, retry_after):
             delay = backoff.after(tries, chance, _capped(retry_after))
             return Decision("unknown", reason, max(delay, _floor(backoff)), health=health)
-        case Absent(reason):
+        case Absent(reason, login_only):
             delay = max(backoff.after(tries, chance, None), _floor(backoff))
-            return Decision("absent", reason, delay, health=health)
+            name = "unproved" if login_only else "absent"
+            return Decision(name, reason, delay, health=health)
         case Unresolvable(reason):
             return Decision("unresolvable", reason, health=health)
         case _:

@@ -76,8 +76,10 @@ def _checked(found: Any) -> Outcome:
             return Unknown(_text(reason), _wait(retry_after))
         case Absent(reason, login_only):
             return Absent(_text(reason), bool(login_only))
-        case Refused(reason) | Unresolvable(reason):
-            return type(found)(_text(reason))
+        case Refused(reason, unproved):
+            return Refused(_text(reason), bool(unproved))
+        case Unresolvable(reason):
+            return Unresolvable(_text(reason))
         case _:
             raise _UnfitError(f"it is none ({type(found).__name__})")
 

@@ -262,11 +262,16 @@ def unasked(outcome: Outcome) -> Outcome:
 #: out. (303 names the place of the result, and 304 answers a question that we do not ask.)
 _ELSEWHERE = frozenset({301, 302, 307, 308})
 
+#: Refusals that may follow the request: a firewall that reads answers replaces one with 403, and a
+#: web framework answers a form that it has processed with 302.
+_UNPROVED = frozenset({302, 403})
+
 
 def read_status(answer: Answer) -> Outcome | None:
     """The outcome by the status alone, for any provider; None: read the body.
 
-    5xx, 303 and unknown statuses are `Unknown`: the complete request may have been carried out.
+    5xx, 303 and unknown statuses are `Unknown`: the complete request may have been carried out. So
+    it may at 302 and 403, which refuse the account as well.
     """
     wait = parse_retry_after(answer.headers.get("retry-after"))
     status = answer.status
@@ -275,7 +280,8 @@ def read_status(answer: Answer) -> Outcome | None:
     if status == 429:
         return Retryable("asked to wait (HTTP 429)", retry_after=wait)
     if status in {401, 403, 404, 405} or status in _ELSEWHERE:
-        return Refused(f"the call was refused (HTTP {status}): check the account's settings")
+        why = f"the call was refused (HTTP {status}): check the account's settings"
+        return Refused(why, status in _UNPROVED)
     return Unknown(f"HTTP {status}", retry_after=wait)
 
 

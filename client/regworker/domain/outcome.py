@@ -72,11 +72,14 @@ class Retryable:
 class Refused:
     """Our credentials, or the call as such, were refused: the account's fault, not the job's.
 
-    Provably without effect. Opens the account's breaker until an operator closes it; spends no
-    attempt.
+    Provably without effect, unless it is `unproved`. Opens the account's breaker until an operator
+    closes it; spends no attempt.
     """
 
     reason: str
+    unproved: bool = False
+    """Something on the way to the provider may have refused, after the provider had carried the
+    request out: the job is unknown, and the worker asks once the account is resumed."""
 
 
 @dataclass(frozen=True, slots=True)

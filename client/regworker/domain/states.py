@@ -58,7 +58,7 @@ UNFINISHED = frozenset(State) - FINAL - PARKED
 
 EDGES: dict[tuple[State, State], str] = {
     (State.QUEUED, State.CALLING): "claim: a worker takes the lease before it sends a byte",
-    (State.QUEUED, State.UNKNOWN): "claim: the ledger may have lost a call; the worker asks first",
+    (State.QUEUED, State.UNKNOWN): "claim: a call may have been carried out; the worker asks first",
     (State.QUEUED, State.CANCELLED): "cancel: the producer cancels the job",
     (State.QUEUED, State.ABANDONED): "abandon: the deadline passed, or all attempts were used up",
     (State.CALLING, State.REGISTERED): "settle: the provider created the customer",

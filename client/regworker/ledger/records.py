@@ -37,6 +37,8 @@ class Record:
     finished_at: int
     leased_by: str
     why: str
+    unproved: int = 0
+    """1: only the login has denied that the customer exists; it may."""
     reopened: int = 0
     """How often a person had a job that was abandoned or in review tried again."""
     corrected: str = ""
@@ -104,7 +106,7 @@ class Record:
         order."""
         state, provider, account, lane, fence, reopened, attempts, *values = values
         unknowns, asks, accepted_at, deadline_at, lease_until, settle_until, why, *values = values
-        if_exists, reply_to, metadata, key, trace, payload = values
+        unproved, if_exists, reply_to, metadata, key, trace, payload = values
         return cls(
             id=job_id,
             state=_STATES[text(state)],
@@ -123,6 +125,7 @@ class Record:
             asks=asks,
             fence=fence,
             reopened=reopened,
+            unproved=unproved,
             lease_until=lease_until,
             settle_until=settle_until,
             finished_at=0,
@@ -151,6 +154,7 @@ _NUMBERS = (
     "asks",
     "fence",
     "reopened",
+    "unproved",
     "lease_until",
     "settle_until",
     "finished_at",

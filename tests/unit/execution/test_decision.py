@@ -34,8 +34,10 @@ OUTCOMES: list[Outcome] = [
     INVALID,
     Retryable("not sent"),
     Refused("401"),
+    Refused("403", unproved=True),
     Unknown("lost"),
     Absent("nobody"),
+    Absent("not by the login", login_only=True),
     Unresolvable("somebody"),
 ]
 #: The name of each decision in the ledger's script.
@@ -46,7 +48,9 @@ NAMES = [
     "retry",
     "retry",
     "unknown",
+    "unknown",
     "absent",
+    "unproved",
     "unresolvable",
 ]
 
@@ -129,6 +133,14 @@ def test_refused_credentials_are_the_accounts_fault() -> None:
     assert (found.name, found.spends, found.health) == ("retry", False, "refused")
 
 
+def test_a_refusal_that_proves_nothing_is_the_accounts_fault_as_well() -> None:
+    """The account waits for an operator, and the job for a look-up."""
+    found = of(Refused("403", unproved=True), health="ok")
+    assert (found.name, found.spends, found.health) == ("unknown", False, "refused")
+    found = of(Refused("403", unproved=True), claim(asking=True))
+    assert found.name == "retry", "a look-up has no effect"
+
+
 def test_our_own_fault_spends_no_attempt() -> None:
     """A fault of this worker is not the job's fault."""
     assert not of(Retryable("no key", spends=False)).spends
@@ -138,11 +150,19 @@ def test_our_own_fault_spends_no_attempt() -> None:
 # -- look-ups --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("found", [Unknown("away"), Retryable("away")])
+def asked(held: Claim, found: Outcome, max_attempts: int = 10) -> Outcome:
+    """What a look-up's outcome means."""
+    return decision.asked(held, found, max_attempts)
+
+
+SILENCE = [Unknown("away"), Retryable("away")]
+
+
+@pytest.mark.parametrize("found", SILENCE)
 def test_a_question_without_an_answer_ends_at_a_person(found: Outcome) -> None:
     """After the deadline, and after enough look-ups, a person decides."""
     held = claim(asking=True, at=1001, asks=decision.UNANSWERED)
-    assert isinstance(decision.asked(held, found), Unresolvable)
+    assert isinstance(asked(held, found), Unresolvable)
 
 
 @pytest.mark.parametrize(
@@ -156,19 +176,58 @@ def test_a_question_without_an_answer_ends_at_a_person(found: Outcome) -> None:
 )
 def test_before_that_it_is_asked_again(held: Claim) -> None:
     """A short outage of the provider needs no person."""
-    assert decision.asked(held, Unknown("away")) == Unknown("away")
+    assert asked(held, Unknown("away")) == Unknown("away")
+
+
+@pytest.mark.parametrize("found", SILENCE)
+@given(deadline=st.integers(0, 253_402_300_800_000), settle=st.integers(0, 2 * 10**12))
+def test_no_deadline_keeps_a_question_from_a_person(
+    found: Outcome, deadline: int, settle: int
+) -> None:
+    """Whatever the deadline is, look-ups stay without an answer for a week at most."""
+    at = max(settle, min(deadline, settle + decision.LONGEST_SILENCE))
+    held = claim(True, at, asks=decision.UNANSWERED, deadline_at=deadline, settle_until=settle)
+    assert asked(held, found) == found
+    assert isinstance(asked(replace(held, at=at + 1), found), Unresolvable)
+
+
+def test_a_worker_that_cannot_ask_sends_nobody_to_a_person() -> None:
+    """A missing account or key is no silence of the provider's."""
+    ours = Retryable("no such account", 15, spends=False)
+    assert asked(claim(asking=True, at=1001, asks=99), ours) == ours
+
+
+@pytest.mark.parametrize(
+    ("more", "spent"),
+    [
+        ({}, False),
+        ({"deadline_at": 600}, True),
+        ({"deadline_at": 601}, False),
+        ({"attempts": 10}, True),
+        ({"attempts": 9}, False),
+    ],
+)
+def test_a_refused_login_is_no_proof_for_a_job_that_cannot_be_sent_again(
+    more: dict[str, int], spent: bool
+) -> None:
+    """If the provider could say no more than that, a person finds out."""
+    held = claim(asking=True, at=600, **more)
+    unproved = Absent("not by the login", login_only=True)
+    assert isinstance(asked(held, unproved), Unresolvable if spent else Absent)
+    assert asked(held, Absent("nobody")) == Absent("nobody")
+    assert not isinstance(asked(replace(held, at=499), unproved), Unresolvable), "too early"
 
 
 def test_somebody_else_is_believed_after_the_settle_delay_only() -> None:
     """Our own request may be carried out between the login and the look-up."""
     found = Unresolvable("somebody")
-    assert isinstance(decision.asked(claim(asking=True, at=499), found), Unknown)
-    assert decision.asked(claim(asking=True, at=500), found) == found
+    assert isinstance(asked(claim(asking=True, at=499), found), Unknown)
+    assert asked(claim(asking=True, at=500), found) == found
 
 
 def test_a_question_rejects_nobody() -> None:
     """A registration that no longer fits our model may still have been carried out."""
-    found = decision.asked(claim(asking=True), INVALID)
+    found = asked(claim(asking=True), INVALID)
     assert isinstance(found, Unresolvable)
     assert "name: is required" in found.reason
 
@@ -176,7 +235,7 @@ def test_a_question_rejects_nobody() -> None:
 @pytest.mark.parametrize("found", [Registered({}), Absent("nobody"), Refused("401")])
 def test_an_answer_is_an_answer(found: Outcome) -> None:
     """It counts, however late it comes."""
-    assert decision.asked(claim(asking=True, at=10**6, asks=99), found) == found
+    assert asked(claim(asking=True, at=10**6, asks=99), found) == found
 
 
 # -- duplicates ------------------------------------------------------------------------------------
@@ -187,20 +246,40 @@ def test_only_an_existing_customer_is_a_duplicate() -> None:
     assert [one for one in OUTCOMES if decision.duplicate(one)] == [DUPLICATE]
 
 
-@pytest.mark.parametrize("found", OUTCOMES, ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize("found", OUTCOMES, ids=str)
 def test_a_duplicate_is_adopted_if_our_password_opens_it(found: Outcome) -> None:
-    """This holds for a first attempt; if the look-up gets no answer, it is repeated."""
+    """This holds for a first attempt; any clear answer but that leaves it a duplicate."""
     adopted = decision.adopted(DUPLICATE, found)
-    ours = isinstance(found, Registered | Unknown | Refused)
-    assert adopted == (found if ours else DUPLICATE)
+    match found:
+        case Registered():
+            assert adopted == found
+        case Unknown() | Refused():
+            assert type(adopted) is (Retryable if isinstance(found, Unknown) else Refused)
+        case _:
+            assert adopted == DUPLICATE
 
 
-@pytest.mark.parametrize("found", OUTCOMES, ids=lambda one: type(one).__name__)
-def test_a_duplicate_after_an_unknown_attempt_is_never_a_rejection(found: Outcome) -> None:
+@pytest.mark.parametrize("found", OUTCOMES, ids=str)
+def test_a_first_attempt_that_was_refused_as_a_duplicate_is_never_unknown(found: Outcome) -> None:
+    """Nothing was created, whether or not the look-up after it is answered."""
+    assert of(decision.adopted(DUPLICATE, found)).name in {"registered", "rejected", "retry"}
+
+
+@pytest.mark.parametrize("found", OUTCOMES, ids=str)
+def test_a_refusal_after_an_unknown_attempt_leaves_the_job_in_doubt(found: Outcome) -> None:
     """The customer may be ours: a login proves it, and without one a person decides."""
     decided = decision.refused_again(found)
-    assert isinstance(decided, Registered | Unknown | Refused | Unresolvable)
+    assert of(decided).name in {"registered", "unknown", "unresolvable"}
     assert isinstance(decided, Registered) == isinstance(found, Registered)
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES, ids=str)
+def test_which_refusals_an_earlier_attempt_may_explain(outcome: Outcome) -> None:
+    """A duplicate always; any other one only if absence is not proved."""
+    rejected = isinstance(outcome, Rejected)
+    assert not decision.doubted(RECORD, outcome)
+    assert decision.doubted(replace(RECORD, unknowns=1), outcome) == (outcome == DUPLICATE)
+    assert decision.doubted(replace(RECORD, unknowns=1, unproved=1), outcome) == rejected
 
 
 # -- the account's health --------------------------------------------------------------------------

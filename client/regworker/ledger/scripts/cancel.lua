@@ -13,7 +13,8 @@ if job.state == 'cancelled' then
   return {'done', 'cancelled'}
 end
 local _, doubted = doubt(job)
-if doubted and job.state == 'queued' then return {'stale', 'unknown'} end
+-- Also if only the login has denied that the customer exists.
+if (doubted or job.unproved ~= 0) and job.state == 'queued' then return {'stale', 'unknown'} end
 if job.state ~= 'queued' or job.attempts ~= tonumber(ARGV[2]) then return {'stale', job.state} end
 record_act(ARGV[4], 'job.cancel', id, 'queued', 'cancelled')
 local by = ARGV[4] ~= '' and name_of(ARGV[4]) or 'its producer'

@@ -29,7 +29,7 @@ local function granted(verdict)
   weigh(#job.metadata + #(payload or ''))
   return {verdict, at, lost or '', stray_at or '', job.state, job.provider, job.account, job.lane, job.fence,
     job.reopened, job.attempts, job.unknowns, job.asks, job.accepted_at, job.deadline_at, job.lease_until,
-    job.settle_until, job.why, job.if_exists, job.reply_to, job.metadata,
+    job.settle_until, job.why, job.unproved, job.if_exists, job.reply_to, job.metadata,
     key, trace, payload}
 end
 
@@ -149,7 +149,14 @@ if doubted and (job.state == 'queued' or job.state == 'unknown') then
 end
 if job.state ~= 'queued' and job.state ~= 'unknown' then return {'over', at, job.state} end
 if job.state == 'queued' then
-  if job.deadline_at <= at or job.attempts >= tonumber(ARGV[6]) then return granted('spent') end
+  if job.deadline_at <= at or job.attempts >= tonumber(ARGV[6]) then
+    if job.unproved == 0 then return granted('spent') end
+    -- Only the login has denied that the customer exists: it is asked once more, and then a person.
+    set(id, job, {
+      state = 'unknown', asks = 0, due_at = 0, slot_at = 0,
+      log = noted(job.log, at, 'unknown: the customer may exist, and the job may not be sent again'),
+    })
+  end
 end
 if job.due_at > at then return later('due', job.due_at) end
 if job.slot_at > at then return later('pace', job.slot_at) end
@@ -161,10 +168,13 @@ if why then
 end
 
 local asking = job.state == 'unknown'
+-- Only look-ups after the deadline count towards a review (see `asked` in decision.py).
+local late = math.max(job.deadline_at, job.settle_until)
+local asks = job.claimed_at <= late and at > late and 0 or job.asks
 set(id, job, {
   state = asking and 'unknown' or 'calling', token = token, leased_by = ARGV[3],
   fence = next_fence(), epoch = doubted_at, lease_until = at + lease, claimed_at = at, wakes = 0, slot_at = 0,
-  due_at = 0, why = '', attempts = job.attempts + (asking and 0 or 1),
+  due_at = 0, why = '', asks = asks, attempts = job.attempts + (asking and 0 or 1),
   log = noted(job.log, at, (asking and 'asking by ' or 'calling by ') .. ARGV[3]),
 })
 alarm(id, at + lease)

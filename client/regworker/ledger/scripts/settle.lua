@@ -2,7 +2,8 @@
 -- KEYS: job, alarms
 -- ARGV: id, fence, verdict, reason, delay_ms, settle_ms, spends (0 | 1), health, threshold,
 --       pause_ms, retention_ms, then the event as for tell() in _lib, if there is one
--- verdict: registered | rejected | retry | unknown | absent | unresolvable
+-- verdict: registered | rejected | retry | unknown | absent | unproved (absent, but only by the
+--       login) | unresolvable
 -- health: ok | fault | refused | '' (about the account)
 -- Returns {'done', state, until} or {'stale', state}
 local id, fence, verdict, reason = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
@@ -49,10 +50,14 @@ if not open or not (holder or verdict == 'registered') then
   return {'stale', job.state}
 end
 
+local unproved = verdict == 'unproved' and 1 or 0
+if unproved == 1 then verdict = 'absent' end
 -- Only a lookup can prove absence.
 if job.state == 'calling' and verdict == 'absent' then verdict = 'unknown' end
 
 local was = job.state
+local attempts = job.attempts
+if was == 'calling' and ARGV[7] == '0' then attempts = attempts - 1 end
 
 -- Not the end: the lease is over, and the record says why.
 local function go_on(text, changes)
@@ -103,7 +108,7 @@ if verdict == 'unknown' then
     if at < settle_until and till > settle_until then till = settle_until end
   end
   go_on('unknown: ' .. reason, {
-    state = 'unknown', unknowns = unknowns, asks = asks, why = reason,
+    state = 'unknown', unknowns = unknowns, attempts = attempts, asks = asks, why = reason,
     settle_until = settle_until, due_at = till,
   })
   alarm(id, till)
@@ -114,14 +119,15 @@ end
 if job.state == 'unknown' and verdict ~= 'absent' then
   -- The lookup failed; an unknown job stays unknown.
   go_on('unknown: not asked: ' .. reason, {
-    why = reason, asks = job.asks + 1, due_at = at + delay,
+    why = reason, asks = job.asks + tonumber(ARGV[7]), due_at = at + delay,
   })
   alarm(id, at + delay)
   return done(at + delay)
 end
 local till = verdict == 'absent' and at or at + delay
-local attempts = job.attempts
-if was == 'calling' and ARGV[7] == '0' then attempts = attempts - 1 end
-go_on('queued: ' .. reason, {state = 'queued', due_at = till, attempts = attempts, why = reason})
+if verdict == 'retry' then unproved = job.unproved end
+go_on('queued: ' .. reason, {
+  state = 'queued', due_at = till, attempts = attempts, why = reason, unproved = unproved,
+})
 alarm(id, math.min(till, math.max(job.deadline_at, at)))
 return done(till)
