@@ -173,8 +173,17 @@ class SkyPostal:
         if not isinstance(sent, Answer):
             return unanswered(sent)
         said = _read(sent)
-        if isinstance(said, _No) and _blames_us(said, body):
-            return Refused("SkyPostal refused user_code or app_key: check the account's settings")
+        if isinstance(said, _No) and CREDENTIALS.search(f"{said.location} {said.text}"):
+            if not any(CREDENTIALS.search(value) for value in _strings(body)):
+                return Refused(
+                    "SkyPostal refused user_code or app_key: check the account's settings"
+                )
+            # The text may quote the customer: one odd name must not stop an account. But in a
+            # look-up such a refusal proves nothing.
+            if path != REGISTER:
+                return Unknown(
+                    "SkyPostal refused the e-mail or our credentials: it is unclear which"
+                )
         return said
 
     def _rejected(self, no: _No, registration: SkyPostalRegistration) -> Rejected:
@@ -214,7 +223,9 @@ def _customer(record: dict[str, Any]) -> _Customer | Outcome:
 
 def _no(answer: Answer, text: str, error: dict[str, Any]) -> _No | Outcome:
     status = read_status(answer)
-    if isinstance(status, Refused | Retryable) or (status and answer.status >= 500):
+    if isinstance(status, Refused):
+        return Refused(status.reason)  # in SkyPostal's own words, so that it was not carried out
+    if isinstance(status, Retryable) or (status and answer.status >= 500):
         return status
     if error.get("system_error", False) is not False:
         return Unknown("system_error: the call may have had an effect")
@@ -222,12 +233,6 @@ def _no(answer: Answer, text: str, error: dict[str, Any]) -> _No | Outcome:
         return Unknown("refused without a reason")
     location = error.get("error_location")
     return _No(text, location if isinstance(location, str) else "")
-
-
-def _blames_us(no: _No, body: dict[str, Any]) -> bool:
-    # Unless the text may quote the customer: one odd name must not stop an account.
-    quoted = any(CREDENTIALS.search(value) for value in _strings(body))
-    return bool(CREDENTIALS.search(f"{no.location} {no.text}")) and not quoted
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -596,6 +596,47 @@ def test_refused_credentials_are_not_taken_for_absence(answers: tuple[Answer, ..
     assert isinstance(Wire(*answers).find_out(), Refused)
 
 
+#: Refusals that name a credential: in the text or in the place, in any spelling.
+BLAMES = [
+    no("The app key is not valid."),
+    no("Invalid APP_KEY"),
+    no("Access denied", location="user_code"),
+    no("The user code does not exist.", status=400),
+]
+
+
+@pytest.mark.parametrize("blames", BLAMES)
+@pytest.mark.parametrize("login_answers", [True, False])
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("customer_email",), "appkey@example.com"),
+        (("customer_email",), "app_key@example.com"),
+        (("customer_email",), "user.code@user-code.user_code.example"),
+        (("customer_password",), "my user code 1"),
+        (("customer_password",), "App Key 12"),
+    ],
+)
+def test_no_word_of_a_sender_makes_absence_of_a_refused_key(
+    path: tuple[str, ...], value: str, login_answers: bool, blames: Answer
+) -> None:
+    """Whoever chooses an e-mail or a password must not choose what a look-up's refusal means."""
+    answers = (no(), blames) if login_answers else (blames, no())
+    found = Wire(*answers).find_out(put(path, value))
+    assert isinstance(found, Refused | Unknown)
+
+
+@pytest.mark.parametrize("status", [302, 403])
+def test_a_refusal_in_skypostals_own_words_had_no_effect(status: int) -> None:
+    """Only a page of somebody else on the way may replace the answer to a registration."""
+    own, page = no("Denied", status=status), Answer(status, {}, b"<html>")
+    assert [
+        refused.unproved
+        for refused in (Wire(own).register(), Wire(page).register())
+        if isinstance(refused, Refused)
+    ] == [False, True]
+
+
 # -- the account -----------------------------------------------------------------------------
 
 
