@@ -39,6 +39,8 @@ class Rules(NamedTuple):
     """The deadline ends queued jobs only, never an unknown one."""
     events_numbered_by_ledger: bool = True
     """An event's id counts the events so far, not those at the time of the claim."""
+    keeps_doubt: bool = True
+    """A job that only the login has denied is not taken for one without a customer."""
 
     doubts: bool = True
     """A job whose claim the ledger may have forgotten is asked about first."""
@@ -64,6 +66,9 @@ class Bounds(NamedTuple):
     """What operators do: resolve a review, redrive an abandoned job."""
     failovers: int = 0
     """How often the ledger goes back to its state before the current claim."""
+    login_only: bool = False
+    """The provider cannot be searched, and refuses logins before somebody approves the customer. It
+    refuses to create a second one."""
 
 
 DEFAULT = {
@@ -71,8 +76,9 @@ DEFAULT = {
     "operators lend a hand": Bounds(crashes=1, pauses=0, hands=1),
     "a third attempt": Bounds(attempts=3, crashes=1, pauses=0),
     "a third worker": Bounds(workers=3, attempts=1, crashes=1, pauses=0),
+    "only the login can be asked": Bounds(crashes=0, pauses=0, hands=1, login_only=True),
 }
-"""The default: about 160,000 worlds."""
+"""The default: about 220,000 worlds."""
 
 FORGETFUL = {
     "the ledger forgets a claim twice": Bounds(attempts=1, crashes=0, pauses=0, failovers=2),
@@ -112,6 +118,8 @@ class Job(NamedTuple):
     """The settle delay, counted from the lease's end or the settle, has not passed."""
     late: bool = False
     """The deadline has passed."""
+    unproved: bool = False
+    """Only the login has denied that there is a customer."""
     in_doubt: bool = False
     """The ledger may have forgotten a claim, and none has been made since."""
     alarm: bool = True
@@ -200,9 +208,9 @@ def steps(world: World, rules: Rules, bounds: Bounds) -> Iterator[tuple[Step, Wo
             if not worker.paused:
                 yield from _work(world, i, rules, bounds)
             yield from _fate(world, i)
-    yield from _network(world)
+    yield from _network(world, bounds)
     yield from _clock(world, rules)
-    yield from _people(world)
+    yield from _people(world, rules)
     yield from _failover(world, rules)
 
 
@@ -222,8 +230,8 @@ def _work(world: World, i: int, rules: Rules, bounds: Bounds) -> Iterator[tuple[
     match worker.phase:
         case "claimed" if worker.asking:
             if may_send:
-                found = "registered" if world.accounts else "absent"
-                yield Step("asks", i, found), knows(found)
+                for found in _found(world, rules, bounds):
+                    yield Step("asks", i, found), knows(found)
                 yield Step("asks", i, "no answer", fault=True), knows("unknown")
                 yield Step("asks", i, "cannot be known", fault=True), knows("unresolvable")
             yield Step("cannot ask", i, fault=may_send), knows("retry")
@@ -237,14 +245,17 @@ def _work(world: World, i: int, rules: Rules, bounds: Bounds) -> Iterator[tuple[
         case "looked":
             yield Step("sends", i), _send(world, i)
         case "sent":
-            yield Step("is refused", i, fault=True), knows("rejected")
+            refused = "unresolvable" if _kept(job, rules) else "rejected"
+            yield Step("is refused", i, fault=True), knows(refused)
             yield Step("is asked to wait", i, fault=True), knows("retry")
             if job.doubted:
-                yield Step("is refused as a duplicate", i, fault=True), knows("unresolvable")
+                fault = not (bounds.login_only and world.accounts)
+                yield Step("is refused as a duplicate", i, fault=fault), knows("unresolvable")
             given_up = knows("unknown")._replace(adrift=world.adrift + 1)
             yield Step("gives up waiting", i, fault=True), given_up
         case "made":
             yield Step("is answered", i), knows("registered")
+            yield Step("is refused on the way back", i, fault=True), knows("unknown for free")
             yield Step("gives up waiting", i, fault=True), knows("unknown")
         case "knows":
             yield _settle(world, i, rules)
@@ -253,6 +264,24 @@ def _work(world: World, i: int, rules: Rules, bounds: Bounds) -> Iterator[tuple[
         case "published":
             finished = job._replace(events=(*job.events, worker.outcome))
             yield Step("publishes", i), _worker(world._replace(job=finished), i, IDLE)
+
+
+def _found(world: World, rules: Rules, bounds: Bounds) -> Iterator[str]:
+    """What an answered lookup may find. Only with `login_only` it may be wrong."""
+    if world.accounts or not bounds.login_only:
+        yield "registered" if world.accounts else "absent"
+    if bounds.login_only:
+        yield "unproved"
+        if rules.keeps_doubt and _spent(world.job, bounds):
+            yield "unresolvable"
+
+
+def _kept(job: Job, rules: Rules) -> bool:
+    return job.unproved and rules.keeps_doubt
+
+
+def _spent(job: Job, bounds: Bounds) -> bool:
+    return job.late or job.attempts >= bounds.attempts
 
 
 def _send(world: World, i: int) -> World:
@@ -305,7 +334,9 @@ def _claim(world: World, i: int, rules: Rules, bounds: Bounds) -> tuple[Step, Wo
             state=State.UNKNOWN, doubted=True, settling=True, due=Due.NOW, held=False
         )
     if job.state is State.QUEUED or (job.state is State.UNKNOWN and not rules.deadline_asks):
-        if job.late or (job.state is State.QUEUED and job.attempts >= bounds.attempts):
+        if job.state is State.QUEUED and _kept(job, rules) and _spent(job, bounds):
+            job = job._replace(state=State.UNKNOWN, due=Due.NOW)
+        elif job.late or (job.state is State.QUEUED and job.attempts >= bounds.attempts):
             world = world._replace(job=job)
             return Step("claims", i, "spent", stray), _worker(world, i, Worker("spent"))
     elif job.state is not State.UNKNOWN:
@@ -347,7 +378,7 @@ def _settle(world: World, i: int, rules: Rules) -> tuple[Step, World]:
     after = after._replace(workers=others, was=None)
     job = job._replace(held=False, lease=False, sure=False)
     settling = job.settling
-    if outcome == "absent" and not world.job.sure and rules.settle_delay:
+    if outcome in {"absent", "unproved"} and not world.job.sure and rules.settle_delay:
         outcome = "unknown"
 
     match outcome:
@@ -360,18 +391,32 @@ def _settle(world: World, i: int, rules: Rules) -> tuple[Step, World]:
             return step, _worker(after._replace(job=apart), i, Worker("published", outcome=event))
         case "unresolvable":
             event = _event(job, "review", worker.seen, rules)
+            # A call was answered: nothing of it is on its way.
             job = job._replace(
-                state=State.REVIEW, alarm=False, due=Due.NOW, events=(*job.events, event)
+                state=State.REVIEW,
+                alarm=False,
+                settling=settling and not calling,
+                due=Due.NOW,
+                events=(*job.events, event),
             )
-        case "unknown" if calling:
-            job = job._replace(state=State.UNKNOWN, doubted=True, settling=True, due=Due.NOW)
+        case "unknown" | "unknown for free" if calling:
+            job = job._replace(
+                state=State.UNKNOWN,
+                doubted=True,
+                settling=True,
+                due=Due.NOW,
+                attempts=job.attempts - (outcome == "unknown for free"),
+            )
             after = after._replace(unproved=True)
         case "unknown":
             job = job._replace(due=Due.CAPPED if settling else Due.LATER)
         case "retry" if not calling:
             job = job._replace(due=Due.LATER)
-        case "absent":
-            job = job._replace(state=State.QUEUED, settling=False, due=Due.NOW)
+        case "absent" | "unproved":
+            # Enough to send it again: who cannot be searched creates no second customer.
+            job = job._replace(
+                state=State.QUEUED, settling=False, due=Due.NOW, unproved=outcome == "unproved"
+            )
             after = after._replace(unproved=False)
         case "retry" | "retry for free":
             job = job._replace(
@@ -386,7 +431,7 @@ def _settle(world: World, i: int, rules: Rules) -> tuple[Step, World]:
 
 def _abandon(world: World, i: int, rules: Rules, bounds: Bounds) -> tuple[Step, World]:
     job, after = world.job, _worker(world, i, IDLE)
-    spent = job.late or job.attempts >= bounds.attempts
+    spent = _spent(job, bounds) and not _kept(job, rules)
     waits = job.state is State.QUEUED or not rules.deadline_asks
     if not (spent and waits and not job.held) or job.state in FINAL:
         return Step("abandons", i, "stale"), after
@@ -408,9 +453,9 @@ def _seen(job: Job, rules: Rules) -> int:
     return 0 if rules.events_numbered_by_ledger else len(job.events)
 
 
-def _people(world: World) -> Iterator[tuple[Step, World]]:
+def _people(world: World, rules: Rules) -> Iterator[tuple[Step, World]]:
     job = world.job
-    if job.state is State.QUEUED and not job.in_doubt:
+    if job.state is State.QUEUED and not job.in_doubt and not _kept(job, rules):
         done = _finish(job, State.CANCELLED, len(job.events), Rules())
         yield Step("cancel", fault=True), world._replace(job=done)
     if not world.hands:
@@ -437,7 +482,9 @@ def _people(world: World) -> Iterator[tuple[Step, World]]:
 # ---- the network and the clock -------------------------------------------------------------------
 
 
-def _network(world: World) -> Iterator[tuple[Step, World]]:
+def _network(world: World, bounds: Bounds) -> Iterator[tuple[Step, World]]:
+    if bounds.login_only and world.accounts:
+        return
     more = world.accounts + 1
     for i, worker in enumerate(world.workers):
         if worker.phase == "sent":

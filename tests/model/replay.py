@@ -63,6 +63,8 @@ CLOCK_STEPS = {
     "due": "the retry is due",
     "deadline": "the deadline passes",
 }
+#: How the model names what spends no attempt.
+FREE = " for free"
 DOUBT = ("doubted_at", "doubt_until")
 LEDGER_STEPS = frozenset({"claims", "settles", "abandons", "cancel", "resolve", "redrive"})
 
@@ -195,10 +197,10 @@ class Replay:
                 held = self._claims.pop(actor)
                 outcome = before.workers[actor].outcome
                 verdict = Decision(
-                    "retry" if outcome == "retry for free" else outcome,
+                    outcome.removesuffix(FREE),
                     "why",
-                    0 if outcome == "unknown" and not held.asking else self._until("due"),
-                    spends=outcome != "retry for free",
+                    0 if outcome.startswith("unknown") and not held.asking else self._until("due"),
+                    spends=not outcome.endswith(FREE),
                 )
                 delays = SettleRules(self._until("settle"), 1000, 10, 1000)
                 kind = "review" if outcome == "unresolvable" else outcome
@@ -327,6 +329,8 @@ class Replay:
         if job.state not in FINAL:
             ours |= {"late": job.late}
             theirs |= {"late": record.deadline_at <= now}
+            ours |= {"unproved": job.unproved}
+            theirs |= {"unproved": record.unproved == 1}
         if job.state not in FINAL and self._bounds.failovers:
             at, till = (int(one or 0) for one in self._server.hmget(IDENTITY, *DOUBT))
             doubted = record.accepted_at < till and int(raw.get("epoch") or 0) != at

@@ -24,7 +24,17 @@ WORSE = Rules(requests_end=False)
 #: Also with a ledger that goes back to an earlier state. No redrives: the doubt's margin has no end
 #: here, so the scripts would doubt a job's second life, too.
 FORGETFUL_WILD = WILD._replace(failovers=4, hands=0)
+#: Also if only the login can be asked. With one worker: more would seldom get as far.
+LOGIN_ONLY = Bounds(workers=1, attempts=2, crashes=3, hands=3, login_only=True)
 WALKS, LENGTH = 100, 60
+
+#: Bounds whose worlds have every kind of step.
+ENOUGH = [
+    "two crashes and a pause",
+    "operators lend a hand",
+    "only the login can be asked",
+    *FORGETFUL,
+]
 
 ONE_LESS = {
     "a settle looks at no fence": ("settle", "fence == job.fence and ", ""),
@@ -59,6 +69,16 @@ ONE_LESS = {
         "claim",
         "doubted_at + lease + settle_ms",
         "doubted_at",
+    ),
+    "what only the login denied is abandoned": (
+        "claim",
+        "if job.unproved == 0 then",
+        "if true then",
+    ),
+    "a retry drops the doubt of what only the login denied": (
+        "settle",
+        "if verdict == 'retry' then unproved = job.unproved end",
+        "",
     ),
     "an end keeps the payload": (
         "cancel",
@@ -119,7 +139,7 @@ def spanning(searched: Searched) -> Iterator[Trace]:
         yield trace
 
 
-@pytest.mark.parametrize("bounds", ["two crashes and a pause", "operators lend a hand", *FORGETFUL])
+@pytest.mark.parametrize("bounds", ENOUGH)
 def test_the_scripts_take_every_kind_of_step_as_the_model_does(
     server: "redis.Redis", digests: Mapping[str, str], searched: dict[str, Searched], bounds: str
 ) -> None:
@@ -137,6 +157,13 @@ def test_the_scripts_follow_the_model_wherever_it_wanders(
     wander(server, digests)
 
 
+def test_the_scripts_follow_the_model_where_only_the_login_can_be_asked(
+    server: "redis.Redis", digests: Mapping[str, str]
+) -> None:
+    """Model and scripts agree on what a refused login does not prove."""
+    wander(server, digests, LOGIN_ONLY)
+
+
 def test_the_scripts_follow_the_model_on_a_ledger_that_forgets(
     server: "redis.Redis", digests: Mapping[str, str]
 ) -> None:
@@ -152,8 +179,9 @@ def test_a_script_that_does_otherwise_is_found_out(server: "redis.Redis", what: 
     assert sources[name].count(line) == 1, f"{name}.lua no longer holds: {line}"
     sources[name] = sources[name].replace(line, instead)
     changed = load(server, sources)
+    bounds = FORGETFUL_WILD if "forg" in what else LOGIN_ONLY if "login" in what else WILD
     with pytest.raises(DivergenceError, match="accept"):
-        wander(server, changed, FORGETFUL_WILD if "forg" in what else WILD)
+        wander(server, changed, bounds)
 
 
 def test_a_review_and_the_late_answer_after_it_are_two_events(

@@ -86,6 +86,14 @@ def test_the_promise_rests_on_what_is_assumed(assumption: str) -> None:
     assert 3 <= len(found.trace) <= 12, found
 
 
+def test_without_the_doubt_a_refused_login_ends_a_job_that_has_a_customer() -> None:
+    """A store that cannot be searched refuses the login of a customer that waits for approval."""
+    bounds = DEFAULT["only the login can be asked"]
+    found = explore(Rules(keeps_doubt=False), bounds)
+    assert "there is or may yet be an account" in found.flaw
+    assert 3 <= len(found.trace) <= 12, found
+
+
 def test_a_trace_tells_step_by_step_what_happened() -> None:
     """A trace shows step by step how a flaw comes about."""
     lines = str(explore(Rules(lost_lease_is_unknown=False))).splitlines()
