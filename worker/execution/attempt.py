@@ -156,6 +156,7 @@ class Attempts:
         watch = decision.Watch()
         with self._leases.hold(claimed, asked_at) as lease:
             outcome = await self._outcome(claimed, lease, watch)
+            watch.judged(outcome)
             if claimed.asking:
                 outcome = decision.asked(claimed, outcome, self._rules.claim.max_attempts)
             at = claimed.at + (self._leases.now() - asked_at) * 1000
@@ -244,7 +245,8 @@ class Attempts:
             found = writable(await provider.find_out(registration))
             how = decision.REFUSED if duplicate else "rejected when it was sent again"
             return decision.refused_again(found, how)
-        if duplicate and claimed.record.if_exists == "adopt":
+        # An earlier attempt may have been carried out, though it was answered: with 429, say.
+        if duplicate and (claimed.record.if_exists == "adopt" or claimed.record.attempts > 1):
             return decision.adopted(outcome, writable(await provider.find_out(registration)))
         return outcome
 

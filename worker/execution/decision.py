@@ -62,6 +62,14 @@ class Watch:
             case _:
                 assert_never(answer)
 
+    def judged(self, outcome: Outcome) -> None:
+        """Called with the outcome of all calls: an answer that nobody can read is a fault, too.
+
+        With a page about its maintenance, often with status 200, a provider accepts nothing.
+        """
+        if isinstance(outcome, Unknown) and self.health == "ok":
+            self.health = "fault"
+
 
 def duplicate(outcome: Outcome) -> bool:
     """Whether the provider refused because the customer exists."""

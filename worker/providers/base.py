@@ -258,20 +258,17 @@ def unasked(outcome: Outcome) -> Outcome:
     return outcome
 
 
-#: Redirects of a request to another place, where it would have to be sent again: it was not carried
-#: out. (303 names the place of the result, and 304 answers a question that we do not ask.)
-_ELSEWHERE = frozenset({301, 302, 307, 308})
-
-#: Refusals that may follow the request: a firewall that reads answers replaces one with 403, and a
-#: web framework answers a form that it has processed with 302.
-_UNPROVED = frozenset({302, 403})
+#: Refusals of the account, or of the call as such. But anything between the worker and the provider
+#: may answer so after the provider has carried the request out: a firewall that reads answers
+#: replaces one with 403, a front that hides errors with 404, a form is followed by 302.
+_REFUSED = frozenset({301, 302, 307, 308, 401, 403, 404, 405})
 
 
 def read_status(answer: Answer) -> Outcome | None:
     """The outcome by the status alone, for any provider; None: read the body.
 
-    5xx, 303 and unknown statuses are `Unknown`: the complete request may have been carried out. So
-    it may at 302 and 403, which refuse the account as well.
+    5xx, 303 and unknown statuses are `Unknown`: the complete request may have been carried out.
+    Refusals of the account are `unproved` for the same reason. Only 429 is believed.
     """
     wait = parse_retry_after(answer.headers.get("retry-after"))
     status = answer.status
@@ -279,9 +276,9 @@ def read_status(answer: Answer) -> Outcome | None:
         return None
     if status == 429:
         return Retryable("asked to wait (HTTP 429)", retry_after=wait)
-    if status in {401, 403, 404, 405} or status in _ELSEWHERE:
+    if status in _REFUSED:
         why = f"the call was refused (HTTP {status}): check the account's settings"
-        return Refused(why, status in _UNPROVED)
+        return Refused(why, unproved=True)
     return Unknown(f"HTTP {status}", retry_after=wait)
 
 
@@ -344,8 +341,10 @@ def _no_number(_name: str) -> Any:
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
-    # One name with two values: as with a header, it is unknown which is meant.
-    if len(found) != len(pairs) and any(found[name] != value for name, value in pairs):
+    # One name with two values: as with a header, it is unknown which is meant. (1 == True)
+    if len(found) != len(pairs) and any(
+        type(found[name]) is not type(value) or found[name] != value for name, value in pairs
+    ):
         raise ValueError
     return found
 

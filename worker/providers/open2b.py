@@ -24,6 +24,7 @@ from regworker.domain.outcome import (
 from regworker.forms.base import Body
 from regworker.forms.open2b import Open2bAddress, Open2bCustomer, Open2bRegistration
 from regworker.settings import HIGHEST, LONGEST
+from worker.http.headers import HEADER_VALUE
 from worker.providers import base
 from worker.providers.base import (
     Answer,
@@ -131,8 +132,11 @@ class Open2b:
                 return Unknown("ok without X-Customer-Key")
             case _Ok(_, key):
                 return Registered({"customer_key": key})
-            case _Error() as error:
+            case _Error() as error if error.type in CODES:
                 return self._rejected(error, registration)
+            case _Error() as error:
+                # "Unexpected error" and "timeout" are errors, too, and refuse nobody.
+                return _unexpected("sign-up", error)
             case outcome:
                 return outcome
 
@@ -222,10 +226,12 @@ def _read(answer: Answer) -> _Ok | _Error | Outcome:
     match read_json(answer):
         case {"status": "ok"} as body:
             # Once, however often it occurs, even if a proxy joined the lines.
-            keys = {key.strip() for key in answer.headers.get(KEY, "").split(",")}
+            keys = {key.strip(" \t") for key in answer.headers.get(KEY, "").split(",")}
             if KEY in answer.conflicting or len(keys) > 1:
                 return Unknown("the answer has more than one X-Customer-Key")
-            return _Ok(body, keys.pop())
+            if not HEADER_VALUE.fullmatch(key := keys.pop()):
+                return Unknown("the answer's X-Customer-Key is not plain text")
+            return _Ok(body, key)
         case {"status": "error", "error": {"type": str(kind), **error}}:
             field, description = error.get("field"), error.get("description")
             return _Error(

@@ -53,6 +53,13 @@ LOOK_UP = "{service}.svc/partner/customer-get-info"
 DUPLICATE = "the email account sent is already registered and associated with a box"
 #: Inferred: a refusal with these words is about our credentials, not about the customer.
 CREDENTIALS = re.compile(r"\b(user[ _]?code|app[ _]?key)\b", re.IGNORECASE)
+#: Inferred: a refusal with these words, in English or Spanish, says nothing about the customer.
+TROUBLE = re.compile(
+    r"\b(unavailable|maintenance|time[ds]?[ -]?out|exception|overload\w*|too many|busy|temporar\w*"
+    r"|(try|intente)\b.{0,40}\b(again|later|nuevo|tarde)|(internal|server|system|unexpected) error"
+    r"|no (est[aá] )?disponible|mantenimiento|error (interno|inesperado|del sistema))\b",
+    re.IGNORECASE,
+)
 
 
 def _numbers(value: Any) -> Any:
@@ -94,11 +101,11 @@ class _Customer:
     """`_verify: true`, with both credentials."""
 
     data: dict[str, Any]
-    email: str | None
+    email: Any
 
     def has(self, email: str) -> bool:
         # E-mails are returned in upper case, and not by every call.
-        return self.email is None or same_email(self.email, email)
+        return self.email is None or (isinstance(self.email, str) and same_email(self.email, email))
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +191,8 @@ class SkyPostal:
                 return Unknown(
                     "SkyPostal refused the e-mail or our credentials: it is unclear which"
                 )
+        if isinstance(said, _No) and path != REGISTER and TROUBLE.search(said.text):
+            return Unknown("SkyPostal could not answer the look-up")
         return said
 
     def _rejected(self, no: _No, registration: SkyPostalRegistration) -> Rejected:
@@ -216,9 +225,8 @@ def _customer(record: dict[str, Any]) -> _Customer | Outcome:
         return Unknown("success, but customer_box_id is not a positive whole number")
     if not isinstance(key, str) or not key.strip():
         return Unknown("success without customer_key")
-    email = record.get("customer_email")
     data = {"customer_box_id": box_id, "customer_key": key}
-    return _Customer(data, email if isinstance(email, str) else None)
+    return _Customer(data, record.get("customer_email"))
 
 
 def _no(answer: Answer, text: str, error: dict[str, Any]) -> _No | Outcome:

@@ -307,6 +307,18 @@ def test_the_last_call_of_an_attempt_counts() -> None:
     assert watched(Lost("reset"), Answer(200, {}, b"")) == "ok"
 
 
+@pytest.mark.parametrize(
+    ("outcome", "health"),
+    [(Unknown("not JSON"), "fault"), (Absent("nobody"), "ok"), (Rejected(()), "ok")],
+)
+def test_an_answer_that_nobody_can_read_is_a_fault(outcome: Outcome, health: str) -> None:
+    """A page about maintenance, often with status 200, creates nobody."""
+    watch = decision.Watch()
+    watch.heard(Answer(200, {}, b"<html>"))
+    watch.judged(outcome)
+    assert watch.health == health
+
+
 def watched(*answers: Answer | NotSent | Lost) -> str:
     """The health after calls with these answers."""
     watch = decision.Watch()

@@ -626,7 +626,31 @@ def test_no_word_of_a_sender_makes_absence_of_a_refused_key(
     assert isinstance(found, Refused | Unknown)
 
 
-@pytest.mark.parametrize("status", [302, 403])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Service temporarily unavailable, please try again later.",
+        "The server is busy",
+        "Request timed out.",
+        "Unexpected error",
+        "Servicio no disponible. Intente de nuevo más tarde.",
+    ],
+)
+@pytest.mark.parametrize("login_answers", [True, False])
+def test_trouble_in_a_look_up_is_no_absence(text: str, login_answers: bool) -> None:
+    """Whoever cannot look, does not know that nobody is there."""
+    trouble = no(text)
+    answers = (no(), trouble) if login_answers else (trouble, no())
+    assert isinstance(Wire(*answers).find_out(), Unknown)
+
+
+@pytest.mark.parametrize("email", [["box@example.com"], 7, {}, False])
+def test_an_e_mail_that_is_no_text_is_another_ones(email: object) -> None:
+    """Only an answer without any may do without the comparison."""
+    assert isinstance(Wire(yes(customer_email=email)).register(), Unknown)
+
+
+@pytest.mark.parametrize("status", [302, 401, 403, 404])
 def test_a_refusal_in_skypostals_own_words_had_no_effect(status: int) -> None:
     """Only a page of somebody else on the way may replace the answer to a registration."""
     own, page = no("Denied", status=status), Answer(status, {}, b"<html>")
