@@ -5,10 +5,10 @@ It is configured by the settings; a `celeryconfig.py` in the working directory o
 
 import importlib.util
 import sys
+from functools import cached_property
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-import click
 from celery import Celery
 from celery.app import backends
 
@@ -19,6 +19,7 @@ from worker.broker import nodes
 from worker.broker.broker_url import of_kombu
 from worker.broker.queues import OurQueue
 from worker.broker.wakeups import QUEUES, REQUESTS
+from worker.celery_options import Guard
 
 #: Seconds until the Redis broker gives an unacknowledged message to another worker. This concerns
 #: only messages of the task `registrations.register`, which take milliseconds.
@@ -143,6 +144,11 @@ class App(Celery):  # type: ignore[misc]
         """A connection to publish to."""
         return super().connection_for_write(url or self._broker("broker_write_url"), **kwargs)
 
+    @cached_property
+    def Worker(self) -> Any:  # noqa: N802 -- Celery's name
+        """The worker as a program."""
+        return self.subclass_with_self("worker.process.stop_signals:Worker")
+
     def _broker(self, name: str) -> str:
         # By key: attributes of the configuration would read the environment first.
         return nodes.in_order(self.conf.get(name) or self.conf["broker_url"])
@@ -194,7 +200,7 @@ app = App(
     task_cls="worker.process.consumer:Task",
 )
 app.user_options["worker"].add(
-    click.Option(
+    Guard(
         ["--allow-unsafe"],
         is_flag=True,
         help="Start although the ledger's server could lose jobs. For development only.",

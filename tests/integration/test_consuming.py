@@ -110,3 +110,57 @@ def test_a_worker_whose_redis_does_not_answer_is_not_well(tmp_path: Path) -> Non
             it.goes_on()
     finally:
         own.stop(timeout=PATIENCE)
+
+
+#: Read when the worker starts: so many requests fail between Celery's count and the pool.
+FAILING = """
+from celery import signals as _signals
+
+@_signals.worker_ready.connect(weak=False)
+def fail(sender, **_):
+    left = list(range(4))
+    def failing(request):
+        if left:
+            left.pop()
+            raise RuntimeError("a fault")
+    sender.on_task_message.add(failing)
+"""
+
+
+@pytest.mark.parametrize("broker", BROKERS)
+def test_a_request_that_fails_before_its_task_takes_no_slot(tmp_path: Path, broker: str) -> None:
+    """It is set aside, and its alarm wakes the job again."""
+    (tmp_path / "celeryconfig.py").write_text(FAILING)
+    with broken(tmp_path, broker, concurrency=2) as it:
+        it.here.wait_for_line("ready.")
+        receipts = list(it.here.producer.enqueue_many(skypostal() for _ in range(6)))
+        for receipt in receipts:
+            ended = it.here.producer.wait(receipt.job_id, PATIENCE)  # type: ignore[union-attr]
+            assert ended["type"] == "registration.registered"
+        assert len(it.quarantine()) == 4
+
+
+#: Read when the worker starts; at SIGUSR2 it loses all its slots.
+LOST = """
+import signal as _signal
+from celery import signals as _signals
+from celery.worker import state as _state
+
+class _Request:
+    message = id = None
+
+_kept = [_Request() for _ in range(100)]
+
+@_signals.worker_ready.connect(weak=False)
+def prepare(**_):
+    _signal.signal(_signal.SIGUSR2, lambda *_: _state.reserved_requests.update(_kept))
+"""
+
+
+def test_a_worker_whose_slots_are_taken_by_nothing_is_not_well(tmp_path: Path) -> None:
+    """Whatever the fault was: it would take no job again."""
+    (tmp_path / "celeryconfig.py").write_text(LOST)
+    with broken(tmp_path, "redis", metrics_port=0, health_patience=4) as it:
+        until(it, 200)
+        os.kill(it.here.workers[0].pid, signal.SIGUSR2)
+        until(it, 503)

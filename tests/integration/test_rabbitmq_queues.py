@@ -2,7 +2,6 @@
 
 from contextlib import suppress
 from pathlib import Path
-from socket import gethostname
 from typing import Any
 
 import pytest
@@ -54,9 +53,12 @@ def test_a_queue_that_is_deleted_and_remade_at_once_is_consumed_again(
 
 
 def test_a_worker_that_stops_leaves_no_mark_behind(tmp_path: Path) -> None:
-    """The worker deletes the exchanges with which it recognizes its queues."""
+    """It deletes the exchanges with which it recognizes its queues. They have the unique name that
+    its leases have: another container's worker may have its host name, node name and pid."""
     with borrowed() as url, broken(tmp_path, "rabbitmq", broker_url=url) as it:
-        mark = f"{LIVE}.of.celery@{gethostname()}.{it.here.workers[0].pid}"
+        stack.until(lambda: bool(it.here.ledger(snapshot()).workers), "its heartbeat", PATIENCE)
+        [worker] = it.here.ledger(snapshot()).workers
+        mark = f"{LIVE}.of.{worker.name}"
         stack.until(lambda: _exists(url, mark), "the mark", PATIENCE)
         stack.stop(it.here.workers[0])
         stack.until(lambda: not _exists(url, mark), "the mark's end", PATIENCE)

@@ -18,7 +18,7 @@ from kombu import Connection
 from regworker.ledger import AsyncLedger
 from regworker.ledger.servers import async_client
 from tests.integration.brokers import BROKERS, Proxy
-from tests.integration.installation import PATIENCE, installation
+from tests.integration.installation import PATIENCE, Installation, installation
 from tests.integration.jobs import email_of, skypostal
 from tests.rabbitmq import borrowed
 from worker.broker.redis_transport import _Connection
@@ -251,21 +251,34 @@ def test_a_worker_that_stops_puts_back_no_wake_up_that_it_has_used(tmp_path: Pat
         assert here.ledger.ask(lambda redis: redis.exists(*QUEUES.values())) == 0
 
 
-def test_a_worker_finishes_its_calls_at_sigquit(tmp_path: Path) -> None:
-    """A call that is cut off may have made a customer."""
+@pytest.mark.parametrize(
+    "signals",
+    [["SIGQUIT"] * 4, ["SIGINT"] * 5, ["SIGHUP"] * 2, ["SIGHUP", "SIGTERM"], ["SIGTERM", "SIGHUP"]],
+    ids="-".join,
+)
+def test_a_worker_finishes_its_calls_at_each_signal(tmp_path: Path, signals: list[str]) -> None:
+    """A call that is cut off may have made a customer; only SIGKILL does that."""
     with installation(tmp_path, broker_url="") as here:
         job = skypostal()
         hangs = {"kind": "hang", "commit": True, "email": email_of(job)}
         here.sandbox.faults.configure({"script": [hangs]})
         job_id = here.producer.enqueue(job).job_id
         stack.until(lambda: here.made(email_of(job)) > 0, "the call", PATIENCE)
-        here.workers[0].send_signal(signal.SIGQUIT)
+        for count, name in enumerate(signals, 1):
+            here.workers[0].send_signal(getattr(signal, name))
+            stack.until(lambda count=count: stops(here) >= count, name, PATIENCE)  # type: ignore[misc]
         assert here.workers[0].wait(PATIENCE) == 0
         assert here.producer.status(job_id).state == "registered"
         assert here.made(email_of(job)) == 1
         lines = [json.loads(line) for line in here.log().read_text("utf-8").splitlines()]
     assert [line for line in lines if line["level"] in {"error", "critical"}] == []
-    assert [line["by"] for line in lines if line["event"] == "worker stops"] == ["SIGQUIT"]
+    assert [line["by"] for line in lines if line["event"] == "worker stops"] == signals
+    assert lines[-1]["event"] == "worker stopped"
+
+
+def stops(here: Installation) -> int:
+    """How many signals the worker has noticed."""
+    return here.log().read_text("utf-8").count('"worker stops"')
 
 
 # ── a process that hangs all the same ─────────────────────────────────────────────────────────

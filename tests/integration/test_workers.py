@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from regworker.ledger.snapshot import snapshot
 from tests.integration.installation import PACE, PATIENCE, SECRET, Installation, installation
 from tests.integration.jobs import email_of, open2b, skypostal
 from tests.rabbitmq import amqp_url
@@ -138,6 +139,9 @@ def test_the_production_command_reads_celeryconfig_from_where_it_is_started(
         with log.open("wb") as output, stack.process(command, here.environment, tmp_path, output):
             stack.until(lambda: "ready." in log.read_text("utf-8"), "the worker is ready")
             assert here.run(skypostal())["type"] == "registration.registered"
+            stack.until(lambda: bool(here.ledger(snapshot()).workers), "its heartbeat", PATIENCE)
+            # Also where other limits follow from them.
+            assert [one.slots for one in here.ledger(snapshot()).workers] == [3]
         assert '"concurrency": 3' in log.read_text("utf-8")
 
 

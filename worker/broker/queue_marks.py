@@ -8,7 +8,6 @@ an exchange to each of its queues before it consumes them. Nothing is ever publi
 """
 
 import logging
-import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,10 +17,11 @@ log = logging.getLogger(__name__)
 
 
 class QueueMarks:
-    """The marks of one worker. `worker`: its node name; only this process uses it."""
+    """The marks of one worker. `worker`: a name that no other process has, ever: containers may
+    share a node name and a pid."""
 
     def __init__(self, worker: str) -> None:
-        self._suffix = f".of.{worker}.{os.getpid()}"
+        self._suffix = f".of.{worker}"
         self._marked: set[str] = set()
 
     def put(self, connection: Any, queues: Iterable[str]) -> None:

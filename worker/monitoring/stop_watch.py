@@ -33,7 +33,8 @@ PERIOD = 1.0
 LATE = 5.0
 
 #: Seconds without a running task after which the process is ended. All that is left then is to
-#: close connections, which has a limit of half of that (`CLOSED` in `runtime.py`).
+#: close connections, which has a limit of half of that (`CLOSED` in `runtime.py`). A task in a loop
+#: that does not turn counts as none: it makes no progress and renews no lease.
 IDLE = 40.0
 
 #: Seconds for that log line. Its lock, or whoever reads it, may be what hangs.
@@ -63,6 +64,7 @@ class StopWatch:
         self._end = end
         self._lock = threading.Lock()
         self._begun = False
+        self._turned = True
         self._took = self._idle = 0.0
 
     def begin(self) -> None:
@@ -78,7 +80,8 @@ class StopWatch:
         """Log where the process is, if it is late; end it if it hangs. Whether it was ended."""
         was_late = self._took > self._late
         self._took += PERIOD
-        self._idle = 0.0 if self._liveness.running else self._idle + PERIOD
+        works = self._turns() and self._liveness.running
+        self._idle = 0.0 if works else self._idle + PERIOD
         if self._idle > IDLE or self._took > self._liveness.task_limit:
             try:
                 self._say(self._last_words)
@@ -88,6 +91,16 @@ class StopWatch:
         if self._took > self._late and not was_late:
             self._say(lambda: log.warning("worker does not stop", **self._where()))
         return False
+
+    def _turns(self) -> bool:
+        """Whether the loop has turned since the last look."""
+        turned, self._turned = self._turned, False
+        with suppress(RuntimeError):  # it is closed
+            self._loop.call_soon_threadsafe(self._turn)
+        return turned
+
+    def _turn(self) -> None:
+        self._turned = True
 
     def _look(self) -> None:
         time.sleep(PERIOD)

@@ -29,6 +29,7 @@ from worker.broker.queue_marks import QueueMarks
 from worker.broker.redis_transport import Channel, Transport, Wakeup
 from worker.intake.quarantine import MessageKeeper, QuarantineEntry
 from worker.monitoring import liveness
+from worker.monitoring.heartbeat import own_name
 from worker.process.message_check import Malformed, Messages, built_in
 from worker.process.runtime import runtime, watch_stop
 from worker.process.wake_reader import WakeReader
@@ -121,7 +122,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         """The queues of this worker, whatever becomes of its consumer."""
         self._refused: set[str] = set()
         """Its queues that the broker refuses at present."""
-        self._marks = QueueMarks(kwargs["hostname"])
+        self._marks = QueueMarks(own_name())
         self._reader = self._wake_reader(app, settings)
         self.box: Any = None
         """The mailbox for commands, if there is one."""
@@ -281,9 +282,14 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
             return False
         channel = consumer.channel
         if isinstance(channel, Channel):
+            # Without room for a message the broker is not asked. But if nothing runs, there is
+            # room; if a fault hides it, no work is ever done again.
+            rests = self.pool.busy or self._keeper.full
             if self._reader is not None and queue in channel.apart:
-                return queue in channel.active_apart and self._reader.hears
-            asks = time.monotonic() - channel.answered < ANSWERED or not channel.qos.can_consume()
+                hears = self._reader.hears or (rests and self._room_for_wakeups() <= 0)
+                return queue in channel.active_apart and hears
+            asks = time.monotonic() - channel.answered < ANSWERED
+            asks = asks or (rests and not channel.qos.can_consume())
             return queue in channel.active_queues and asks
         # py-amqp forgets the tag of a consumer that the broker has cancelled.
         return bool(channel.is_open and consumer._active_tags[queue] in channel.callbacks)
@@ -387,6 +393,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
             except broken:
                 raise
             except Exception as error:  # noqa: BLE001 -- whatever it was, it must not stop us
+                _forget(message)
                 self.set_aside(message, f"it is not a valid task ({type(error).__name__})")
 
         return received
@@ -480,6 +487,16 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
                 log.warning("a message could not be acknowledged (%s)", type(error).__name__)
 
         return super().call_soon_ack(safely, *args, **kwargs)
+
+
+def _forget(message: Any) -> None:
+    """Give back the slot of a request that failed between Celery's count and the pool."""
+    for _ in range(100):
+        # The I/O loop's thread may change the set meanwhile.
+        with suppress(RuntimeError):
+            for request in [one for one in state.reserved_requests if one.message is message]:
+                state.task_ready(request)
+            return
 
 
 def _acknowledge(message: Any) -> None:

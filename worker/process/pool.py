@@ -44,6 +44,11 @@ class TaskPool(BasePool):  # type: ignore[misc]
         self._idle = threading.Event()
         self._hub: Any = None
 
+    @property
+    def busy(self) -> bool:
+        """Whether a task runs."""
+        return bool(self._running)
+
     def on_start(self) -> None:
         """Called once the runtime has started."""
         self._loop = runtime(self.app).loop
@@ -97,9 +102,10 @@ class TaskPool(BasePool):  # type: ignore[misc]
         super().on_stop()
 
     def terminate_job(self, pid: int, signal: Any = None) -> None:
-        """Called at SIGQUIT for each task under way: it goes on, and the worker waits for it.
+        """Called by Celery to cut off a task: it goes on, and the worker waits for it.
 
-        A call that is cut off may have made a customer. Only SIGKILL ends the process at once.
+        A call that is cut off may have made a customer. Only SIGKILL ends the process at once
+        (`stop_signals.py`).
         """
 
     def _start(self) -> None:

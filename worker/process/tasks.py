@@ -8,14 +8,12 @@ from datetime import UTC, datetime
 from threading import Thread
 from typing import Any
 
-import click
 import structlog
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from celery import signals
 from celery.app import trace
 from celery.exceptions import Ignore, Reject, Retry, TaskPredicate
 from celery.worker import state as celery_state
-from click.core import ParameterSource
 
 from regworker.domain.errors import LedgerUnavailable, SettingsError
 from regworker.domain.request import Origin, Request
@@ -23,7 +21,7 @@ from regworker.domain.states import State
 from regworker.settings import ONE_POOL, Settings, variable
 from regworker.tracing import carried, carried_by, transaction
 from worker import __version__
-from worker.broker.wakeups import ATTEMPT, CANCEL, DELIVER, REGISTER
+from worker.broker.wakeups import ATTEMPT, CANCEL, DELIVER, QUEUES, REGISTER, REQUESTS
 from worker.celery import app
 from worker.execution.attempt import AttemptReport
 from worker.process.pool import TaskPool
@@ -36,9 +34,6 @@ log = structlog.get_logger(__name__)
 #: which gives it to another worker; RabbitMQ takes a message back by force after 30 minutes. A
 #: message that was returned 15 times is quarantined: after six hours without a ledger.
 PATIENCE = 1500.0
-
-#: Options that somebody set on the command line or with a variable of Celery's.
-NAMED = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
 
 #: How wake-ups become tasks.
 _STRATEGY = "worker.process.wake_requests:strategy"
@@ -164,8 +159,16 @@ def _begin(options: dict[str, Any], **_: Any) -> None:
 
 @signals.worker_init.connect  # type: ignore[untyped-decorator]
 def _start(sender: Any, **_: Any) -> None:
-    if _pool_is_named() or not issubclass(sender.pool_cls, TaskPool):
+    if not issubclass(sender.pool_cls, TaskPool):
         raise SystemExit(f"registration-worker cannot start: {ONE_POOL}")
+    if set(app.amqp.queues.consume_from) != {REQUESTS, *QUEUES.values()}:
+        raise SystemExit(
+            "registration-worker cannot start: `task_queues` in celeryconfig.py: each worker takes "
+            "the work of all lanes; remove it"
+        )
+    # `--concurrency`, or `worker_concurrency` in celeryconfig.py: places at endpoints and what
+    # `regworker top` shows follow from the slots that there are.
+    os.environ[variable("concurrency")] = str(sender.concurrency)
     log.info("worker starts", concurrency=sender.concurrency, version=__version__)
     _start_runtime()
 
@@ -178,12 +181,6 @@ def _spare_the_collector(**_: Any) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(NEW_OBJECTS)
-
-
-def _pool_is_named() -> bool:
-    # Celery cannot tell `--pool prefork` from no `--pool` at all, and would silently use ours.
-    context = click.get_current_context(silent=True)
-    return bool(context and context.get_parameter_source("pool") in NAMED)
 
 
 def _start_runtime() -> None:

@@ -92,7 +92,7 @@ class WakeReader:
     @property
     def hears(self) -> bool:
         """Whether the broker answers this reader."""
-        return time.monotonic() - self._answered < PATIENCE or self._room() <= 0
+        return time.monotonic() - self._answered < PATIENCE
 
     def _wait_for(self, work: Coroutine[Any, Any, None]) -> None:
         if self._loop.is_closed():

@@ -64,9 +64,16 @@ def a_loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 def looks(watch: StopWatch, seconds: float) -> bool:
     """The looks of so many seconds; whether the last one ended the process."""
-    *before, last = [watch.look_once() for _ in range(round(seconds / PERIOD))]
+    *before, last = [_look(watch) for _ in range(round(seconds / PERIOD))]
     assert not any(before)
     return last
+
+
+def _look(watch: StopWatch) -> bool:
+    ended = watch.look_once()
+    # In a second between two looks, a loop turns.
+    asyncio.run_coroutine_threadsafe(asyncio.sleep(0), watch._loop).result()
+    return ended
 
 
 def liveness() -> Liveness:
@@ -113,6 +120,27 @@ def test_a_task_is_waited_for_until_it_counts_as_hanging() -> None:
         with marks.task():
             assert not looks(watch, 2 * IDLE)
         assert looks(watch, IDLE + PERIOD)
+    assert logs[-1]["event"] == "worker ended by force"
+
+
+def test_a_task_in_a_loop_that_is_blocked_is_not_waited_for() -> None:
+    """For example by a log line, if the pipe is full and nobody reads it."""
+    released, blocked = threading.Event(), threading.Event()
+
+    def block() -> None:
+        blocked.set()
+        released.wait()
+
+    with a_loop() as loop, capture_logs() as logs:
+        marks = liveness()
+        watch = StopWatch(loop, marks, LATE, end)
+        loop.call_soon_threadsafe(block)
+        blocked.wait()
+        with marks.task():
+            *before, last = [watch.look_once() for _ in range(round(IDLE / PERIOD) + 2)]
+        released.set()
+    assert not any(before)
+    assert last
     assert logs[-1]["event"] == "worker ended by force"
 
 

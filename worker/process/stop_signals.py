@@ -1,0 +1,24 @@
+"""Which signals stop a worker: all in the same way, however often they come.
+
+Celery ends on the second or third SIGQUIT or SIGINT at once, which cuts off calls that may have
+made a customer. At SIGHUP it replaces itself by a new process, which fails if it was started with
+`python -m celery`, and then ignores a SIGTERM; starting it again is the supervisor's business.
+"""
+
+from typing import Any
+
+from celery.apps import worker as stock
+
+#: The signals of supervisors, terminals and `kill`; only SIGKILL ends a worker at once.
+SIGNALS = ("SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP")
+
+
+class Worker(stock.Worker):  # type: ignore[misc]
+    """Celery's worker, which stops in order at each of these signals."""
+
+    def install_platform_tweaks(self, worker: Any) -> None:
+        """Called by Celery at its start, to handle signals."""
+        super().install_platform_tweaks(worker)
+        for name in SIGNALS:
+            # Without the line that Celery prints: a full pipe would block the main thread.
+            stock._shutdown_handler(worker, sig=name, how="Warm", verbose=False)
