@@ -22,7 +22,7 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import ResponseError
 
 from regworker import addresses
-from regworker.settings import Settings
+from regworker.settings import Settings, variable
 from worker.broker.background_publisher import NotConnected, background
 from worker.broker.broker_url import of_kombu
 from worker.broker.queue_marks import QueueMarks
@@ -31,7 +31,7 @@ from worker.intake.quarantine import MessageKeeper, QuarantineEntry
 from worker.monitoring import liveness
 from worker.monitoring.heartbeat import own_name
 from worker.process.message_check import Malformed, Messages, built_in
-from worker.process.runtime import runtime, watch_stop
+from worker.process.runtime import ANOTHERS, runtime, watch_stop
 from worker.process.wake_reader import WakeReader
 from worker.telemetry.sampling import Sampled
 
@@ -152,8 +152,17 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
                 channel.on_wake_up = self.task_consumer.on_message
                 self.pool.on_free = self._reader.look
         else:
+            self._claim_broker()
             self._marks.put(self.connection, self._own())
             hub.call_repeatedly(LOOK, self._look)
+
+    def _claim_broker(self) -> None:
+        """Refuse to start on another installation's RabbitMQ; later, report it."""
+        owns = runtime(self.app).owner.claim_rabbitmq(self.connection, own_name())
+        if not owns and not liveness.consumer().happened():
+            name = variable("broker_url")
+            raise SystemExit(f"registration-worker cannot start:\n  {name}: {ANOTHERS}")
+        runtime(self.app).note_owner(owns=owns)
 
     def on_ready(self) -> None:
         """Called with each connection, once the queues are consumed."""

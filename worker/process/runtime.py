@@ -35,6 +35,7 @@ from regworker.ledger.snapshot import repair
 from regworker.ledger.transitions import ClaimRules, SettleRules
 from regworker.sealing.keyring import Keyring
 from regworker.settings import Settings, variable
+from worker.broker.broker_owner import KEPT, LOOK, BrokerOwner
 from worker.broker.broker_url import same_place
 from worker.broker.wake_relay import WakeRelay
 from worker.broker.wakeups import Wakeups
@@ -82,6 +83,13 @@ CORRECTED = 60.0
 
 #: Seconds to close everything. A queue's publisher takes up to 15 while its broker hangs.
 CLOSED = 20.0
+
+#: What to do about a broker that is another installation's.
+ANOTHERS = (
+    "the broker belongs to workers with another ledger: each would take the other's messages. Give "
+    f"it another broker (or database), or correct {variable('redis_url')}; the broker is free "
+    f"{KEPT:g} s after the last of those workers has ended"
+)
 
 #: Seconds that the last steps have in any case.
 AT_LEAST = 0.2
@@ -171,6 +179,8 @@ class Runtime:
         self._watch = LoopWatch(self.loop, self._thread)
         late = 2 * settings.call_budget + LATE
         self._stop_watch = StopWatch(self.loop, self._liveness, late)
+        self.owner = BrokerOwner()
+        self._owned = True
         self._beats: list[asyncio.Task[None]] = []
         self._end_export: Callable[[], None] = lambda: None
 
@@ -218,6 +228,12 @@ class Runtime:
         self.loop.close()
         self._end_export()
 
+    def note_owner(self, *, owns: bool) -> None:
+        """Report an installation that came to use the broker, too. For any thread."""
+        if not owns and self._owned:
+            log.error("the broker belongs to another installation", alert="broker", advice=ANOTHERS)
+        self._owned = owns
+
     def pause(self, seconds: float) -> None:
         """Wait; blocks the calling task, not the loop."""
         self._run(asyncio.sleep(seconds))
@@ -258,9 +274,20 @@ class Runtime:
                 "a newer version wrote them; install that version here"
             )
             raise SettingsError([(variable("redis_url"), what)])
-        await self._check_broker()
+        if not await self._owns_broker():
+            raise SettingsError([(variable("broker_url"), ANOTHERS)])
 
-    async def _check_broker(self) -> None:
+    async def _own_broker(self) -> float:
+        with suppress(SettingsError):  # another kind of server, for the moment
+            self.note_owner(owns=await self._owns_broker())
+        return LOOK
+
+    async def _owns_broker(self) -> bool:
+        """Whether no other installation uses the broker, as far as it can be seen."""
+        try:
+            await self.ledger.patiently(lambda: self.ledger.ask(self.owner.learn))
+        except (RedisError, LedgerUnavailable):
+            return True  # without the right, or without a ledger: others report that
         for one in self.settings.broker.split(";"):
             if addresses.read(one).kind != "redis":
                 continue
@@ -268,12 +295,14 @@ class Runtime:
             client = async_client(one, follow=False, socket_timeout=10)
             try:
                 await client.ping()
+                return await self.owner.claim(client)
             except WrongServer as error:
                 raise SettingsError([(variable("broker_url"), str(error))]) from None
             except (RedisError, OSError):
                 pass  # away: the broker's own loop waits for it
             finally:
                 await client.aclose()
+        return True
 
     async def _greet(self, connection: Any) -> None:
         """Check which server a new connection has reached, before a claim is sent there."""
@@ -351,6 +380,7 @@ class Runtime:
             self._strays.write_once,
             self._eraser.erase_once,
             self._relay.relay_once,
+            self._own_broker,
             *([self._reload.reload_once] if self._reload.has_files else []),
         )
         self._beats = [asyncio.ensure_future(_forever(turn)) for turn in turns]

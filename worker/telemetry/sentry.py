@@ -39,6 +39,7 @@ TITLES: Mapping[str, str] = {
     "stream": "a stream of results cannot be trimmed",
     "request": "a request of task {task} could not be processed",
     "settings": "settings from files are not used",
+    "broker": "two installations use one broker",
     "blocked": "code blocks a worker's loop",
     "hung": "a worker that was asked to stop hung",
 }

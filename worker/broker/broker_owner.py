@@ -1,0 +1,73 @@
+"""Whose broker it is: an installation has a ledger and a broker of its own.
+
+Two installations on one broker take each other's messages. A wake-up of the other's job does
+nothing, so that each job waits for its alarm; a request registers a customer in the wrong ledger.
+So each ledger has a random name, and its workers keep it at the broker: in a key of Redis that
+expires some time after the last of them, or in an exchange of RabbitMQ that goes with the last
+connection of theirs. So nobody must clear it.
+"""
+
+import logging
+from typing import Any
+from uuid import uuid4
+
+from amqp.exceptions import ChannelError, PreconditionFailed
+
+from regworker.ledger.identity import IDENTITY
+from worker.broker.wakeups import REQUESTS
+
+log = logging.getLogger(__name__)
+
+#: The key, or exchange, beside the lanes.
+OWNER = f"{REQUESTS}.installation"
+
+#: Seconds between two looks, and for which the key outlasts the last one.
+LOOK, KEPT = 10.0, 60.0
+
+_FIELD = "installation"
+
+
+class BrokerOwner:
+    """Claims the broker for the installation to which this worker belongs."""
+
+    def __init__(self) -> None:
+        # A ledger that was emptied while workers run gets its name from the first of them again.
+        self._name = uuid4().hex
+
+    async def learn(self, ledger: Any) -> None:
+        """Read the ledger's name, or give it this worker's."""
+        await ledger.hsetnx(IDENTITY, _FIELD, self._name)
+        self._name = _text(await ledger.hget(IDENTITY, _FIELD))
+
+    async def claim(self, broker: Any) -> bool:
+        """Whether the broker belongs to this installation, from now on or already."""
+        if await broker.set(OWNER, self._name, nx=True, ex=int(KEPT)):
+            return True
+        found = await broker.get(OWNER)
+        if found is not None and _text(found) != self._name:
+            return False
+        await broker.pexpire(OWNER, int(1000 * KEPT))
+        return True
+
+    def claim_rabbitmq(self, connection: Any, worker: str) -> bool:
+        """The same on RabbitMQ, as long as this connection lasts. `worker`: a unique name."""
+        try:
+            with connection.channel() as channel:
+                # Of an exchange's arguments, RabbitMQ compares this one only. Nothing is ever
+                # published to the exchange, and the alternate one does not exist.
+                name = {"alternate-exchange": f"{OWNER}.{self._name}"}
+                channel.exchange_declare(
+                    OWNER, "fanout", durable=False, auto_delete=True, arguments=name
+                )
+                queue = f"{OWNER}.of.{worker}"
+                channel.queue_declare(queue, exclusive=True, durable=False)
+                channel.queue_bind(queue, OWNER)
+        except PreconditionFailed:
+            return False
+        except ChannelError as error:
+            log.warning("it is not known whose broker this is (%s)", type(error).__name__)
+        return True
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
