@@ -35,7 +35,7 @@ INSTEAD: Mapping[str, str] = {
     "pool": ONE_POOL,
     "queues": _LANES,
     "exclude_queues": _LANES,
-    "purge": "it would delete requests whose senders were told that they arrived",
+    "purge": "it would delete requests that were accepted",
     "detach": _SUPERVISOR,
     "executable": _SUPERVISOR,
     "logfile": "log lines go to standard error: redirect it",

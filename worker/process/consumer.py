@@ -31,7 +31,7 @@ from worker.intake.quarantine import MessageKeeper, QuarantineEntry
 from worker.monitoring import liveness
 from worker.monitoring.heartbeat import own_name
 from worker.process.message_check import Malformed, Messages, built_in
-from worker.process.runtime import ANOTHERS, runtime, watch_stop
+from worker.process.runtime import ONE_BROKER, runtime, watch_stop
 from worker.process.wake_reader import WakeReader
 from worker.telemetry.sampling import Sampled
 
@@ -161,7 +161,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         owns = runtime(self.app).owner.claim_rabbitmq(self.connection, own_name())
         if not owns and not liveness.consumer().happened():
             name = variable("broker_url")
-            raise SystemExit(f"registration-worker cannot start:\n  {name}: {ANOTHERS}")
+            raise SystemExit(f"registration-worker cannot start:\n  {name}: {ONE_BROKER}")
         runtime(self.app).note_owner(owns=owns)
 
     def on_ready(self) -> None:

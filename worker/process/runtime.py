@@ -85,7 +85,7 @@ CORRECTED = 60.0
 CLOSED = 20.0
 
 #: What to do about a broker that is another installation's.
-ANOTHERS = (
+ONE_BROKER = (
     "the broker belongs to workers with another ledger: each would take the other's messages. Give "
     f"it another broker (or database), or correct {variable('redis_url')}; the broker is free "
     f"{KEPT:g} s after the last of those workers has ended"
@@ -231,7 +231,9 @@ class Runtime:
     def note_owner(self, *, owns: bool) -> None:
         """Report an installation that came to use the broker, too. For any thread."""
         if not owns and self._owned:
-            log.error("the broker belongs to another installation", alert="broker", advice=ANOTHERS)
+            log.error(
+                "the broker belongs to another installation", alert="broker", advice=ONE_BROKER
+            )
         self._owned = owns
 
     def pause(self, seconds: float) -> None:
@@ -275,7 +277,7 @@ class Runtime:
             )
             raise SettingsError([(variable("redis_url"), what)])
         if not await self._owns_broker():
-            raise SettingsError([(variable("broker_url"), ANOTHERS)])
+            raise SettingsError([(variable("broker_url"), ONE_BROKER)])
 
     async def _own_broker(self) -> float:
         with suppress(SettingsError):  # another kind of server, for the moment
