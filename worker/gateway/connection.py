@@ -1,14 +1,16 @@
 """uvicorn's connection with limits: a client cannot occupy it for ever, or send without end.
 
-httptools accepts headers of any size, and uvicorn waits for them without a time limit.
+httptools accepts headers of any size, and uvicorn waits for them without a time limit. Both accept
+requests that a proxy in front may read otherwise: those are refused here.
 """
 
 import asyncio
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-#: Bytes of a request's first line and headers.
+#: Bytes of a request's first line and headers; about as many between two parts of a body.
 MOST_HEADERS = 32 * 1024
 
 #: The most headers of a request.
@@ -95,7 +97,7 @@ class BoundedConnection(HttpToolsProtocol):
     """Since when it waits for its client: for a request, or for a body that is not streamed; None
     while it does not. The loop's time."""
     _begun = 0
-    """Bytes since the end of the last request; only those of headers are limited here."""
+    """Bytes since the end of the last request, of its headers, or since a part of its body."""
 
     def connection_made(self, transport: Any) -> None:
         """Start the timer for its first request; make room for it if there is none."""
@@ -113,14 +115,20 @@ class BoundedConnection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Check sizes before anything is parsed; then start or cancel the timer."""
+        self._begun += len(data)
         if self._reading:
-            self._begun += len(data)
             end = data.find(b"\r\n\r\n")
             over = self._begun - (len(data) - end if end >= 0 else 0)
             if over > MOST_HEADERS:
                 self._end(_LARGE)
                 return
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._parse(data)
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+        if not self._reading and self._begun > MOST_HEADERS:
+            self._end(_LARGE)  # a chunk's extension, or a trailer: httptools reads it to its end
         # A request that arrived whole needs no timer.
         if self.transport.is_closing():
             return
@@ -142,7 +150,14 @@ class BoundedConnection(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Limit the number of headers."""
+        """Limit the number of headers; refuse a trailer.
+
+        httptools reports a trailer as a header. Proxies do not remove from trailers what they
+        remove from headers, such as the name of a user.
+        """
+        if not self._reading:
+            self.send_400_response("Trailers are not accepted.")
+            return
         if len(self.headers) >= MOST_NAMES:
             self._end(_LARGE)
             return
@@ -150,7 +165,9 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """From here on the body is expected."""
-        if self.transport.is_closing():
+        if not self.transport.is_closing() and (fault := self._fault()):
+            self.send_400_response(fault)
+        if self.transport.is_closing() or self.parser.should_upgrade():
             return
         self._reading, self._begun = False, 0
         self._stop()
@@ -162,11 +179,14 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """Nothing is read from a connection that was ended."""
+        self._begun = 0
         if not self.transport.is_closing():
             super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The request is complete."""
+        if self.parser.should_upgrade():
+            return  # only its headers are (`_parse`)
         self._stop()
         self._reading, self._begun, self._body_awaited = True, 0, False
         self.scope["state"][ARRIVED] = True
@@ -180,6 +200,44 @@ class BoundedConnection(HttpToolsProtocol):
         if not self.pipeline:
             self._idle_since = self.loop.time()
         super().on_response_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse the request, and close the connection."""
+        head = "HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain; charset=utf-8\r\n"
+        self._end(f"{head}content-length: {len(msg)}\r\nconnection: close\r\n\r\n{msg}".encode())
+
+    def _parse(self, data: bytes) -> None:
+        """Parse bytes; ignore an offer to change the protocol (RFC 9110, section 7.8).
+
+        httptools ends such a request after its headers, and would read its body as the next one. So
+        another parser reads them again, without the offer.
+        """
+        rest = memoryview(data)
+        while True:
+            try:
+                self.parser.feed_data(rest)
+            except httptools.HttpParserUpgrade as offer:
+                if self.transport.is_closing():
+                    return
+                rest = rest[offer.args[0] :]
+            else:
+                return
+            headers = [b"%b: %b\r\n" % one for one in self.headers if one[0] != b"upgrade"]
+            version = self.parser.get_http_version().encode()
+            first = b"%b %b HTTP/%b\r\n" % (self.parser.get_method(), self.url, version)
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+            self.parser.feed_data(b"".join([first, *headers, b"\r\n"]))
+
+    def _fault(self) -> str:
+        """What is wrong with a request's first line and headers; '' if nothing is."""
+        version = self.parser.get_http_version()
+        if version not in {"1.0", "1.1"} or self.parser.get_method() == b"CONNECT":
+            return "This is a server of HTTP/1.1, and no proxy."
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts > 1 or (hosts == 0 and version == "1.1"):
+            return "A request has one Host header."
+        return ""
 
     def _make_room(self) -> None:
         """End the connection that has waited longest for its client: a client that opens many, and
@@ -215,8 +273,12 @@ class BoundedConnection(HttpToolsProtocol):
         self._stop()
         if self.transport.is_closing():
             return
-        # In the middle of an answer no other one may be written, nor after it for the same request.
-        started = self.cycle is not None and self.cycle.response_started
-        if not started or (self.cycle.response_complete and self._reading):
+        # An earlier request must not get it for its answer, or in the middle of it. While headers
+        # are read, `cycle` is the request before.
+        if self._reading:
+            free = self.cycle is None or self.cycle.response_complete
+        else:
+            free = not self.cycle.response_started and not self.pipeline
+        if free:
             self.transport.write(answer)
         self.transport.close()

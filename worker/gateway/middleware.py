@@ -3,6 +3,7 @@
 Bodies are counted as they arrive, before anything parses them.
 """
 
+import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,10 @@ HEADERS = (
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
 )
+
+#: A slash in disguise, or a segment that leads elsewhere: a proxy that decides by the path may read
+#: another one than this service.
+_DISGUISED = re.compile(rb"%2f|%5c|\\|/(?:\.|%2e){1,2}(?:/|$)", re.IGNORECASE)
 
 _NAMES = frozenset(name for name, _ in HEADERS)
 
@@ -95,6 +100,8 @@ class Edge:
         if scope.get("state", {}).get(FULL) and scope["path"] != HEALTH:
             self._app.state.services.gate.refused.add("full")
             app = _refused(Full())
+        elif _DISGUISED.search(scope["raw_path"]):
+            app = _refused(HTTPException(404))
 
         bounded = receive if scope["path"] == STREAMED else _Counted(scope, receive, self._most)
         try:
