@@ -27,13 +27,14 @@ test-fast: .venv/ready  ## run the unit tests that start no programs, under a mi
 
 # Tests that run once: they need no broker, or run on both brokers themselves.
 ONCE := acts alarm_clock amqp_roles async_ledger async_producer async_results audit bad_records batches benchmarks \
-  broker_bombs broker_faults broker_junk broker_outages broker_owner bulk callers calls celery_requests cli cluster \
-  connection consuming cookbook deliveries deliveries_stateful delivery_lists demo erased_deliveries guide \
-  haproxy host_sentry hosts interrupted junk_in_the_ledger keys ledger ledger_accounts ledger_acts \
-  ledger_deliveries ledger_stateful lists managed_service memory_alarm odd_arguments old_reviews operator_commands producer \
-  queues rabbitmq_cluster rabbitmq_queues readme remote_control replicas requeue results rights roles scans \
-  script_globals sentinel sentinel_everywhere settings_files snapshot stopping testing tls typed_jobs \
-  unproved unreadable_records urls wake_reader wake_relay wakeups way_out webhooks
+  broker_bombs broker_faults broker_junk broker_outages broker_owner bulk callers calls celery_requests cli \
+  cluster connection consuming cookbook deliveries deliveries_stateful delivery_lists demo erased_deliveries \
+  guide haproxy host_sentry hosts interrupted junk_in_the_ledger keys ledger ledger_accounts ledger_acts \
+  ledger_deliveries ledger_stateful lists managed_service memory_alarm odd_arguments old_reviews \
+  operator_commands producer queues rabbitmq_cluster rabbitmq_queues readme remote_control replicas requeue \
+  results rights roles scans script_globals sentinel sentinel_everywhere settings_files shifted_answers \
+  snapshot stopping testing tls typed_jobs unproved unreadable_records urls wake_reader wake_relay wakeups \
+  way_out webhooks
 
 test-rabbitmq: .venv/ready  ## run the tests that need a broker again, on RabbitMQ
 	@REGWORKER_TEST_BROKER=rabbitmq $(BIN)/pytest -q -n $(TESTS) --dist loadfile --no-loadscope-reorder tests/integration tests/upgrade \

@@ -11,7 +11,10 @@ from functools import cache
 from importlib import resources
 from typing import Any, Protocol
 
-from redis.exceptions import InvalidResponse, RedisError
+from redis.exceptions import (
+    ConnectionError,  # noqa: A004
+    RedisError,
+)
 
 from regworker.ledger.rights import guarded, reads_only
 from regworker.ledger.script_loader import link, pieces, replaced
@@ -73,6 +76,21 @@ def evalsha(command: Command[Any]) -> tuple[Any, ...]:
 
 class NotReached(RedisError):  # noqa: N818
     """A command of a batch was not run, since the answers before it are large: it is sent again."""
+
+
+def shifted() -> ConnectionError:
+    """The error for an answer that cannot be that of its command: a server or a proxy has lost an
+    answer, or sent one twice, and so all later ones belong to other commands. The connection must
+    be closed; repeating is safe."""
+    return ConnectionError("the answers on this connection belong to other commands")
+
+
+def parts(answer: Any, count: int) -> list[Any]:
+    """The answers to the commands of one call, with `NotReached` where there is none. Raises
+    `shifted()` if it is not the answer to so many."""
+    if not isinstance(answer, list) or len(answer) != count:
+        raise shifted()
+    return [NotReached() if one is None else one for one in answer]
 
 
 class Recipient(Protocol):
@@ -197,16 +215,11 @@ class _Batch(Bundle):
         return all(one.done() for one in self.answers)
 
     def set_result(self, found: Any) -> None:
-        """Give each caller its answer."""
-        if not isinstance(found, list) or len(found) != len(self.answers):
-            self.set_exception(InvalidResponse("not as many answers as commands"))
-            return
-        for answer, one in zip(self.answers, found, strict=True):
+        """Give each caller its answer. Raises `shifted()`, which each of them gets then."""
+        for answer, one in zip(self.answers, parts(found, len(self.answers)), strict=True):
             if answer.done():
                 continue  # its caller has gone
-            if one is None:
-                answer.set_exception(NotReached())
-            elif isinstance(one, Exception):
+            if isinstance(one, Exception):
                 answer.set_exception(one)
             else:
                 answer.set_result(one)

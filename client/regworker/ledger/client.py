@@ -33,7 +33,16 @@ from redis.exceptions import (
 
 from regworker.domain.errors import LedgerUnavailable, NotReplicated, SettingsError
 from regworker.ledger.bounded import bounded, within
-from regworker.ledger.calls import BATCH, BATCHED, NotReached, call, joined, scripts
+from regworker.ledger.calls import (
+    BATCH,
+    BATCHED,
+    NotReached,
+    call,
+    joined,
+    parts,
+    scripts,
+    shifted,
+)
 from regworker.ledger.connection import LedgerConnection, apart
 from regworker.ledger.records import UNREADABLE
 from regworker.ledger.replication import (
@@ -155,28 +164,37 @@ class AsyncLedger:
 
         Not `insist`: raise `NotReplicated` at once if too few replicas have it.
         """
-        answer = await self.patiently(lambda: self._carry(command), patience, insist=insist)
-        return command.read(answer)
+
+        async def carry() -> T:
+            answer = await self._carry(command)
+            try:
+                return command.read(answer)
+            except UNREADABLE:
+                self._drop()
+            return command.read(await self._carry(command))
+
+        return await self.patiently(carry, patience, insist=insist)
 
     async def many(self, commands: Iterable[Command[T]], patience: float = 30.0) -> list[T]:
         """Run commands together; return their answers in the same order.
 
         They are made in slices, so that the server and the loop work meanwhile.
         """
-        return [command.read(answer) for command, answer in await self._all(commands, patience)]
+        return _all_read(await self._all(commands, patience))
 
     async def each(self, commands: Iterable[Command[T]], patience: float) -> list[T | Exception]:
         """As `many`. The answer of a command that fails alone (`lone`), or whose answer cannot be
         read, is its error."""
-        return _read(await self._all(commands, patience, spared=lone))
+        return await self._all(commands, patience, spared=lone)
 
     async def _all(
         self,
         commands: Iterable[Command[T]],
         patience: float,
         spared: Callable[[BaseException], bool] = _never,
-    ) -> list[tuple[Command[T], Any]]:
-        """Commands with their raw answers. `spared`: an error that is its command's answer."""
+    ) -> list[T | Exception]:
+        """What each command reads, or why it cannot. `spared`: an error that is its command's
+        answer."""
         end = time.monotonic() + patience
         made: list[Command[T]] = []
         asked: list[asyncio.Future[Any]] = []
@@ -198,13 +216,26 @@ class AsyncLedger:
                     answers.append(error)
         finally:
             _let_go(asked[len(answers) :])
-        return [
+        found = [
             # Repeat one by one: most errors affect all, and the first repeat waits for their end.
             (command, await self._again(command, max(0.0, end - time.monotonic()), spared))
             if isinstance(answer, Exception)
             else (command, answer)
             for command, answer in zip(made, answers, strict=True)
         ]
+        read = _read(found)
+        if odd := _unread(read):
+            self._drop()
+            for i in odd:
+                left = max(0.0, end - time.monotonic())
+                [read[i]] = _read([(made[i], await self._again(made[i], left, spared))])
+        return read
+
+    def _drop(self) -> None:
+        """Close the connections after an answer that cannot be read: it may be that of another
+        command. If the answer to the repeated command cannot be read either, it is this one's."""
+        self._connection.drop()
+        self._waiting.drop()
 
     async def _again(
         self, command: Command[Any], patience: float, spared: Callable[[BaseException], bool]
@@ -237,8 +268,7 @@ class AsyncLedger:
                     fault = _unavailable(error)
                 elif elsewhere(error):
                     # New connections find the new primary.
-                    self._connection.drop()
-                    self._waiting.drop()
+                    self._drop()
                     await self.redis.connection_pool.disconnect(inuse_connections=False)
             if fault is not None:
                 raise fault  # here, so that it has no context
@@ -390,18 +420,18 @@ class SyncLedger:
 
         The server processes the first ones while the last are still being made.
         """
-        return [command.read(answer) for command, answer in self._all(commands, patience)]
+        return _all_read(self._all(commands, patience))
 
     def each(self, commands: Iterable[Command[T]], patience: float) -> list[T | Exception]:
         """As `AsyncLedger.each`."""
-        return _read(self._all(commands, patience, spared=lone))
+        return self._all(commands, patience, spared=lone)
 
     def _all(
         self,
         commands: Iterable[Command[T]],
         patience: float,
         spared: Callable[[BaseException], bool] = _never,
-    ) -> list[tuple[Command[T], Any]]:
+    ) -> list[T | Exception]:
         """As `AsyncLedger._all`."""
         made: list[Command[T]] = []
         answers: list[Any] = []
@@ -435,7 +465,15 @@ class SyncLedger:
                     return
 
         self.patiently(carry, patience)
-        return list(zip(made, answers, strict=True))
+        read = _read(list(zip(made, answers, strict=True)))
+        if odd := _unread(read):
+            # As `AsyncLedger._drop`.
+            self.redis.connection_pool.disconnect(inuse_connections=False)
+            left[:] = odd
+            self.patiently(carry, patience)
+            for i in odd:
+                [read[i]] = _read([(made[i], answers[i])])
+        return read
 
     def patiently(self, carry: Callable[[], T], patience: float) -> T:
         """Use the server, and repeat while its error is temporary."""
@@ -552,7 +590,7 @@ class SyncLedger:
             connection.owed += 1
             connection.send_packed_command(_packed(connection, [wanted.command]))
             replies = [reply for count in calls for reply in _replies(connection, count)]
-            had = _reply(connection)
+            had = _had(connection)
             return [replicated(wanted, reply, had) for reply in replies]
         except BaseException:
             # An unread reply would be taken for that of another command.
@@ -574,6 +612,19 @@ def _read(answers: Sequence[tuple[Command[Any], Any]]) -> list[Any]:
         if len(answers) == 1:
             return [error]
         return [one for answer in answers for one in _read([answer])]
+
+
+def _unread(found: Sequence[Any]) -> list[int]:
+    """The places of those that could not be read."""
+    return [i for i, one in enumerate(found) if isinstance(one, UNREADABLE)]
+
+
+def _all_read(found: list[Any]) -> list[Any]:
+    """The same, if all could be read; raises the first error."""
+    for one in found:
+        if isinstance(one, Exception):
+            raise one
+    return found
 
 
 def _let_go(asked: Iterable["asyncio.Future[Any]"]) -> None:
@@ -611,6 +662,14 @@ def _reply(connection: Any) -> Any:
         return error
 
 
+def _had(connection: Any) -> Any:
+    """The reply to `WAIT`."""
+    had = _reply(connection)
+    if not isinstance(had, int | Exception):
+        raise shifted()
+    return had
+
+
 def _replies(connection: Any, count: int) -> list[Any]:
     """The replies to so many commands that were one call."""
     reply = _reply(connection)
@@ -618,7 +677,7 @@ def _replies(connection: Any, count: int) -> list[Any]:
         return [reply]
     if isinstance(reply, Exception):
         return [reply] * count
-    return [NotReached() if one is None else one for one in reply]
+    return parts(reply, count)
 
 
 def _milliseconds(time: tuple[int, int]) -> float:

@@ -105,7 +105,8 @@ class LedgerConnection:
         return answer
 
     def drop(self) -> None:
-        """Close the connection; the next command opens another."""
+        """Close the connection; the next command opens another. Callers under way get an error
+        that is temporary."""
         if self._wire is not None:
             self._wire.cut(ConnectionError("the connection was abandoned"))
 

@@ -13,6 +13,7 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from regworker.clock import steady
+from regworker.ledger.calls import shifted
 from regworker.ledger.connection import LedgerConnection, apart
 from regworker.ledger.transitions import PREFIX, Command, ms
 
@@ -115,7 +116,7 @@ class DurableLine:
         sent, self._unsent = self._unsent, []
         asked = [(self._connection.ask_packed(data), answer) for data, answer in sent]
         waited = self._connection.ask(*self._wanted.command)
-        waited.add_done_callback(_heard(self._wanted, asked, self._next))
+        waited.add_done_callback(_heard(self._wanted, asked, self._connection.drop, self._next))
 
     def _next(self) -> None:
         self._busy = bool(self._unsent)
@@ -127,13 +128,17 @@ Asked = Sequence[tuple[asyncio.Future[Any], asyncio.Future[Any]]]
 
 
 def _heard(
-    wanted: Wanted, asked: Asked, then: Callable[[], None]
+    wanted: Wanted, asked: Asked, drop: Callable[[], None], then: Callable[[], None]
 ) -> Callable[[asyncio.Future[Any]], None]:
     def heard(waited: asyncio.Future[Any]) -> None:
         # A connection answers in order: the earlier answers have arrived.
         try:
+            had = waited.exception() or waited.result()
+            if not isinstance(had, int | Exception):
+                had = shifted()
+                drop()
             for came, answer in asked:
-                result = replicated(wanted, came.exception() or came.result(), _outcome(waited))
+                result = replicated(wanted, came.exception() or came.result(), had)
                 if answer.done():
                     continue  # its caller has gone
                 if isinstance(result, Exception):
@@ -144,10 +149,6 @@ def _heard(
             then()
 
     return heard
-
-
-def _outcome(waited: asyncio.Future[Any]) -> Any:
-    return waited.exception() or waited.result()
 
 
 def replicated(wanted: Wanted, answer: Any, had: Any) -> Any:

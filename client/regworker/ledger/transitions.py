@@ -196,7 +196,7 @@ def accept(
     token.
     """
 
-    job_id = job.id
+    job_id, ticket = job.id, nonce(6).hex()
     own = job.deadline
     metadata = json.dumps(job.metadata, separators=(",", ":")) if job.metadata else "{}"
     return Command(
@@ -204,7 +204,7 @@ def accept(
         (job_key(job_id), ALARMS),
         (
             job_id,
-            nonce(6).hex(),
+            ticket,
             0 if own else ms(deadline),
             ms(own.timestamp()) if own else 0,
             entry,
@@ -225,14 +225,23 @@ def accept(
             *job.reply_to,
         ),
         # A function of its own would be four more objects for Python's garbage collector.
-        partial(_admitted, job_id),
+        partial(_admitted, job_id, ticket),
         durable=True,
         size=len(payload) + len(metadata),
     )
 
 
-def _admitted(job_id: str, answer: Any) -> Accepted | Conflict | Unconfigured:
-    verdict = text(answer[0])
+def _own(token: str, first: Any) -> str:
+    """The first word of an answer. `ValueError` for the answer to another command: only a server or
+    a proxy that loses an answer, or sends one twice, brings it here."""
+    verdict, _, whose = text(first).partition(" ")
+    if whose != token:
+        raise ValueError("the answer to another command")
+    return verdict
+
+
+def _admitted(job_id: str, ticket: str, answer: Any) -> Accepted | Conflict | Unconfigured:
+    verdict = _own(ticket, answer[0])
     if verdict == "unconfigured":
         return Unconfigured(*(tuple(map(text, names)) for names in answer[1:]))
     state, at = State(text(answer[1])), int(answer[2])
@@ -262,8 +271,10 @@ class ClaimRules:
 def claim(job_id: str, rules: ClaimRules, chance: float) -> Command[Claim | Spent | NotNow | Over]:
     """queued -> calling, or a lease for a lookup. `chance`: a random number in [0, 1)."""
 
+    token = nonce(8).hex()
+
     def read(answer: Any) -> Claim | Spent | NotNow | Over:
-        verdict, at = text(answer[0]), int(answer[1])
+        verdict, at = _own(token, answer[0]), int(answer[1])
         match verdict:
             case "call" | "ask":
                 record = Record.granted(job_id, rules.worker, answer[4:])
@@ -280,7 +291,7 @@ def claim(job_id: str, rules: ClaimRules, chance: float) -> Command[Claim | Spen
         (job_key(job_id), ALARMS),
         (
             job_id,
-            nonce(8).hex(),
+            token,
             rules.worker,
             ms(rules.lease),
             ms(rules.settle_delay),
@@ -296,9 +307,13 @@ def claim(job_id: str, rules: ClaimRules, chance: float) -> Command[Claim | Spen
 def renew(leases: Sequence[tuple[str, int]], lease: float) -> Command[tuple[bool, ...]]:
     """Renew leases (job id, fence); False for each that is lost."""
     flat = [part for one in leases for part in one]
-    return Command(
-        "renew", (ALARMS,), (ms(lease), *flat), lambda answer: tuple(kept == 1 for kept in answer)
-    )
+
+    def read(answer: Any) -> tuple[bool, ...]:
+        if len(answer) != len(leases) or not {0, 1}.issuperset(answer):
+            raise ValueError("the answer to another command")
+        return tuple(kept == 1 for kept in answer)
+
+    return Command("renew", (ALARMS,), (ms(lease), *flat), read)
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,9 +345,8 @@ def settle(
     job_id = claim.id
 
     def read(answer: Any) -> Settled | Stale:
-        if text(answer[0]) == "stale":
-            return Stale(text(answer[1]))
-        return Settled(State(text(answer[1])), int(answer[2]))
+        ended = read_finish(answer)
+        return ended if isinstance(ended, Stale) else Settled(ended.state, int(answer[2]))
 
     return Command(
         "settle",
@@ -403,13 +417,15 @@ def ring(most: int) -> Command[Ring]:
 def deliver(member: str, lease: float) -> Command[Delivery | Idle]:
     """Lease one try at a delivery, with a place among its endpoint's tries."""
 
+    token = nonce(8).hex()
+
     def read(answer: Any) -> Delivery | Idle:
-        verdict = text(answer[0])
+        verdict = _own(token, answer[0])
         if verdict != "try":
             return Idle(verdict, text(answer[2]))
         return Delivery.read(member, int(answer[1]), answer[2:])
 
-    arguments = (member, nonce(8).hex(), ms(lease))
+    arguments = (member, token, ms(lease))
     return Command("deliver", (delivery_key(member), ALARMS), arguments, read)
 
 
@@ -434,6 +450,7 @@ def delivered(
 
 def read_finish(answer: Any) -> Settled | Stale:
     """The answer of a script that ends a job, or only moves it on."""
-    if text(answer[0]) == "stale":
-        return Stale(text(answer[1]))
-    return Settled(State(text(answer[1])), 0)
+    verdict, state = text(answer[0]), text(answer[1])
+    if verdict not in {"done", "stale"}:
+        raise ValueError("the answer to another command")
+    return Stale(state) if verdict == "stale" else Settled(State(state), 0)

@@ -7,7 +7,7 @@
 --       endpoint...
 -- Returns {'accepted' | 'repeat' | 'conflict' | 'forgotten', state, accepted_at}, or
 -- {'unconfigured', {name...}, {name...}}: the names that no worker has announced, and all announced
--- names.
+-- names. After the first word, a space and the ticket: whose answer it is.
 -- The first fingerprint is kept; a repeat matches under any key of the ring. `ticket` distinguishes
 -- a client's retry after a lost answer from a repeat. The same step removes the entry of an
 -- accepted job; that of a refused one stays until `refuse` has published the refusal. The script
@@ -15,6 +15,7 @@
 -- content by enqueuing under its key: so after MOST_CONFLICTS in an hour, any content is a
 -- conflict, without a comparison, until the hour is over.
 local id, at = ARGV[1], now()
+local mine = ' ' .. ARGV[2]
 -- The fingerprints and, after them, the endpoints.
 local FIRST, n = 19, tonumber(ARGV[18])
 local MOST_CONFLICTS, HOUR = 20, 3600000
@@ -24,24 +25,24 @@ if old[1] then
   local state, accepted_at = old[1], tonumber(old[2])
   if old[3] == ARGV[2] then
     write_again()
-    return {'accepted', state, accepted_at}
+    return {'accepted' .. mine, state, accepted_at}
   end
   -- Its content cannot be compared any more, and a new job could create a second customer.
-  if old[6] then return {'forgotten', state, accepted_at} end
+  if old[6] then return {'forgotten' .. mine, state, accepted_at} end
   local conflicts, since = (old[5] or ''):match('^(%d+) (%d+)$')
   conflicts, since = tonumber(conflicts or 0), tonumber(since or at)
   if at - since >= HOUR then conflicts, since = 0, at end
-  if conflicts >= MOST_CONFLICTS then return {'conflict', state, accepted_at} end
+  if conflicts >= MOST_CONFLICTS then return {'conflict' .. mine, state, accepted_at} end
   for i = FIRST, FIRST + n - 1 do
     if same(old[4], ARGV[i]) then
       if ARGV[5] ~= '' then handled(ARGV[5]) end
       count('again')
-      return {'repeat', state, accepted_at}
+      return {'repeat' .. mine, state, accepted_at}
     end
   end
   redis.call('HSET', KEYS[1], 'conflicts', conflicts + 1 .. ' ' .. since)
   count('again')
-  return {'conflict', state, accepted_at}
+  return {'conflict' .. mine, state, accepted_at}
 end
 local names, missing = {'account:' .. ARGV[6] .. ':' .. ARGV[7]}, {}
 for i = FIRST + n, #ARGV do names[#names + 1] = 'endpoint:' .. ARGV[i] end
@@ -57,7 +58,7 @@ if missing[1] then
   -- While no worker has announced a key, none is refused.
   if known[1] and not keys and missing[#missing] == key then missing[#missing] = nil end
   for _, name in ipairs(known) do weigh(#name) end
-  if missing[1] then return {'unconfigured', missing, known} end
+  if missing[1] then return {'unconfigured' .. mine, missing, known} end
 end
 local wait = tonumber(ARGV[3])
 local fresh = {due_at = 0}
@@ -75,4 +76,4 @@ set(id, fresh, {
 alarm(id, at + FIRST_PUSH)
 count('accepted')
 if ARGV[5] ~= '' then handled(ARGV[5]) end
-return {'accepted', 'queued', at}
+return {'accepted' .. mine, 'queued', at}

@@ -5,10 +5,12 @@
 --         {'spent', at, '', '', job...}        the job must be abandoned: deadline or attempts
 --         {'later', at, why, until}            not now; its alarm is set
 --         {'over', at, state}                  nothing to do
+-- After the first word, a space and the token: whose answer it is.
 -- lost: that the previous worker died, or hung, during its call; or ''. job: the record's fields
 -- for an attempt, in the order of `granted`. stray: when the account first sent unrequested bytes,
 -- or ''.
 local id, token, at = ARGV[1], ARGV[2], now()
+local mine = ' ' .. token
 local lease, settle_ms = tonumber(ARGV[4]), tonumber(ARGV[5])
 local job, key, trace, payload = load_job(id, 'key', 'trace', 'payload')
 
@@ -17,7 +19,7 @@ local function later(why, till, fields)
   -- A job that waits past its deadline is woken then, to be abandoned.
   if job.state == 'queued' then till = math.min(till, job.deadline_at) end
   alarm(id, till)
-  return {'later', at, why, till}
+  return {'later' .. mine, at, why, till}
 end
 
 local stray_at
@@ -27,7 +29,7 @@ local function granted(verdict)
   local lost = job.state == 'unknown'
     and job.log:match('\n%d+ (unknown: the lease of [^\n]*)\n[^\n]*\n$')
   weigh(#job.metadata + #(payload or ''))
-  return {verdict, at, lost or '', stray_at or '', job.state, job.provider, job.account, job.lane, job.fence,
+  return {verdict .. mine, at, lost or '', stray_at or '', job.state, job.provider, job.account, job.lane, job.fence,
     job.reopened, job.attempts, job.unknowns, job.asks, job.accepted_at, job.deadline_at, job.lease_until,
     job.settle_until, job.why, job.unproved, job.if_exists, job.reply_to, job.metadata,
     key, trace, payload}
@@ -115,7 +117,7 @@ end
 
 if not job then
   no_alarm(id)
-  return {'over', at, 'gone'}
+  return {'over' .. mine, at, 'gone'}
 end
 -- A repeat of the same claim: the first answer was lost.
 if job.token == token and job.lease_until > at then
@@ -123,7 +125,7 @@ if job.token == token and job.lease_until > at then
   write_again()
   return granted(job.state == 'calling' and 'call' or 'ask')
 end
-if job.lease_until > at then return {'later', at, 'leased', job.lease_until} end
+if job.lease_until > at then return {'later' .. mine, at, 'leased', job.lease_until} end
 local doubted_at, doubted = doubt(job)
 -- Above every fence that a lost claim may have had, so that its holder counts as stale.
 local function next_fence() return math.max(job.fence + 1, doubted_at) end
@@ -147,7 +149,7 @@ if doubted and (job.state == 'queued' or job.state == 'unknown') then
     log = noted(job.log, at, 'unknown: the ledger may have forgotten a call'),
   })
 end
-if job.state ~= 'queued' and job.state ~= 'unknown' then return {'over', at, job.state} end
+if job.state ~= 'queued' and job.state ~= 'unknown' then return {'over' .. mine, at, job.state} end
 if job.state == 'queued' then
   if job.deadline_at <= at or job.attempts >= tonumber(ARGV[6]) then
     if job.unproved == 0 then return granted('spent') end

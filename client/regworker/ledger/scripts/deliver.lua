@@ -5,18 +5,20 @@
 --                                   of `try`
 --         {'over' | 'dead', at, why}       nothing to do any more
 --         {'busy' | 'full', at, until}     not now; its alarm is set
+-- After the first word, a space and the token: whose answer it is.
 -- `token` distinguishes a client's retry after a lost answer from a second worker.
 local member, token, at = ARGV[1], ARGV[2], now()
+local mine = ' ' .. token
 local d = table_of(redis.call('HGETALL', KEYS[1]))
 if d.state ~= 'pending' or not d.endpoint then
   redis.call('ZREM', KEYS[2], member)
-  return {'over', at, d.state or 'gone'}
+  return {'over' .. mine, at, d.state or 'gone'}
 end
 local lease_until, due_at = tonumber(d.lease_until) or 0, tonumber(d.due_at) or 0
 local stray_at, disables
 local function try()
   local created_at = tonumber(d.created_at) or at
-  return {'try', at, d.job or '', d.event_id or '', d.endpoint, tonumber(d.tries) or 0, tonumber(d.fence) or 0,
+  return {'try' .. mine, at, d.job or '', d.event_id or '', d.endpoint, tonumber(d.tries) or 0, tonumber(d.fence) or 0,
     created_at, tonumber(d.started_at) or created_at, d.provider or '',
     d.account or '', d.trace or '', d.event or '', stray_at or '', tonumber(disables or 0) or 0}
 end
@@ -25,7 +27,7 @@ if d.token == token and lease_until > at then
   stray_at, disables = e[1], e[2]
   return try()
 end
-if lease_until > at or due_at > at then return {'busy', at, math.max(lease_until, due_at)} end
+if lease_until > at or due_at > at then return {'busy' .. mine, at, math.max(lease_until, due_at)} end
 
 local endpoint, _, trying, line = endpoint_keys(d.endpoint)
 local e = table_of(redis.call('HGETALL', endpoint))
@@ -34,13 +36,13 @@ if e.disabled == '1' then
   local why = 'the endpoint is disabled: ' .. (e.why or '')
   tell_job(d, at, 'dead ' .. why)
   bury(member, d, at, why)
-  return {'dead', at, why}
+  return {'dead' .. mine, at, why}
 end
 redis.call('ZREMRANGEBYSCORE', trying, '-inf', at)
 local cap, taken = tonumber(e.max_in_flight) or 0, redis.call('ZCARD', trying)
 if cap > 0 and taken >= cap then
   stand_in_line(member, d, at)
-  return {'full', at, at + IN_LINE}
+  return {'full' .. mine, at, at + IN_LINE}
 end
 
 local till = at + tonumber(ARGV[3])
