@@ -6,6 +6,7 @@ import json
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,13 +19,15 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import SecretStr
 
 from regworker.settings import WebhookEndpoint
+from regworker.way_out import WayOut
 from sandbox.server import ReceiverServer
 from tests.doubles import differing
 from tests.integration.outbox import Cli
 from tests.loops import end_all
 from tests.tls import SIGNS
+from tests.unit.providers.test_http_answers import WAITS
 from worker.http import look_ups
-from worker.providers.base import NotSent, Request
+from worker.providers.base import Answer, Lost, NotSent, Request
 from worker.providers.http import HttpTransport
 from worker.publishers import webhook
 from worker.publishers.base import Arrived, Delivered, Gone, Later
@@ -252,6 +255,55 @@ def test_an_answer_counts_whatever_becomes_of_its_body(monkeypatch: pytest.Monke
     assert answered_by(hang) == [Arrived("HTTP 200")]
 
 
+#: Bodies after which nothing of their answer could be read.
+BROKEN = {
+    "no chunk": b"canary\r\n",
+    "a chunk that is too large": b"1FFFFFFFFFFFFFFFFF\r\n",
+    "a chunk without its end": b"2\r\nokXX\r\n",
+    "a trailer that is none": b"2\r\nok\r\n0\r\nno colon here\r\n\r\n",
+    "many trailers": b"2\r\nok\r\n0\r\n" + b"a: b\r\n" * 5000 + b"\r\n",
+    "a long trailer": b"2\r\nok\r\n0\r\na: " + b"b" * 200_000 + b"\r\n\r\n",
+    "a NUL in a trailer": b"2\r\nok\r\n0\r\na: b\0\r\n\r\n",
+    "nothing more": b"5\r\nok",
+}
+
+
+@pytest.mark.parametrize("status", [200, 410, 503])
+@pytest.mark.parametrize("segments", [1, 2])
+@pytest.mark.parametrize("name", BROKEN)
+def test_an_answer_counts_if_its_body_is_no_http(name: str, segments: int, status: int) -> None:
+    """The receiver has decided: its event is not sent again because of a body that nobody needs."""
+
+    async def broken(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = f"HTTP/1.1 {status} X\r\nretry-after: 9\r\ntransfer-encoding: chunked\r\n\r\n"
+        if segments == 1:
+            writer.write(head.encode() + BROKEN[name])
+        else:
+            writer.write(head.encode())
+            await writer.drain()
+            for _ in range(10):  # the client reads it in one of these turns
+                await asyncio.sleep(0)
+            writer.write(BROKEN[name])
+        await writer.drain()
+
+    meant = {200: Arrived("HTTP 200"), 410: Gone("HTTP 410"), 503: Later("HTTP 503", 9.0)}
+    assert answered_by(broken) == [meant[status]]
+
+
+@pytest.mark.parametrize(("lines", "seconds"), WAITS)
+def test_the_longest_wait_that_a_receiver_asks_for_counts(
+    lines: list[str], seconds: float | None
+) -> None:
+    """As with a provider."""
+
+    async def refuse(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = ["HTTP/1.1 503 X", *lines, "content-length: 0", "", ""]
+        writer.write("\r\n".join(head).encode())
+        await writer.drain()
+
+    assert answered_by(refuse) == [Later("HTTP 503", seconds)]
+
+
 def test_a_body_without_end_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """A part is read, then the connection is closed early; the status counts."""
     monkeypatch.setattr(webhook, "BUDGET", 600)
@@ -391,6 +443,47 @@ def test_a_certificates_fault_is_named(
 
 
 # ── where a URL leads ────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_server_that_requires_a_certificate_is_named(
+    tmp_path: Path, version: ssl.TLSVersion
+) -> None:
+    """With TLS 1.3 its alert comes after the handshake, perhaps after the request. It is not taken
+    for an answer or a closed connection; TLS 1.2 has no alert of its own for this."""
+    authority = Authority("a CA")
+    (tmp_path / "ca.pem").write_bytes(authority.certificate)
+    (tmp_path / "server.pem").write_bytes(authority.issue("localhost", (-1, 9), alone=False))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "server.pem")
+    context.load_verify_locations(tmp_path / "ca.pem")
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.minimum_version = context.maximum_version = version
+    listener = socket.create_server(("127.0.0.1", 0))
+    way = WayOut(ca_file=str(tmp_path / "ca.pem"))
+
+    def refuse() -> None:
+        made, _ = listener.accept()
+        # asyncio's server would send no alert.
+        with made, pytest.raises(ssl.SSLError):
+            context.wrap_socket(made, server_side=True)
+        made.close()
+
+    async def send() -> NotSent | Lost | Answer:
+        transport = HttpTransport()
+        try:
+            url = f"https://localhost:{listener.getsockname()[1]}/"
+            return await transport.sender(lambda: True, 20.0, way=way)(Request(url, {}))
+        finally:
+            await transport.aclose()
+
+    with listener, ThreadPoolExecutor() as pool:
+        refusing = pool.submit(refuse)
+        sent = asyncio.run(send())
+        refusing.result()
+    assert not isinstance(sent, Answer)
+    named = "requires a client certificate" if version == ssl.TLSVersion.TLSv1_3 else "TLS failed"
+    assert named in sent.reason
 
 
 @pytest.mark.parametrize(

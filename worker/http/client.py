@@ -12,9 +12,11 @@ from typing import Any, cast
 
 import aiohttp
 from aiohttp.connector import Connection
+from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDictProxy
 from yarl import URL
 
+from regworker.domain.retry import longest_retry_after
 from worker.http.connections import Connector, HttpExchange, Watched
 from worker.http.headers import HEADER_NAME, HEADER_VALUE
 
@@ -44,6 +46,10 @@ _PARSING: dict[str, Any] = {
 }
 
 
+#: What a request raises, or the reading of its answer: also of a body that is no HTTP.
+FAULTS = (aiohttp.ClientError, HttpProcessingError, OSError, ValueError)
+
+
 class UnsendableError(ValueError):
     """Raised before connecting for a request that HTTP cannot carry; its text shows no value."""
 
@@ -59,6 +65,11 @@ class Response:
         self.headers: CIMultiDictProxy[str] = message.headers
         self.content = content
         self._connection = connection
+
+    @property
+    def retry_after(self) -> str | None:
+        """The longest wait that it asks for."""
+        return longest_retry_after(self.headers.getall("retry-after", ()))
 
     def close(self) -> None:
         """End the answer. Its connection is kept only if the whole answer has arrived."""
@@ -94,7 +105,7 @@ class HttpClient:
 
         `connecting`: seconds to connect. The caller closes the response in any case.
 
-        Raises `UnsendableError`, `aiohttp.ClientError`, `HttpProcessingError`, `OSError`.
+        Raises one of `FAULTS`.
         """
         target = self._target(url)
         request = self._head(method, target, headers, len(body)) + body

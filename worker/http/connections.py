@@ -46,6 +46,9 @@ MAX_BYTES = 1280 * 1024
 #: `SO_LINGER` off: closing sends what is left to send, and ends the connection in order.
 CLOSE_IN_ORDER = struct.pack("ii", 0, 0)
 
+#: The end of an answer's head.
+_END = b"\r\n\r\n"
+
 #: Turns of the event loop until it has read the kernel's buffer.
 TURNS = 2
 
@@ -57,6 +60,23 @@ _CERTIFICATE = {
     64: "certificate is for another host",
 }
 _UNKNOWN_CA = frozenset({18, 19, 20, 21})
+
+#: Texts for a server's alerts about our certificate, by OpenSSL's names. With TLS 1.3 they may
+#: arrive after the request was sent, since the handshake ends here before it ends there.
+_REFUSED = {
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "the server requires a client certificate",
+    **dict.fromkeys(
+        (
+            "SSLV3_ALERT_BAD_CERTIFICATE",
+            "SSLV3_ALERT_CERTIFICATE_EXPIRED",
+            "SSLV3_ALERT_CERTIFICATE_REVOKED",
+            "SSLV3_ALERT_CERTIFICATE_UNKNOWN",
+            "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE",
+            "TLSV1_ALERT_UNKNOWN_CA",
+        ),
+        "the server refused our client certificate",
+    ),
+}
 
 
 class UnaskedBytes(aiohttp.ClientConnectionError):
@@ -97,6 +117,8 @@ class Watched(ResponseHandler):
         self._waiting = False
         self._first = True
         self._parsing = False
+        self._headed = False
+        self._ended_by: BaseException | None = None
         self._stray_seen = False
         self._came = 0
         self._poll = select.poll()
@@ -111,6 +133,7 @@ class Watched(ResponseHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         """After the end of the connection, nothing more can arrive."""
         self._parsing = True
+        self._ended_by = exc
         super().connection_lost(exc)
 
     async def settled(self) -> bool:
@@ -123,10 +146,17 @@ class Watched(ResponseHandler):
             await asyncio.sleep(0)
         return self._quiet()
 
+    async def fault(self) -> BaseException:
+        """Why a new connection was not quiet: TLS's error, or bytes that nobody asked for."""
+        for _ in range(TURNS):  # until asyncio has passed the error on
+            await asyncio.sleep(0)
+        error = self._ended_by
+        return error if error is not None and certificate_fault(error) else UnaskedBytes()
+
     def write(self, request: bytes) -> None:
         """Send a request. An answer is expected from now on."""
         self._first, self.used = not self.used, True
-        self._waiting, self._came = True, 0
+        self._waiting, self._came, self._headed = True, 0, False
         cast(asyncio.Transport, self.transport).write(request)
 
     @property
@@ -181,7 +211,15 @@ class Watched(ResponseHandler):
             # request. (Without data, aiohttp parses what it has kept.)
             self._doubt()
         self._parsing = True
-        super().data_received(data)
+        if not self._headed and (end := data.find(_END) + len(_END)) >= len(_END):
+            # The head alone: aiohttp drops it if what follows it in the same bytes is no HTTP.
+            self._headed = True
+            super().data_received(data[:end])
+            data = data[end:]
+            if data and not self._exception:
+                super().data_received(data)
+        else:
+            super().data_received(data)
         self._parsing = False
         if self._exception and self._payload is not None and not self._payload.is_eof():
             # aiohttp reports it only to whoever waits for an answer's head.
@@ -292,14 +330,15 @@ class Connector(aiohttp.TCPConnector):
                 watched.exchange = exchange
             try:
                 clean = await watched.settled()
+                fault = None if clean or watched.used else await watched.fault()
             except BaseException:
                 connection.close()
                 raise
             if clean:
                 break
             connection.close()
-            if not watched.used:
-                raise UnaskedBytes
+            if fault is not None:
+                raise fault
         try:
             exchange.hold(watched)
         except BaseException:
@@ -322,7 +361,11 @@ def _connecting(seconds: float | None) -> aiohttp.ClientTimeout:
 
 
 def certificate_fault(error: BaseException) -> str | None:
-    """The fault of a server's certificate, as text; None if the error is another one."""
+    """The fault of a server's certificate, or what the server said about ours, as text; None if
+    the error is another one."""
+    # aiohttp's errors of this type have no reason.
+    if isinstance(error, ssl.SSLError) and (said := _REFUSED.get(getattr(error, "reason", ""))):
+        return said
     if not isinstance(error, ssl.SSLCertVerificationError):
         return None
     # aiohttp's own error, which wraps the other, has no code.

@@ -16,6 +16,7 @@ import ssl
 import struct
 import zlib
 from collections.abc import Awaitable, Callable, Container, Mapping
+from contextlib import suppress
 from functools import lru_cache
 
 import aiohttp
@@ -83,6 +84,11 @@ WORDS: tuple[tuple[type[BaseException], str], ...] = (
 #: `gzip, gzip` made 1.1 GB of 988 bytes.
 DECODERS = frozenset({"gzip", "x-gzip", "deflate"})
 GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
+
+#: The first bytes of a gzip file's members, and how many members are read: the rest is copied for
+#: each.
+_GZIP = b"\x1f\x8b"
+MOST_MEMBERS = 100
 
 #: `SO_LINGER` on, with 0 seconds: closing resets the connection and drops what was not sent.
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -249,10 +255,13 @@ def _answer(response: Response, body: bytes) -> Answer | Lost:
     encoding = ", ".join(response.headers.getall("content-encoding", ["identity"])).lower()
     for name in conflicting:
         del headers[name]
+    if (wait := response.retry_after) is not None:
+        headers["retry-after"] = wait
+        conflicting.discard("retry-after")
     if encoding not in {"identity", *DECODERS}:
         return Lost("answer with a content-encoding that we did not request")
     if encoding != "identity" and body:
-        unpacked = _unpack(body)
+        unpacked = _unpack(body, encoding)
         if not isinstance(unpacked, bytes):
             return unpacked
         body = unpacked
@@ -266,18 +275,31 @@ def _text(value: bytes) -> str:
         return value.decode("latin-1")
 
 
-def _unpack(body: bytes) -> bytes | Lost:
+def _unpack(body: bytes, encoding: str) -> bytes | Lost:
     """Decompress; it stops at the limit, however large the body would become."""
-    decoder = zlib.decompressobj(GZIP_OR_ZLIB)
-    try:
-        unpacked = decoder.decompress(body, MAX_ANSWER + 1)
-    except zlib.error:
-        return Lost("answer is not compressed as its header says")
-    if len(unpacked) > MAX_ANSWER:
-        return Lost("answer too large")
-    if not decoder.eof or decoder.unused_data:
-        return Lost("answer is not compressed as its header says")
-    return unpacked
+    # Some servers send `deflate` without zlib's header (RFC 9110, section 8.4.1.2).
+    for bits in (GZIP_OR_ZLIB, *([-zlib.MAX_WBITS] if encoding == "deflate" else [])):
+        with suppress(zlib.error):
+            unpacked = _decompressed(body, bits)
+            return unpacked if len(unpacked) <= MAX_ANSWER else Lost("answer too large")
+    return Lost("answer is not compressed as its header says")
+
+
+def _decompressed(body: bytes, bits: int) -> bytes:
+    """All members of a gzip file (RFC 1952, section 2.2), or one stream of another kind; at most a
+    byte more than the limit. Raises `zlib.error`."""
+    unpacked = b""
+    for _ in range(MOST_MEMBERS):
+        decoder = zlib.decompressobj(bits)
+        unpacked += decoder.decompress(body, MAX_ANSWER + 1 - len(unpacked))
+        if len(unpacked) > MAX_ANSWER:
+            return unpacked
+        body = decoder.unused_data
+        if not decoder.eof or (body and not body.startswith(_GZIP)):
+            break
+        if not body:
+            return unpacked
+    raise zlib.error
 
 
 def _headers(request: Request) -> Mapping[str, str]:

@@ -22,7 +22,7 @@ from regworker.domain.errors import causes
 from regworker.domain.retry import parse_retry_after
 from regworker.settings import WebhookEndpoint
 from regworker.way_out import WayOut
-from worker.http.client import MAX_HEADERS, HttpClient, Response
+from worker.http.client import FAULTS, MAX_HEADERS, HttpClient, Response
 from worker.http.connections import (
     Connector,
     HttpExchange,
@@ -125,7 +125,7 @@ class WebhookPublisher:
                 headers = {**self._sign(event_id, event), **_traced(traceparent)}
                 client = self._client(fresh)
                 response = await client.request(exchange, "POST", self._url, headers, event)
-        except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
+        except FAULTS as error:
             return Unanswered(_reason(error))
         came = await _rest(response, end)
         return Unanswered("more than one answer arrived") if exchange.doubtful else came
@@ -233,12 +233,12 @@ async def _rest(response: Response, end: float) -> WebhookAnswer:
     body."""
     head = b""
     try:
-        with suppress(aiohttp.ClientError, OSError):
+        with suppress(*FAULTS):
             async with asyncio.timeout_at(end):
                 head = await _head(response)
     finally:
         response.close()
-    return WebhookAnswer(response.status, response.headers.get("retry-after"), head)
+    return WebhookAnswer(response.status, response.retry_after, head)
 
 
 async def _head(response: Response) -> bytes:

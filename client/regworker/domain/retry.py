@@ -1,6 +1,7 @@
 """When to try again: exponential backoff with full jitter, and the provider's Retry-After."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -55,6 +56,12 @@ def parse_retry_after(value: str | None, now: datetime | None = None) -> float |
     except (ValueError, OverflowError):
         return None
     return min(max(0.0, wait), LONGEST_WAIT)
+
+
+def longest_retry_after(values: Iterable[str]) -> str | None:
+    """Of several `Retry-After` headers the one with the longest wait, as `parse_retry_after`
+    chooses from one with several numbers."""
+    return max(values, key=lambda value: parse_retry_after(value) or 0.0, default=None)
 
 
 def _seconds(text: str) -> float | None:

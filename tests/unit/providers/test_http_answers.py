@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from regworker.domain.retry import parse_retry_after
 from tests.unit.providers.calls import (
     AMPLE,
     OK,
@@ -190,7 +191,9 @@ def test_what_was_not_asked_for_is_not_unpacked(encoding: str, body: bytes) -> N
     [
         pytest.param(gzip.compress(b"{}", mtime=0)[:-1], id="cut off"),
         pytest.param(gzip.compress(b"{}", mtime=0) + b"x", id="something behind"),
-        pytest.param(gzip.compress(b"{}", mtime=0) * 2, id="two"),
+        pytest.param(gzip.compress(b"{}", mtime=0) * 101, id="more than a hundred"),
+        pytest.param(gzip.compress(b"{}", mtime=0) + zlib.compress(b"{}"), id="another kind"),
+        pytest.param(gzip.compress(b"{}", mtime=0) * 2 + b"\x1f\x8b", id="half a member"),
         pytest.param(b"{}", id="not compressed"),
     ],
 )
@@ -199,6 +202,60 @@ def test_what_is_not_compressed_as_it_says_is_lost(body: bytes) -> None:
     head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(body)}\r\n\r\n"
     sent = outcome(answering(head.encode() + body))
     assert sent == Lost("answer is not compressed as its header says")
+
+
+@pytest.mark.parametrize(
+    ("name", "body"),
+    [
+        ("gzip", gzip.compress(b'{"a":', mtime=0) + gzip.compress(b"1}", mtime=0)),
+        ("x-gzip", gzip.compress(b'{"a":1}', mtime=0) + gzip.compress(b"", mtime=0) * 99),
+        ("deflate", zlib.compress(b'{"a":1}', wbits=-zlib.MAX_WBITS)),
+        ("deflate", zlib.compress(b'{"a":1}')),
+    ],
+)
+def test_every_form_of_a_compressed_answer_is_read(name: str, body: bytes) -> None:
+    """A gzip file of several members, and a deflate stream with and without zlib's header."""
+    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: {name}\r\nContent-Length: {len(body)}\r\n\r\n"
+    sent = outcome(answering(head.encode() + body))
+    assert isinstance(sent, Answer)
+    assert sent.body == b'{"a":1}'
+
+
+@pytest.mark.parametrize(
+    ("name", "body"),
+    [
+        ("gzip", gzip.compress(b"x" * (MAX_ANSWER // 2 + 1), mtime=0) * 2),
+        ("deflate", zlib.compress(b"x" * (MAX_ANSWER + 1), wbits=-zlib.MAX_WBITS)),
+    ],
+)
+def test_every_form_of_a_compressed_answer_has_the_limit(name: str, body: bytes) -> None:
+    """All members together count."""
+    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: {name}\r\nContent-Length: {len(body)}\r\n\r\n"
+    assert outcome(answering(head.encode() + body)) == Lost("answer too large")
+
+
+#: Headers that ask to wait, and for how many seconds in all.
+WAITS = [
+    (["Retry-After: 3", "Retry-After: 100"], 100),
+    (["Retry-After: 100", "retry-after: 3"], 100),
+    (["Retry-After: 3, 100"], 100),
+    (["Retry-After: soon", "Retry-After: 3"], 3),
+    (["Retry-After: 3", "Retry-After: Sun, 01 Mar 2020 12:00:00 GMT"], 3),
+    (["Retry-After: 7", "Retry-After: 7"], 7),
+    (["Retry-After: soon", "Retry-After: later"], None),
+    ([], None),
+]
+
+
+@pytest.mark.parametrize(("lines", "seconds"), WAITS)
+def test_the_longest_wait_that_an_answer_asks_for_counts(
+    lines: list[str], seconds: float | None
+) -> None:
+    """In one header or in several: a proxy adds its own."""
+    reply = "\r\n".join(["HTTP/1.1 429 Slow down", *lines, "Content-Length: 0", "", ""]).encode()
+    sent = outcome(answering(reply))
+    assert isinstance(sent, Answer)
+    assert parse_retry_after(sent.headers.get("retry-after")) == seconds
 
 
 def test_a_small_answer_that_grows_past_the_limit_is_not_kept() -> None:
