@@ -64,7 +64,7 @@ OWN = {
     "Connector": {"__init__", "lend"},
     "Watched": {
         *("settled", "write", "rest", "_quiet", "_give_up", "_in_a_message", "_stray", "_doubt"),
-        *("unsent", "_in_order", "_has_more"),
+        *("unsent", "_in_order", "_has_more", "fault"),
     },
     "_Environment": {"__init__"},
     "LookUps": {"__init__", "addresses", "stop", "_end"},
