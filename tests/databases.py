@@ -24,8 +24,9 @@ SERVERS = {
 
 
 @contextmanager
-def database(kind: str, folder: Path) -> Iterator[URL]:
-    """The URL of a database that is removed at the end. `kind`: of `SERVERS`, or `sqlite`."""
+def database(kind: str, folder: Path, options: str = "") -> Iterator[URL]:
+    """The URL of a database that is removed at the end. `kind`: of `SERVERS`, or `sqlite`;
+    `options`: of CREATE DATABASE."""
     if kind == "sqlite":
         yield make_url(f"sqlite:///{folder / 'host.db'}")
         return
@@ -36,7 +37,7 @@ def database(kind: str, folder: Path) -> Iterator[URL]:
     name = f"regworker_{secrets.token_hex(6)}"
     engine = create_engine(server, isolation_level="AUTOCOMMIT", poolclass=NullPool)
     with engine.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
+        connection.execute(text(f"CREATE DATABASE {name} {options}"))
         try:
             yield server.set(database=name)
         finally:

@@ -35,7 +35,13 @@ if TYPE_CHECKING:
     from regworker.forms.open2b import Open2bAddress, Open2bCustomer, Open2bRegistration
     from regworker.forms.skypostal import SkyPostalAddress, SkyPostalPhone, SkyPostalRegistration
     from regworker.producer import AsyncProducer, Producer
-    from regworker.results import AsyncResultConsumer, Result, ResultConsumer, UnreadableEvent
+    from regworker.results import (
+        AsyncResultConsumer,
+        MissingKey,
+        Result,
+        ResultConsumer,
+        UnreadableEvent,
+    )
     from regworker.settings import Settings
 
 _HOMES = {
@@ -53,7 +59,9 @@ _HOMES = {
         *("SkyPostalAddress", "SkyPostalPhone", "SkyPostalRegistration"),
     ),
     "regworker.producer": ("AsyncProducer", "Producer"),
-    "regworker.results": ("AsyncResultConsumer", "Result", "ResultConsumer", "UnreadableEvent"),
+    "regworker.results": (
+        *("AsyncResultConsumer", "MissingKey", "Result", "ResultConsumer", "UnreadableEvent"),
+    ),
     "regworker.settings": ("Settings",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
@@ -68,6 +76,7 @@ __all__ = [
     "JobForgotten",
     "JobNotCancellable",
     "LedgerUnavailable",
+    "MissingKey",
     "Notice",
     "Open2bAddress",
     "Open2bCustomer",

@@ -3,6 +3,7 @@
 import logging
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from redis.exceptions import NoScriptError, ResponseError
@@ -22,9 +23,6 @@ BLOCK = 1.0
 
 #: Seconds of one blocking read, at least, even if an entry can be claimed soon.
 SHORTEST = 0.01
-
-#: Milliseconds. Longer than any `claim_after`: the next reader claims a released entry.
-LONG_AGO = 7 * 86_400_000
 
 #: Replies for a group that does not exist (any more), or whose stream was deleted during a read.
 _LOST = ("NOGROUP", "UNBLOCKED")
@@ -116,33 +114,13 @@ class Membership:
         self._fresh_until = steady() + self.claim_after / 2
 
     def leave(self) -> Steps[None]:
-        """Release the fetched entries; leave the group, if the member has no others."""
-        # Old ones may belong to others by now: leave them to `claim_after`.
-        waiting = tuple(self.waiting) if steady() < self._fresh_until else ()
-        stream, name, me = self._group.stream, self._group.name, self._group.reader
+        """Release the fetched entries; leave the group, if the member holds no others."""
+        waiting = [one.entry for one in self.waiting]
+        yield from self._ask(self._group.leave(waiting, named=self._named))
 
-        def hand_back(redis: Any) -> Any:
-            pipeline = redis.pipeline(transaction=False)
-            for one in waiting:
-                pipeline.xclaim(
-                    stream,
-                    name,
-                    me,
-                    0,
-                    [one.entry],
-                    idle=LONG_AGO,
-                    retrycount=one.times - 1,
-                    justid=True,
-                )
-            return pipeline.execute(raise_on_error=False)
-
-        if waiting:
-            yield Ask(hand_back)
-        kept = yield Ask(
-            lambda redis: redis.xpending_range(stream, name, "-", "+", 1, consumername=me)
-        )
-        if not self._named and not kept:
-            yield Ask(lambda redis: redis.xgroup_delconsumer(stream, name, me))
+    def call(self, name: str) -> None:
+        """Give it its name, before its first step."""
+        self._group = replace(self._group, reader=name)
 
     def _join(self) -> Steps[None]:
         stream, name, start = self._group.stream, self._group.name, self._start

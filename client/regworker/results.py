@@ -35,8 +35,9 @@ import math
 import os
 import secrets
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Self, TypeVar
@@ -50,6 +51,7 @@ from regworker.domain.errors import (
     RegistrationWorkerError,
     SealingError,
     SettingsError,
+    UnknownKey,
 )
 from regworker.domain.event import Event, Notice
 from regworker.frames import guarded
@@ -63,7 +65,7 @@ from regworker.sealing.keyring import Keyring
 from regworker.sealing.seals import Seal
 from regworker.settings import Settings, variable
 from regworker.settings.account_ledgers import MAIN
-from regworker.several_ledgers.merged_results import LoopThread, Merged
+from regworker.several_ledgers.merged_results import LAST, LoopThread, Merged
 
 T = TypeVar("T")
 
@@ -95,6 +97,13 @@ class UnreadableEvent(RegistrationWorkerError):  # noqa: N818 -- an outcome of w
     `REGWORKER_SEALING_KEYS` does not contain, or as another event; or it is plain in a sealed
     stream. `Result.fields` is the raw entry. An entry that is larger than any event
     (`Result.size`) is not read: acknowledge it.
+    """
+
+
+class MissingKey(UnreadableEvent):  # noqa: N818
+    """Raised when an event is sealed under a key that this process does not have.
+
+    It can be read with every key of the workers in `REGWORKER_SEALING_KEYS`: do not acknowledge it.
     """
 
 
@@ -134,7 +143,9 @@ class Result:
             seal = seals.event(id_.decode("ascii", "replace"))
             return self._open(sealed.decode("ascii", "replace"), seal)
         except SealingError as error:
-            raise UnreadableEvent(f"entry {self.entry}: {error}") from None
+            kind = MissingKey if isinstance(error, UnknownKey) else UnreadableEvent
+            fault = kind(f"entry {self.entry}: {error}")
+        raise fault  # here, so that it has no context
 
     @cached_property
     def event(self) -> Event | Notice:
@@ -142,13 +153,14 @@ class Result:
 
         An event may contain a customer's keys: secret. Raises `UnreadableEvent`.
         """
+        raw = self.raw
         try:
-            return _EITHER.validate_json(self.raw)
+            return _EITHER.validate_json(raw)
         except ValidationError as error:
             # Without pydantic's texts, which quote their input.
             where = {".".join(map(str, one["loc"])) or "the whole" for one in error.errors()}
-            what = f"entry {self.entry} holds no event of ours; see {', '.join(sorted(where))}"
-            raise UnreadableEvent(what) from None
+        what = f"entry {self.entry} holds no event of ours; see {', '.join(sorted(where))}"
+        raise UnreadableEvent(what)  # here, so that it has no context: pydantic's has the event
 
 
 class _Consumer:
@@ -168,7 +180,11 @@ class _Consumer:
             raise ValueError("claim_after must be more than 0 seconds")
         self.group = group
         self.ledger = settings.ledger
-        self.consumer = consumer or f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
+        self._user: dict[str, int] = {}
+        """The process that uses it: where it is first used, possibly after a fork."""
+        self._given = consumer
+        self._mark = secrets.token_hex(3)
+        self.consumer = self._name(os.getpid())
         self.stream = stream
         self.claim_after = claim_after
         self._member = Membership(
@@ -183,6 +199,26 @@ class _Consumer:
     def stop(self) -> None:
         """End the iteration, within a second or so. From any thread, or a signal's handler."""
         self._member.stopping = True
+
+    def _name(self, process: int) -> str:
+        return self._given or f"{socket.gethostname()}:{process}:{self._mark}"
+
+    def _begin(self) -> None:
+        """Called before each use: two processes with one name would get the same events."""
+        here = os.getpid()
+        if self._user.setdefault("process", here) != here:
+            raise RuntimeError(
+                f"this {type(self).__name__} was used before the process was forked, and belongs "
+                "to the other process. Create one in each process"
+            )
+        if self.consumer != (name := self._name(here)):
+            self.consumer = name
+            self._member.call(name)
+
+    @property
+    def _inherited(self) -> bool:
+        """Whether it belongs to the process that this one was forked from."""
+        return self._user.get("process", os.getpid()) != os.getpid()
 
     def _next(self) -> Result | None:
         found = self._member.next()
@@ -230,6 +266,7 @@ class ResultConsumer(_Consumer):
         settings = settings or reader_settings()
         super().__init__(group, consumer, stream, start, claim_after, sealed, settings)
         self._ledger = SyncLedger(settings.redis_url)
+        self._turn = threading.Lock()
         self._all: AsyncResultConsumer | None = None
         """Reads all ledgers, if there are several."""
         if settings.ledgers:
@@ -258,13 +295,14 @@ class ResultConsumer(_Consumer):
 
     def take(self, patience: float = BLOCK) -> Result | None:
         """The next result, or None where none comes within `patience` seconds, or before `stop`."""
+        self._begin()
         if self._all is not None:
             return self._read(self._all.take, patience)
-        if self._member.stale:
-            self._patiently(self._member.renew)
-        if not self._member.waiting:
-            self._member.keep(self._receive(patience))
-        return self._next()
+        with self._alone(patience) as left:
+            if left is None:
+                return None
+            self._fetch(left)
+            return self._next()
 
     def receive(self, patience: float = BLOCK) -> list[Result]:
         """A page of results, as soon as there are any; none after `patience` seconds, or `stop`.
@@ -272,15 +310,21 @@ class ResultConsumer(_Consumer):
         For a handler that takes many at a time; acknowledge them within `claim_after` seconds.
         While the server is away, this waits for it, however long.
         """
+        self._begin()
         if self._all is not None:
             return self._read(self._all.receive, patience) or []
-        return list(map(self._result, self._receive(patience)))
+        with self._alone(patience) as left:
+            if left is None:
+                return []
+            self._fetch(left)
+            return self._rest()
 
     def ack(self, *results: Result) -> None:
         """Say that these are dealt with, and need not come again.
 
         Raises `LedgerUnavailable` if the server does not answer: then they are delivered again.
         """
+        self._begin()
         if self._all is not None:
             self._thread.run(self._all.ack(*results))
         elif results:
@@ -289,13 +333,21 @@ class ResultConsumer(_Consumer):
             )
 
     def close(self) -> None:
-        """Hand back what was fetched and not given out, and close all connections."""
+        """Hand back what was fetched and not given out, and close all connections.
+
+        A read in another thread ends before, within a second or so; after a fork, only the process
+        that used the consumer leaves the group.
+        """
         self.stop()
+        if self._inherited:
+            return
         try:
             if self._all is not None:
                 self._thread.close(self._all.aclose)
-            elif self._member.joined:
-                self._ledger.patiently(lambda: self._carry(self._member.leave()), FAREWELL)
+            else:
+                with self._alone(LAST):
+                    if self._member.joined:
+                        self._ledger.patiently(lambda: self._carry(self._member.leave()), FAREWELL)
         except (RegistrationWorkerError, RedisError) as error:
             log.warning("left group %s, which could not be recorded: %s", self.group, error)
         finally:
@@ -317,6 +369,24 @@ class ResultConsumer(_Consumer):
             if self._member.stopping:
                 return None
             raise
+
+    @contextmanager
+    def _alone(self, patience: float) -> Iterator[float | None]:
+        """Two concurrent reads would both get the entries of this consumer. The seconds that are
+        left; None if another thread reads for so long."""
+        end = steady() + patience
+        alone = self._turn.acquire(timeout=max(0.0, min(patience, threading.TIMEOUT_MAX)))
+        try:
+            yield max(0.0, end - steady()) if alone else None
+        finally:
+            if alone:
+                self._turn.release()
+
+    def _fetch(self, patience: float) -> None:
+        if self._member.stale:
+            self._patiently(self._member.renew)
+        if not self._member.waiting:
+            self._member.keep(self._receive(patience))
 
     def _receive(self, patience: float) -> list[Found]:
         end = steady() + patience
@@ -419,10 +489,12 @@ class AsyncResultConsumer(_Consumer):
             if self._others:
                 ready = await self._merged.ready(patience)
                 return [] if ready is None else ready.consumer._rest()
-            return list(map(self._result, await self._receive(patience)))
+            await self._fetch(patience)
+            return self._rest()
 
     async def ack(self, *results: Result) -> None:
         """As `ResultConsumer.ack`."""
+        self._begin()
         own = [one.entry for one in results if one.ledger not in self._others]
         others = [
             other.ack(*(one for one in results if one.ledger == name))
@@ -435,6 +507,8 @@ class AsyncResultConsumer(_Consumer):
     async def aclose(self) -> None:
         """As `ResultConsumer.close`."""
         self.stop()
+        if self._inherited:
+            return
         try:
             await self._merged.aclose()
         finally:
@@ -442,6 +516,9 @@ class AsyncResultConsumer(_Consumer):
 
     async def _leave(self) -> None:
         try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LAST), self._turn:
+                    pass
             if self._member.joined:
                 async with asyncio.timeout(FAREWELL):
                     await self._ledger.patiently(
@@ -465,6 +542,8 @@ class AsyncResultConsumer(_Consumer):
     @asynccontextmanager
     async def _alone(self) -> AsyncIterator[None]:
         """Two concurrent reads would both get the entries of this consumer."""
+        for one in (self, *self._others.values()):
+            one._begin()
         loop = asyncio.get_running_loop()
         self._loop = self._loop or loop
         if self._loop is not loop:
@@ -554,7 +633,7 @@ def opener(settings: Settings) -> Opener:
 
     def open_(sealed: str, seal: Seal) -> bytes:
         if not keys:
-            raise SealingError(f"it is sealed, and {variable('sealing_keys')} is not set")
+            raise UnknownKey(f"it is sealed, and {variable('sealing_keys')} is not set")
         if not ring:
             ring.append(Keyring.parse(keys))
         return ring[0].open(sealed, seal)

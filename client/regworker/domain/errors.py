@@ -17,6 +17,7 @@
     ├── LedgerUnavailable      Redis/Valkey did not answer in time
     │   └── NotReplicated      it did, but too few replicas had the write in time
     └── SealingError           a sealed text cannot be opened
+        ├── UnknownKey         it is sealed under a key that this process does not have
         └── WrongSeal          its kind or its owner is another one
 
 Messages name the field or the setting, say what to do, and never hold a secret.
@@ -176,6 +177,13 @@ class NotReplicated(LedgerUnavailable):
 
 class SealingError(RegistrationWorkerError):
     """Raised when a sealed text cannot be opened: unknown `kid`, broken tag, or no JWE at all."""
+
+
+class UnknownKey(SealingError):  # noqa: N818
+    """Raised when a sealed text names a key that `REGWORKER_SEALING_KEYS` does not contain.
+
+    Give this process every key of the workers; then it can be opened.
+    """
 
 
 class WrongSeal(SealingError):  # noqa: N818

@@ -550,8 +550,9 @@ class SyncLedger:
         return self.redis.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
-        """Close all connections."""
-        self.redis.close()
+        """Close all connections: those in use as soon as their calls have ended."""
+        pool: Any = self.redis.connection_pool
+        pool.end()
 
     def _load(self, sources: Iterable[str]) -> None:
         for source in sources:

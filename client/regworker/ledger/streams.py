@@ -6,14 +6,14 @@ times as much memory. So scripts read (`read.lua`, `left.lua`, `page.lua`), and 
 awaited with a blocking read whose answer the server skips on request.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from regworker.domain.request import MOST_BYTES
 from regworker.ledger.calls import evalsha
 from regworker.ledger.records import text
-from regworker.ledger.transitions import Command, ms
+from regworker.ledger.transitions import Argument, Command, ms
 
 #: Entries in one page: enough to share round trips, few enough to open and seal in milliseconds.
 PAGE = 50
@@ -34,6 +34,13 @@ Asking = list[tuple[str | bytes, ...]]
 
 START = "0-0"
 """The cursor from which a group's entries are searched."""
+
+
+#: The member of a group that holds what others released, so that these need not stay.
+RELEASED = "released"
+
+#: Milliseconds. Longer than any `claim_after`: the next reader claims a released entry.
+LONG_AGO = 7 * 86_400_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +85,15 @@ class GroupReader:
         return Command(
             "left", (self.stream,), args, lambda answer: (text(answer[0]), _found(answer[1:]))
         )
+
+    def leave(self, entries: Iterable[str], *, named: bool) -> Command[int]:
+        """End this reader, and release entries that it did not return: the next one gets them.
+
+        `named`: its name is permanent, so it stays in the group.
+        """
+        heir = self.reader if named else RELEASED
+        args: tuple[Argument, ...] = (self.name, self.reader, heir, LONG_AGO, *entries)
+        return Command("leave", (self.stream,), args, int)
 
     def asking(self, command: Command[Any], wait: float = 0.0) -> Asking:
         """How to run `command`: at once, or when something new arrives, after at most `wait`

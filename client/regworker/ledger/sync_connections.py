@@ -103,6 +103,7 @@ class LeakProofPool(ConnectionPool):
     """A pool that does not keep the connections it has lent: if nobody else does, they close."""
 
     _in_use_connections: Any
+    _ended = False
 
     def reset(self) -> None:
         """Called when the pool is made, and in the child after a fork."""
@@ -111,6 +112,18 @@ class LeakProofPool(ConnectionPool):
         self._event_dispatcher = EventDispatcher()
         super().reset()
         self._in_use_connections = WeakSet()
+
+    def end(self) -> None:
+        """Close each connection as soon as no thread uses it: redis-py's `close` would take a
+        connection's socket away from a thread that is reading from it."""
+        self._ended = True
+        self.disconnect(inuse_connections=False)
+
+    def release(self, connection: Any) -> None:
+        """Called when a thread is done with a connection."""
+        super().release(connection)
+        if self._ended:
+            self.disconnect(inuse_connections=False)
 
 
 def exact(client: redis.Redis) -> redis.Redis:

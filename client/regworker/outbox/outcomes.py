@@ -1,15 +1,17 @@
 """Results back in the host's database: each event takes effect there once."""
 
+import json
 import logging
 from collections.abc import Callable
+from typing import Any
 
 from sqlalchemy import Connection, Engine, Table, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from regworker.domain.event import Event, Notice
 from regworker.frames import emptied, guarded, traceback_of
-from regworker.outbox.tables import outcomes_table
-from regworker.results import Result, ResultConsumer, UnreadableEvent
+from regworker.outbox.tables import UNREADABLE, ascii_json, outcomes_table
+from regworker.results import MissingKey, Result, ResultConsumer, UnreadableEvent
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +26,10 @@ class Outcomes:
     `handler` runs in the same transaction as the row: what it writes takes effect once, too. If it
     raises, nothing is written, and the event comes again after the consumer's `claim_after`; the
     log says where it was raised, and not its text, which may quote the event.
+
+    An event whose sealing key this process does not have is not acknowledged: it comes again, and
+    the log names the setting. What holds no event at all is kept as a row with the type
+    `unreadable`, which no handler gets.
     """
 
     def __init__(
@@ -41,9 +47,13 @@ class Outcomes:
     def turn(self, patience: float = 1.0) -> int:
         """Take what comes within `patience` seconds; returns how many events were new."""
         new = 0
+        locked: list[MissingKey] = []
         for result in self._consumer.receive(patience):
             try:
                 new += self._record(result)
+            except MissingKey as error:
+                locked.append(error)
+                continue
             except Exception as error:  # noqa: BLE001 -- whatever it is, it comes again
                 # Without its text and its frames' locals: both contain the written event.
                 where = traceback_of(error)
@@ -52,30 +62,40 @@ class Outcomes:
                 log.error(what, result.entry, where)  # noqa: TRY400
                 continue
             self._consumer.ack(result)
+        if locked:
+            what = "%d events are not recorded, and come again: give this process the keys: %s"
+            log.error(what, len(locked), locked[0])
         return new
 
     def _record(self, result: Result) -> bool:
+        """Write an entry's row; returns whether it was an event, and new."""
+        event: Event | None = None
         try:
-            event = result.event
+            found = result.event
+        except MissingKey:
+            raise
         except UnreadableEvent as error:
-            log.warning("%s; it is left out", error)
-            return False
-        if isinstance(event, Notice):
-            return False
-        row = {
-            "event_id": event.id,
-            "job_id": event.data.job_id,
-            "type": event.type,
-            "event": result.raw.decode(),
-        }
+            log.warning("%s; its row has the type %s", error, UNREADABLE)
+            row = self._unreadable(result, str(error))
+        else:
+            if isinstance(found, Notice):
+                return False
+            event = found
+            row = {
+                "event_id": event.id,
+                "job_id": event.data.job_id,
+                "type": event.type,
+                "event": ascii_json(result.raw.decode()),
+            }
         table = self._table
-        known = select(table.c.event_id).where(table.c.event_id == event.id)
+        known = select(table.c.event_id).where(table.c.event_id == row["event_id"])
         try:
             with self._engine.begin() as connection:
                 if connection.execute(known).first():
                     return False
                 connection.execute(insert(table).values(row))
-                self._handler(connection, event)
+                if event is not None:
+                    self._handler(connection, event)
         except IntegrityError:
             # Either another consumer recorded it at this moment, or the handler violated a
             # constraint of its own tables: only in the first case is the event done.
@@ -83,4 +103,20 @@ class Outcomes:
                 if connection.execute(known).first():
                     return False
             raise
-        return True
+        return event is not None
+
+    def _unreadable(self, result: Result, problem: str) -> dict[str, Any]:
+        """The row of an entry that can never be read; the stream may be trimmed."""
+        place = ascii_json(f"{result.ledger} {self._consumer.stream} {result.entry}")
+        fields = {_text(name): _text(value) for name, value in result.fields.items()}
+        kept = {"problem": problem, "size": result.size, "fields": fields}
+        return {
+            "event_id": place[-255:],
+            "job_id": None,
+            "type": UNREADABLE,
+            "event": json.dumps(kept),
+        }
+
+
+def _text(value: bytes) -> str:
+    return value.decode("utf-8", "backslashreplace")

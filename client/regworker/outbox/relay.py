@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from redis.exceptions import RedisError
 from sqlalchemy import Connection, Engine, Table, delete, select, update
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from regworker.clock import steady
@@ -36,6 +37,12 @@ AGAIN = 30.0
 
 #: Without any of its content, which may be a secret.
 _NO_JSON = InvalidJob([Problem("invalid", "job", "is not JSON: the row was changed or cut off")])
+
+#: Characters of a problem that are written: a column of MySQL's ends at 64 KiB.
+LONGEST = 2000
+
+#: Written if the database does not take the problem itself.
+_UNWRITTEN = "the job is refused, and the database could not store the problem"
 
 Fault = RegistrationWorkerError | RedisError
 
@@ -63,6 +70,8 @@ class _Pass:
     """Ledgers that did not accept their rows: they are not asked again in this pass."""
     stopped: Fault | None = None
     """Set if no other ledger is left."""
+    unwritten: DBAPIError | None = None
+    """Why the database did not take a refusal: its row stays as it is."""
     last: int | None = None
     """The row behind which the next turn begins."""
     until: float = field(default_factory=lambda: steady() + AGAIN)
@@ -81,7 +90,8 @@ class Relay:
     def turn(self, engine: Engine) -> Turn:
         """Move the next batch; its rows whose ledger is away stay.
 
-        Raises the ledger's error (`LedgerUnavailable`, for example) if all rows stay that are left.
+        Raises the ledger's error (`LedgerUnavailable`, for example), or the database's, if all rows
+        stay that are left.
         The next turn then begins at the oldest row.
         """
         with _unlocking(engine).begin() as connection:
@@ -134,12 +144,32 @@ class Relay:
                 case Receipt():
                     moved.append(row.id)
                 case Refused(error=error):
-                    refused += 1
-                    refusal = {"refused_at": datetime.now(UTC), "problem": str(error)}
-                    connection.execute(update(table).where(table.c.id == row.id).values(refusal))
+                    refused += self._refuse(connection, row.id, str(error))
         if moved:
             connection.execute(delete(table).where(table.c.id.in_(moved)))
         return Turn(len(moved), refused, len(rows) - len(moved) - refused)
+
+    def _refuse(self, connection: Connection, id_: int, problem: str) -> bool:
+        """Write why a row is refused; whatever the database says to that is about this row alone.
+
+        In ASCII: a problem may quote what the database's character set does not have.
+        """
+        plain = problem.encode("ascii", "backslashreplace").decode()
+        changed = update(self._table).where(self._table.c.id == id_)
+        fault: DBAPIError | None = None
+        for text in (plain[:LONGEST], _UNWRITTEN):
+            try:
+                with connection.begin_nested():
+                    refusal = {"refused_at": datetime.now(UTC), "problem": text}
+                    connection.execute(changed.values(refusal))
+            except DBAPIError as error:
+                if error.connection_invalidated:
+                    raise
+                fault = error
+            else:
+                return True
+        self._pass.unwritten = fault
+        return False
 
     def _turned(self, rows: Sequence[Any], turn: Turn) -> Turn:
         """Decide where the next turn begins, or raise, once a turn's changes are committed."""
@@ -152,7 +182,7 @@ class Relay:
             return turn
         if this.stopped or len(rows) < self._batch:
             self._pass = _Pass()
-            if fault := this.stopped or next(iter(this.away.values()), None):
+            if fault := this.stopped or next(iter(this.away.values()), None) or this.unwritten:
                 raise fault
         return turn
 

@@ -1,5 +1,8 @@
 """The two tables in SQLAlchemy's form: for `create_all`, Alembic, and `regworker outbox sql`."""
 
+import json
+import re
+
 from sqlalchemy import (
     BigInteger,
     Column,
@@ -47,6 +50,15 @@ outcomes_table = Table(
     Column("received_at", _TIME, nullable=False, server_default=func.now()),
 )
 """Results, each once."""
+
+#: What no event is called: the type of the row that keeps an entry which holds no event.
+UNREADABLE = "unreadable"
+
+
+def ascii_json(text: str) -> str:
+    """JSON with escapes for what not every database's character set has (latin1, utf8mb3)."""
+    return re.sub(r"[^\x00-\x7f]+", lambda found: json.dumps(found[0])[1:-1], text)
+
 
 DIALECTS: dict[str, type[Dialect]] = {
     "postgresql": postgresql.dialect,

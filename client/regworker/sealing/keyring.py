@@ -18,7 +18,13 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from pydantic_core import from_json
 
-from regworker.domain.errors import NoSealingKeys, SealingError, SettingsError, WrongSeal
+from regworker.domain.errors import (
+    NoSealingKeys,
+    SealingError,
+    SettingsError,
+    UnknownKey,
+    WrongSeal,
+)
 from regworker.sealing.random import nonce
 from regworker.sealing.seals import REGISTRATION, Seal
 from regworker.settings import Settings, variable
@@ -140,7 +146,7 @@ class Keyring:
         kid = said.get("kid")
         cipher = self._ciphers.get(kid) if isinstance(kid, str) else None
         if cipher is None:
-            raise SealingError(f"sealed under kid {_short(kid)}, which {_SETTING} does not hold")
+            raise UnknownKey(f"sealed under kid {_short(kid)}, which {_SETTING} does not hold")
         plain = _decrypted(cipher, sealed, parts)
         _check(said, seal)
         return plain

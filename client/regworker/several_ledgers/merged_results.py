@@ -113,13 +113,12 @@ class Merged(Generic[R]):
 
 
 class LoopThread:
-    """An event loop in a thread, which starts with the first call."""
+    """An event loop in a thread, which both begin with the first call: after a fork, loops would
+    share what they are waked with."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(
-            target=self._loop.run_forever, name="regworker-results", daemon=True
-        )
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._run, name="regworker-results", daemon=True)
         self._lock = threading.Lock()
         self._closed = False
 
@@ -129,7 +128,8 @@ class LoopThread:
             if self._closed:
                 work.close()
                 raise LedgerUnavailable(_CLOSED)
-            if not self._thread.is_alive():
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
                 self._thread.start()
             done = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
@@ -143,17 +143,19 @@ class LoopThread:
     def close(self, farewell: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Carry out `farewell`, cancel all calls that are left, and end the thread; once."""
         with self._lock:
-            if self._closed:
-                return
-            self._closed = True
+            closed, self._closed = self._closed, True
+        if closed or self._loop is None:
+            return
         try:
-            if self._thread.is_alive():
-                asyncio.run_coroutine_threadsafe(_last(farewell), self._loop).result()
+            asyncio.run_coroutine_threadsafe(_last(farewell), self._loop).result()
         finally:
-            if self._thread.is_alive():
-                self._loop.call_soon_threadsafe(self._loop.stop)
-                self._thread.join()
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
             self._loop.close()
+
+    def _run(self) -> None:
+        assert self._loop is not None  # noqa: S101 -- for the type checker
+        self._loop.run_forever()
 
 
 _CLOSED = "this ResultConsumer is closed"

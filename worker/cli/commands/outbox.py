@@ -153,7 +153,7 @@ for command in (sql, relay, refused, retry):
 def _turn(mover: "Relay", engine: "Engine", *, once: bool) -> "Turn | None":
     """One turn; None if the database or the ledger does not answer, or accepts nothing."""
     from redis.exceptions import RedisError
-    from sqlalchemy.exc import OperationalError
+    from sqlalchemy.exc import DBAPIError
 
     try:
         return mover.turn(engine)
@@ -161,10 +161,10 @@ def _turn(mover: "Relay", engine: "Engine", *, once: bool) -> "Turn | None":
         if once:
             raise
         note(f"{error}; the rows stay")
-    except OperationalError as error:
+    except DBAPIError as error:
         if once:
             raise _unreachable(error) from None
-        note(f"the database does not answer ({type(error.orig).__name__}); the rows stay")
+        note(f"the database refused ({type(error.orig).__name__}); the rows stay")
     return None
 
 
