@@ -100,7 +100,7 @@ class UnreadableEvent(RegistrationWorkerError):  # noqa: N818 -- an outcome of w
     """
 
 
-class MissingKey(UnreadableEvent):  # noqa: N818
+class MissingKey(UnreadableEvent):
     """Raised when an event is sealed under a key that this process does not have.
 
     It can be read with every key of the workers in `REGWORKER_SEALING_KEYS`: do not acknowledge it.

@@ -17,6 +17,8 @@ from regworker import carriers
 from regworker.domain.errors import IdempotencyConflict, InvalidJob, LedgerUnavailable, UnknownJob
 from regworker.ledger import SyncLedger
 from regworker.ledger.admin import Limits, announce
+from regworker.ledger.endings import Endings
+from regworker.ledger.servers import async_client
 from regworker.producer import AsyncProducer, Producer, Receipt, Refused, Status
 from regworker.sealing.keyring import Keyring
 from regworker.settings import Settings
@@ -183,6 +185,59 @@ def test_an_end_is_heard_although_the_subscriber_was_cut_off(
         assert (await wait)["type"] == "registration.cancelled"
 
     run(settings, host)
+
+
+#: What redis-py raises where it reads a connection that was lost a moment ago, or that another
+#: task opens again; and what it says otherwise.
+BROKEN = (
+    AttributeError("'NoneType' object has no attribute 'read'"),
+    RuntimeError("read() called while another coroutine is already waiting for incoming data"),
+    ConnectionError("Connection closed by server."),
+    OSError("lost"),
+)
+
+
+@pytest.mark.parametrize("error", BROKEN, ids=repr)
+def test_whatever_ends_the_listening_it_begins_again(
+    settings: Settings, ledger: SyncLedger, error: Exception
+) -> None:
+    """All who wait may check at once, and later ends are heard."""
+
+    class Breaking:
+        """A client of which the first subscriber breaks once it has subscribed."""
+
+        def __init__(self, client: Any) -> None:
+            self.client = client
+            self.broke = False
+
+        def pubsub(self) -> Any:
+            listener = self.client.pubsub()
+            if not self.broke:
+
+                async def get_message(timeout: float | None) -> None:  # noqa: ASYNC109
+                    self.broke = True
+                    raise error
+
+                listener.get_message = get_message
+            return listener
+
+    async def main() -> None:
+        client = async_client(settings.redis_url)
+        breaking: Any = Breaking(client)
+        endings = Endings(breaking)
+        async with endings.of("one") as first, endings.of("two") as second:
+            async with asyncio.timeout(30):
+                await asyncio.gather(first(30), second(30))
+            assert breaking.broke
+            await until(lambda: len(ledger.redis.pubsub_channels("*")) == 2)  # type: ignore[arg-type]
+            async with asyncio.timeout(30):
+                await asyncio.gather(first(30), second(30))  # the subscriptions began
+                ledger.redis.publish("two", "")
+                await second(30)
+        await endings.aclose()
+        await client.aclose()
+
+    asyncio.run(main())
 
 
 def test_one_who_waits_again_and_again_hears_the_end(

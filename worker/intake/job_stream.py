@@ -12,7 +12,6 @@ another. An entry that is too large is not read: it is set aside without its con
 """
 
 import asyncio
-import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ import structlog
 from redis.exceptions import NoScriptError, ReadOnlyError, RedisError
 
 from regworker.domain.errors import LedgerUnavailable, Problem
-from regworker.domain.job import NAME
+from regworker.domain.job import is_name
 from regworker.domain.request import (
     MOST_BYTES,
     Entry,
@@ -73,9 +72,6 @@ WRONG_PAUSE = 5.0
 
 #: Seconds without activity after which a reader is gone for good.
 GONE = 3600.0
-
-#: Characters of a token's name.
-LONGEST_NAME = 64
 
 #: Seconds for entries in work to end when the worker stops. Other readers take over the rest.
 STOP = 5.0
@@ -405,6 +401,6 @@ def _entry(found: Found) -> Entry:
         found.entry,
         trace,
         answer if ID.fullmatch(answer) else "",
-        by if len(by) <= LONGEST_NAME and re.fullmatch(NAME, by) else "",
+        by if is_name(by) else "",
     )
     return read(_REQUESTS[asked[0]], found.fields[asked[0]], origin)

@@ -24,6 +24,7 @@ Messages name the field or the setting, say what to do, and never hold a secret.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from copyreg import __newobj__  # type: ignore[attr-defined]
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +32,14 @@ from regworker.domain.portable import shown_name
 
 
 class RegistrationWorkerError(Exception):
-    """Any error of this package; catch it to catch them all."""
+    """Any error of this package; catch it to catch them all.
+
+    It can be pickled and copied, and so comes from a pool's process as it is.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions would be made again by a call with their message, whatever they take.
+        return __newobj__, (type(self), *self.args), self.__dict__
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,15 @@ from regworker.domain.trace_context import traceparent
 #: variables, so they contain neither a colon nor a double underscore.
 NAME = r"^[a-z0-9]+(?:[_-][a-z0-9]+)*$"
 
-Name = Annotated[str, StringConstraints(pattern=NAME, max_length=64)]
+LONGEST_NAME = 64
+
+Name = Annotated[str, StringConstraints(pattern=NAME, max_length=LONGEST_NAME)]
+
+
+def is_name(text: str) -> bool:
+    """Whether a text may be such a name: only then is it shown, since any other may be anything."""
+    return len(text) <= LONGEST_NAME and re.fullmatch(NAME, text) is not None
+
 
 #: A valid key has no control characters and no other line ends.
 _KEY = r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029]+$"

@@ -1,6 +1,6 @@
 """The answers to a producer about its jobs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -35,7 +35,7 @@ class Status:
     finished_at: datetime | None
     why: str
     timeline: tuple[tuple[datetime, str], ...]
-    event: dict[str, Any] | None
+    event: dict[str, Any] | None = field(repr=False)
     corrected: str = ""
     """`registered` or `rejected`: the right result, if an operator has corrected a person's wrong
     decision on its review; then `event` is the correction. `state` does not change."""

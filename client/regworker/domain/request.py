@@ -28,11 +28,11 @@ from pydantic_core import from_json
 from regworker.domain.job import (
     LONGEST_KEY,
     MAX_JOB_BYTES,
-    NAME,
     JobId,
     Key,
     Name,
     Traceparent,
+    is_name,
     job_id,
     one_form,
 )
@@ -81,7 +81,7 @@ def _or_nothing(value: Any, read: ValidatorFunctionWrapHandler) -> Any:
 
 def _names(value: Any) -> Any:
     given = value if isinstance(value, list | tuple) else []
-    return [name for name in given if isinstance(name, str) and re.fullmatch(NAME, name)][:8]
+    return [name for name in given if isinstance(name, str) and is_name(name)][:8]
 
 
 def _said_again(value: Any) -> Any:

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from regworker.domain.errors import (
     SettingsError,
     problems_of,
 )
-from regworker.domain.job import NAME, canonical
+from regworker.domain.job import canonical, is_name
 from regworker.domain.portable import flaw
 from regworker.settings import variable
 
@@ -58,7 +57,7 @@ class Forms:
         """A provider's form; `InvalidJob` if the name is unknown."""
         found = self._forms.get(provider)
         if found is None:
-            named = repr(provider) if re.fullmatch(NAME, provider[:64]) else "the name given"
+            named = repr(provider) if is_name(provider) else "the name given"
             what = f"{named} is none of: {', '.join(sorted(self._forms))}"
             raise InvalidJob([Problem("invalid", "provider", what)])
         return found

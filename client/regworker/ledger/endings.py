@@ -1,13 +1,15 @@
 """Listens for the ends of jobs in an asyncio loop: one connection for all that wait."""
 
 import asyncio
+import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import redis.asyncio
-from redis.exceptions import RedisError
+
+log = logging.getLogger(__name__)
 
 Heard = Callable[[float], Awaitable[None]]
 """Returns when there may be news, at the latest after so many seconds."""
@@ -72,7 +74,8 @@ class Endings:
             while self._waiting:
                 try:
                     await self._follow()
-                except (RedisError, OSError):
+                except Exception as error:  # noqa: BLE001 -- redis-py raises anything while it reconnects
+                    log.debug("the ends of jobs are listened to again: %s", type(error).__name__)
                     for channel in self._waiting:
                         self._tell(channel)
                     await asyncio.sleep(_PAUSE)
@@ -104,7 +107,7 @@ class Endings:
             if reading is not None:
                 reading.cancel()
                 await asyncio.wait([reading])
-            with suppress(RedisError, OSError):
+            with suppress(Exception):
                 await listener.aclose()
 
     async def _read(self, listener: Any) -> None:

@@ -1,11 +1,29 @@
-"""Messages about a wrong job use JSON's words, because producers are written in any language."""
+"""Messages about a wrong job use JSON's words, because producers are written in any language; and
+errors can be pickled."""
 
+import copy
+import pickle
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import Any
 
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from regworker.domain.errors import problems_of
+from regworker.domain.errors import (
+    IdempotencyConflict,
+    InvalidJob,
+    InvalidOutcome,
+    JobForgotten,
+    NoSealingKeys,
+    NotReplicated,
+    Problem,
+    RegistrationWorkerError,
+    SettingsError,
+    UnreadableRecord,
+    problems_of,
+)
 from regworker.domain.job import Cancel, Job
 from sandbox.documented import OPEN2B_SIGN_UP, SKYPOSTAL_REGISTRATION
 from worker.providers.open2b import Open2b
@@ -65,3 +83,65 @@ def test_no_word_of_python_is_said_of_a_wrong_job(model: type[BaseModel], good: 
     said = wrong(model, good)
     assert len(said) > 20
     assert [one for one in said if any(word in one.lower() for word in PYTHON)] == []
+
+
+PROBLEMS = (Problem("invalid", "provider", "is required"),)
+
+#: Errors that take more than a message, as they are made.
+MADE: dict[type[RegistrationWorkerError], tuple[Any, ...]] = {
+    InvalidJob: (PROBLEMS,),
+    InvalidOutcome: (PROBLEMS,),
+    IdempotencyConflict: ("job-1", "key-1"),
+    JobForgotten: ("job-1", "key-1"),
+    UnreadableRecord: ("job-1",),
+    SettingsError: ([("REGWORKER_X", "is missing")],),
+    NoSealingKeys: ([("REGWORKER_X", "is missing")],),
+    NotReplicated: ("too few replicas", [b"1", 2]),
+}
+
+
+def kinds(kind: type[RegistrationWorkerError]) -> Iterator[type[RegistrationWorkerError]]:
+    """A class, and all below it that take part in the client."""
+    yield kind
+    for one in kind.__subclasses__():
+        if one.__module__.startswith("regworker."):
+            yield from kinds(one)
+
+
+def raised(kind: type[RegistrationWorkerError]) -> RegistrationWorkerError:
+    """An error with a note, as a host may add one."""
+    error = kind(*MADE.get(kind, ("what happened",)))
+    error.add_note("while the order 7 was saved")
+    return error
+
+
+@pytest.mark.parametrize(
+    "again",
+    [*(lambda one, p=p: pickle.loads(pickle.dumps(one, p)) for p in range(6)),
+     copy.copy, copy.deepcopy],
+    ids=[*(f"pickle {p}" for p in range(6)), "copy", "deepcopy"],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", sorted(set(kinds(RegistrationWorkerError)), key=str))
+def test_every_error_can_be_pickled_and_copied(
+    kind: type[RegistrationWorkerError], again: Any
+) -> None:
+    """With its message and all that it carries."""
+    error = raised(kind)
+    found = again(error)
+    assert type(found) is kind
+    assert str(found) == str(error)
+    assert vars(found) == vars(error)
+
+
+def refuse(kind: type[RegistrationWorkerError]) -> None:
+    """Runs in a pool's process."""
+    raise raised(kind)
+
+
+def test_an_error_comes_from_a_pools_process_as_it_is() -> None:
+    """The pool is not broken by it, and can be used on."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        for kind in MADE:
+            with pytest.raises(kind) as caught:
+                pool.submit(refuse, kind).result()
+            assert type(caught.value) is kind
