@@ -25,6 +25,9 @@ LOOK_AGAIN = 1.0
 LOOK_AGAIN_ASYNC = 15.0
 
 
+_LATE = "the ledger did not answer within {:g} s"
+
+
 class SyncShell:
     """Carries out steps by blocking. Thread-safe."""
 
@@ -32,6 +35,7 @@ class SyncShell:
         self.core = ProducerCore(settings)
         self._timeout = timeout
         self._ledger = SyncLedger(settings.redis_url)
+        self._closed = False
 
     def enqueue_many(
         self, jobs: Iterable[Given], timeout: float | None
@@ -50,10 +54,13 @@ class SyncShell:
 
     def wait(self, id_: str, timeout: float) -> dict[str, Any]:
         """Wait for a job's end; return its event."""
+        self._open()
         end = time.monotonic() + timeout
         listener = self._ledger.listener()
         try:
-            self._ledger.patiently(lambda: listener.subscribe(done_channel(id_)), timeout)
+            self._ledger.patiently(
+                lambda: listener.subscribe(done_channel(id_)), max(LOOK_AGAIN, timeout)
+            )
             while True:
                 # At least once, and long enough to distinguish a slow job from a ledger that is
                 # away.
@@ -77,7 +84,11 @@ class SyncShell:
 
     def carry(self, steps: Steps[T], timeout: float | None = None) -> T:
         """Carry out steps within `timeout` seconds in total; default: that of the constructor."""
-        end = time.monotonic() + (self._timeout if timeout is None else timeout)
+        self._open()
+        limit = self._timeout if timeout is None else timeout
+        if limit <= 0:
+            raise LedgerUnavailable(_LATE.format(limit))
+        end = time.monotonic() + limit
 
         def do(step: Step) -> Any:
             return self._ledger.carry(step, max(0.0, end - time.monotonic()))
@@ -85,8 +96,13 @@ class SyncShell:
         return carry(steps, do)
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections for good: those in use as soon as their calls have ended."""
+        self._closed = True
         self._ledger.close()
+
+    def _open(self) -> None:
+        if self._closed:
+            raise LedgerUnavailable("this Producer is closed")
 
 
 class AsyncShell:
@@ -142,7 +158,7 @@ class AsyncShell:
             async with asyncio.timeout(limit):
                 return await carry_async(steps, lambda step: self.ledger.carry(step, limit))
         except TimeoutError:
-            raise LedgerUnavailable(f"the ledger did not answer within {limit:g} s") from None
+            raise LedgerUnavailable(_LATE.format(limit)) from None
 
     async def aclose(self) -> None:
         """Close all connections for good: calls under way end with `LedgerUnavailable`."""

@@ -44,13 +44,16 @@ class Producer:
     ) -> None:
         """Connect lazily. `SettingsError` where the settings can't be used.
 
-        Omitted values are read from `REGWORKER_*`; a `redis_url` given here is the only ledger,
-        whatever `REGWORKER_LEDGERS` says. `timeout`: seconds that a call may take while
-        the ledger does not answer; each call can have its own, too.
+        Give `settings`, or values of them: omitted ones are read from `REGWORKER_*`, and a
+        `redis_url` given here is the only ledger, whatever `REGWORKER_LEDGERS` says. `timeout`:
+        seconds that a call may take while the ledger does not answer; each call can have its own,
+        too.
         """
+        from regworker.core import seconds
         from regworker.several_ledgers.producer_shells import sync_shell
 
-        self._shell = sync_shell(_settings(settings, redis_url, sealing_keys), timeout)
+        patience = seconds(timeout)
+        self._shell = sync_shell(_settings(settings, redis_url, sealing_keys), patience)
 
     @property
     def settings(self) -> "Settings":
@@ -81,7 +84,9 @@ class Producer:
         error is raised, and results were returned only up to the first job without one. Repeat all
         jobs: those that were accepted are recognized by their keys.
         """
-        return self._shell.enqueue_many(jobs, timeout)
+        from regworker.core import seconds_or_usual
+
+        return self._shell.enqueue_many(jobs, seconds_or_usual(timeout))
 
     def _each(self, jobs: "Iterable[Job | Mapping[str, Any]]", away: "Away") -> "Iterator[Result]":
         """As `enqueue_many`, for the outbox's relay: the error of one of several ledgers is the
@@ -101,29 +106,29 @@ class Producer:
 
         Raises `UnknownJob`, `UnreadableRecord`, and `InvalidJob` for an argument that is no text.
         """
-        from regworker.core import named
+        from regworker.core import named, seconds_or_usual
 
-        id_ = named(id_, key, provider, account)
-        return self._shell.about(id_, self._shell.core.status(id_), timeout)
+        id_, limit = named(id_, key, provider, account), seconds_or_usual(timeout)
+        return self._shell.about(id_, self._shell.core.status(id_), limit)
 
     def wait(self, id_: str, timeout: float = 60.0) -> dict[str, Any]:
         """Wait for a job's end; return its event. Raises `TimeoutError`, `UnknownJob`.
 
         A job in `review` waits for a person, and so does this call, until the timeout.
         """
-        from regworker.core import identified
+        from regworker.core import identified, seconds
 
-        return self._shell.wait(identified(id_), timeout)
+        return self._shell.wait(identified(id_), seconds(timeout))
 
     def cancel(self, id_: str, *, timeout: float | None = None) -> Status:
         """Cancel a job before any request is sent. Raises `JobNotCancellable`, `UnknownJob`."""
-        from regworker.core import identified
+        from regworker.core import identified, seconds_or_usual
 
-        id_ = identified(id_)
-        return self._shell.about(id_, self._shell.core.cancel(id_), timeout)
+        id_, limit = identified(id_), seconds_or_usual(timeout)
+        return self._shell.about(id_, self._shell.core.cancel(id_), limit)
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections for good: later calls raise `LedgerUnavailable`."""
         self._shell.close()
 
     def __enter__(self) -> Self:
@@ -151,9 +156,11 @@ class AsyncProducer:
         timeout: float = TIMEOUT,
     ) -> None:
         """As `Producer`."""
+        from regworker.core import seconds
         from regworker.several_ledgers.producer_shells import async_shell
 
-        self._shell = async_shell(_settings(settings, redis_url, sealing_keys), timeout)
+        patience = seconds(timeout)
+        self._shell = async_shell(_settings(settings, redis_url, sealing_keys), patience)
 
     @property
     def settings(self) -> "Settings":
@@ -176,7 +183,9 @@ class AsyncProducer:
         self, jobs: "Iterable[Job | Mapping[str, Any]]", *, timeout: float | None = None
     ) -> AsyncIterator[Receipt | Refused]:
         """As `Producer.enqueue_many`: `async for`."""
-        return self._shell.enqueue_many(jobs, timeout)
+        from regworker.core import seconds_or_usual
+
+        return self._shell.enqueue_many(jobs, seconds_or_usual(timeout))
 
     async def status(
         self,
@@ -188,23 +197,23 @@ class AsyncProducer:
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> Status:
         """As `Producer.status`."""
-        from regworker.core import named
+        from regworker.core import named, seconds_or_usual
 
-        id_ = named(id_, key, provider, account)
-        return await self._shell.about(id_, self._shell.core.status(id_), timeout)
+        id_, limit = named(id_, key, provider, account), seconds_or_usual(timeout)
+        return await self._shell.about(id_, self._shell.core.status(id_), limit)
 
     async def wait(self, id_: str, timeout: float = 60.0) -> dict[str, Any]:  # noqa: ASYNC109
         """As `Producer.wait`. Ten thousand may wait at once."""
-        from regworker.core import identified
+        from regworker.core import identified, seconds
 
-        return await self._shell.wait(identified(id_), timeout)
+        return await self._shell.wait(identified(id_), seconds(timeout))
 
     async def cancel(self, id_: str, *, timeout: float | None = None) -> Status:  # noqa: ASYNC109
         """As `Producer.cancel`."""
-        from regworker.core import identified
+        from regworker.core import identified, seconds_or_usual
 
-        id_ = identified(id_)
-        return await self._shell.about(id_, self._shell.core.cancel(id_), timeout)
+        id_, limit = identified(id_), seconds_or_usual(timeout)
+        return await self._shell.about(id_, self._shell.core.cancel(id_), limit)
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -222,9 +231,10 @@ def _settings(
 ) -> "Settings":
     from regworker.settings import Settings
 
-    if settings is not None:
-        return settings
-    given = {"redis_url": redis_url, "sealing_keys": sealing_keys}
-    return Settings.load_for_client(
-        **{name: value for name, value in given.items() if value is not None}
-    )
+    pairs = {"redis_url": redis_url, "sealing_keys": sealing_keys}
+    given = {name: value for name, value in pairs.items() if value is not None}
+    if settings is None:
+        return Settings.load_for_client(**given)
+    if given:
+        raise TypeError(f"settings holds {' and '.join(given)}, too: give one of them")
+    return settings

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter
 from redis.exceptions import RedisError
 
-from regworker.carriers import AsyncShell, SyncShell
+from regworker.carriers import LOOK_AGAIN, AsyncShell, SyncShell
 from regworker.core import Given, ProducerCore, batches, record_of
 from regworker.domain.errors import LedgerUnavailable, RegistrationWorkerError, SettingsError
 from regworker.domain.job import Job, Name
@@ -173,7 +173,7 @@ class SyncShells:
     def wait(self, id_: str, timeout: float) -> dict[str, Any]:
         """As `SyncShell.wait`."""
         end = time.monotonic() + timeout
-        name = self._find(id_, timeout)
+        name = self._find(id_, max(LOOK_AGAIN, timeout))
         with _named(name):
             return self._shells[name].wait(id_, max(0.0, end - time.monotonic()))
 
@@ -251,7 +251,7 @@ class AsyncShells:
     async def wait(self, id_: str, timeout: float) -> dict[str, Any]:  # noqa: ASYNC109
         """As `AsyncShell.wait`."""
         end = time.monotonic() + timeout
-        name = await self._find(id_, timeout)
+        name = await self._find(id_, max(LOOK_AGAIN, timeout))
         with _named(name):
             return await self._shells[name].wait(id_, max(0.0, end - time.monotonic()))
 

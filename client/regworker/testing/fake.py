@@ -2,12 +2,13 @@
 
 import secrets
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
 from regworker.acceptance import Intake
-from regworker.core import identified, named
+from regworker.core import identified, late, named, seconds, seconds_or_usual
 from regworker.domain.errors import (
     IdempotencyConflict,
     InvalidJob,
@@ -100,6 +101,7 @@ class FakeProducer:
 
     def enqueue(self, job: Job | Mapping[str, Any], *, timeout: float | None = None) -> Receipt:
         """As `Producer.enqueue`."""
+        seconds_or_usual(timeout)
         [result] = self.enqueue_many([job])
         if isinstance(result, Refused):
             raise result.error
@@ -109,6 +111,7 @@ class FakeProducer:
         self, jobs: Iterable[Job | Mapping[str, Any]], *, timeout: float | None = None
     ) -> Iterator[Receipt | Refused]:
         """As `Producer.enqueue_many`."""
+        seconds_or_usual(timeout)
         for number, given in enumerate(jobs):
             try:
                 yield self._accept(given)
@@ -130,21 +133,24 @@ class FakeProducer:
         timeout: float | None = None,
     ) -> Status:
         """As `Producer.status`."""
+        seconds_or_usual(timeout)
         return self._status(self._find(named(id_, key, provider, account)))
 
     def wait(self, id_: str, timeout: float = 60.0) -> dict[str, Any]:
         """As `Producer.wait`; a job that nothing would end raises `TimeoutError` at once."""
+        seconds(timeout)
         held = self._find(id_)
         if held.event is None:
             planned = self._plans.get(held.job.idempotency_key) or self._ending
             if planned is not None:
                 self._end(held, planned)
         if held.event is None or held.finished_at is None:
-            raise TimeoutError(f"job {id_} is {held.state} after {timeout} s")
-        return held.event
+            raise late(self._status(held), timeout)
+        return deepcopy(held.event)
 
     def cancel(self, id_: str, *, timeout: float | None = None) -> Status:
         """As `Producer.cancel`."""
+        seconds_or_usual(timeout)
         held = self._find(id_)
         if held.state is not State.QUEUED:
             raise JobNotCancellable(
@@ -233,7 +239,7 @@ class FakeProducer:
             finished_at=held.finished_at,
             why="",
             timeline=((held.at, "accepted"),),
-            event=held.event,
+            event=deepcopy(held.event),
         )
 
 
@@ -250,7 +256,7 @@ class AsyncFakeProducer:
         timeout: float | None = None,  # noqa: ASYNC109 -- as the real one
     ) -> Receipt:
         """As `FakeProducer.enqueue`."""
-        return self.fake.enqueue(job)
+        return self.fake.enqueue(job, timeout=timeout)
 
     async def enqueue_many(
         self,
@@ -259,7 +265,7 @@ class AsyncFakeProducer:
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> AsyncIterator[Receipt | Refused]:
         """As `FakeProducer.enqueue_many`."""
-        for result in self.fake.enqueue_many(jobs):
+        for result in self.fake.enqueue_many(jobs, timeout=timeout):
             yield result
 
     async def status(
@@ -272,7 +278,7 @@ class AsyncFakeProducer:
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> Status:
         """As `FakeProducer.status`."""
-        return self.fake.status(id_, key=key, provider=provider, account=account)
+        return self.fake.status(id_, key=key, provider=provider, account=account, timeout=timeout)
 
     async def wait(self, id_: str, timeout: float = 60.0) -> dict[str, Any]:  # noqa: ASYNC109
         """As `FakeProducer.wait`."""
@@ -280,7 +286,7 @@ class AsyncFakeProducer:
 
     async def cancel(self, id_: str, *, timeout: float | None = None) -> Status:  # noqa: ASYNC109
         """As `FakeProducer.cancel`."""
-        return self.fake.cancel(id_)
+        return self.fake.cancel(id_, timeout=timeout)
 
     async def aclose(self) -> None:
         """As `FakeProducer.close`."""

@@ -219,3 +219,37 @@ def test_no_credentials_are_shown() -> None:
     ending = registered({"customer_key": "s3cret-key"})
     shown = f"{ending!r} {signed(event(ending), SECRET)!r} {event(ending)!r}"
     assert "s3cret-key" not in shown
+
+
+@pytest.mark.parametrize("timeout", ["5", True, float("nan")])
+def test_a_limit_that_is_no_number_is_named_by_every_call(
+    fake_producer: FakeProducer, timeout: Any
+) -> None:
+    """As by the real producer, so that a host's test finds the mistake."""
+    id_ = fake_producer.enqueue(open2b()).job_id
+    other = AsyncFakeProducer(fake_producer)
+    calls: list[Callable[[], Any]] = [
+        lambda: fake_producer.enqueue(open2b(), timeout=timeout),
+        lambda: list(fake_producer.enqueue_many([], timeout=timeout)),
+        lambda: fake_producer.status(id_, timeout=timeout),
+        lambda: fake_producer.wait(id_, timeout),
+        lambda: fake_producer.cancel(id_, timeout=timeout),
+        lambda: asyncio.run(other.enqueue(open2b(), timeout=timeout)),
+        lambda: asyncio.run(other.status(id_, timeout=timeout)),
+        lambda: asyncio.run(other.wait(id_, timeout)),
+        lambda: asyncio.run(other.cancel(id_, timeout=timeout)),
+    ]
+    for call in calls:
+        with pytest.raises((TypeError, ValueError), match="timeout must be a number of seconds"):
+            call()
+
+
+def test_each_caller_gets_an_event_of_its_own(fake_producer: FakeProducer) -> None:
+    """What one changes in it, no other sees."""
+    id_ = fake_producer.enqueue(open2b()).job_id
+    whole = fake_producer.wait(id_)
+    fake_producer.wait(id_)["data"].clear()
+    found = fake_producer.status(id_).event
+    assert found is not None
+    found["data"].clear()
+    assert fake_producer.status(id_).event == whole == fake_producer.wait(id_)
