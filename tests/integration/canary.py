@@ -19,7 +19,7 @@ def mark(name: str, longest: int = 24, *, odd: bool = False) -> str:
     """
     core = f"cnry{next(_numbers)}{name}"[:longest]
     assert len(core) >= 8
-    return core + '+/" é'[: longest - len(core)] if odd else core
+    return core + "'+/\" é"[: longest - len(core)] if odd else core
 
 
 def forms(value: str) -> set[bytes]:

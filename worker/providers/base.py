@@ -4,8 +4,6 @@ A provider is one class in one file: its registration model, its account's setti
 It knows neither Redis nor Celery, nor how requests are sent (`http.py` sends them).
 """
 
-import html
-import json
 import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,6 +40,7 @@ from regworker.domain.retry import parse_retry_after
 from regworker.settings import HIGHEST, LONGEST
 from regworker.way_out import OwnWayOut
 from worker.providers import sendable
+from worker.providers.quoting import shown as shown
 
 #: Names and values of a query or a form; a name may occur more than once.
 Query = Mapping[str, str] | Sequence[tuple[str, str]]
@@ -400,27 +399,3 @@ def _undotted(folded: str) -> Iterator[str]:
         elif letter == "i" and sign == "\u0307":
             continue
         yield sign
-
-
-#: A longer text of a provider is no sentence, but a page or a stack trace.
-MAX_WORDS = 500
-
-
-def shown(words: str, secrets: Iterable[object]) -> str:
-    """A provider's text, made safe for events and logs: one line, limited, without secrets.
-
-    Providers quote what they received. Secrets are found in any case of letters, and as they look
-    in HTML and in JSON; None and empty ones are skipped.
-    """
-    spellings = {spelt for secret in secrets if secret is not None for spelt in _spelt(str(secret))}
-    if spellings:
-        # The longest first: a secret that starts with another one would leave its end.
-        longest_first = sorted(spellings, key=len, reverse=True)
-        words = re.sub("|".join(map(re.escape, longest_first)), "***", words, flags=re.IGNORECASE)
-    printable = "".join(sign if sign.isprintable() else " " for sign in words)
-    return " ".join(printable.split())[:MAX_WORDS]
-
-
-def _spelt(secret: str) -> set[str]:
-    one_line = " ".join(secret.split())
-    return {secret, one_line, html.escape(secret), json.dumps(secret)[1:-1]} - {""}

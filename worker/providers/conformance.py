@@ -14,12 +14,16 @@ own transport, at a server that answers as each fault wants it.
 """
 
 import asyncio
+import html
 import json
+import re
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any, ClassVar
+from unicodedata import normalize
+from urllib.parse import quote
 
 import pytest
 from pydantic import BaseModel
@@ -34,6 +38,28 @@ from regworker.domain.outcome import (
 )
 from worker.providers.base import JobReference, Provider
 from worker.providers.http import HttpTransport
+from worker.providers.quoting import quotes
+
+#: How servers spell what they quote.
+SPELLINGS: Mapping[str, Callable[[str], str]] = {
+    "as it is": str,
+    "in upper case": str.upper,
+    "HTML": html.escape,
+    "HTML, all characters": lambda text: "".join(f"&#{ord(one)};" for one in text),
+    "HTML in HTML": lambda text: html.escape(html.escape(text).replace("&#x27;", "&#39;")),
+    "a URL": lambda text: quote(text, safe=""),
+    "a URL, all characters": lambda text: "".join(f"%{one:02x}" for one in text.encode()),
+    "JSON": lambda text: json.dumps(text)[1:-1],
+    "JSON as PHP writes it": lambda text: json.dumps(text)[1:-1].replace("/", "\\/"),
+    "JSON, all characters": lambda text: "".join(f"\\u{ord(one):04X}" for one in text),
+    "JavaScript": lambda text: "".join(f"\\x{ord(one):02x}" for one in text),
+    "SQL": lambda text: text.replace("'", "''"),
+    "a shell": lambda text: text.replace("'", "'\\''"),
+    "decomposed": lambda text: normalize("NFD", text),
+    "without punctuation": lambda text: re.sub(r"\W", "", text),
+    "in groups": lambda text: " ".join(text[at : at + 3] for at in range(0, len(text), 3)),
+    "in another charset": lambda text: text.encode().decode("latin-1"),
+}
 
 #: Seconds for a call that gets no answer, and for all others.
 SHORT, AMPLE = 0.5, 10.0
@@ -216,11 +242,16 @@ class ProviderConformance:
 
     def test_a_provider_that_quotes_what_it_got(self) -> None:
         """With any status: no secret of ours gets into an event."""
-        said = json.dumps({"error": " ".join(self.secrets), "message": list(self.secrets)})
-        for status in (200, 400, 409, 422, 500):
-            for how in ("register", "find_out"):
-                outcome, _ = self.call(Reply(status, said.encode()).encoded(), how)
-                assert not isinstance(outcome, Registered), outcome
+        for spelt in SPELLINGS.values():
+            quoted = [spelt(secret) for secret in self.secrets]
+            said = json.dumps({"error": " ".join(quoted), "message": quoted}).encode()
+            # As it is with each status; a status is read in the same way for all spellings.
+            for status in (200, 400, 409, 422, 500) if spelt is str else (200, 400):
+                for how in ("register", "find_out"):
+                    outcome, _ = self.call(Reply(status, said).encoded(), how)
+                    assert not isinstance(outcome, Registered), outcome
+                    for secret in self.secrets:
+                        assert not quotes(repr(outcome), secret), f"shows a secret: {outcome!r}"
 
     def test_settings_and_registrations_show_no_secret(self) -> None:
         """Neither as text nor in an error."""

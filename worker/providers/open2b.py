@@ -204,10 +204,11 @@ class Open2b:
         return {name: key.get_secret_value()} if key else {}
 
     def _rejected(self, error: _Error, registration: Open2bRegistration) -> Rejected:
+        address = registration.customer.address
         secrets = [
             registration.customer.password,
-            registration.customer.address.personalCode,
-            registration.verificationCode,
+            *(address.personalCode, address.companyCode, address.companyCode2),
+            *(registration.verificationCode, registration.customer.invoiceRecipient),
             *self._account.secrets(),
         ]
         code = CODES_OF_FIELDS.get((error.field, error.type)) or CODES.get(error.type)

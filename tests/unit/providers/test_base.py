@@ -9,7 +9,6 @@ from pydantic import ValidationError
 
 from regworker.domain.outcome import Absent, Outcome, Refused, Retryable, Unknown
 from worker.providers.base import (
-    MAX_WORDS,
     Account,
     Answer,
     Lost,
@@ -18,7 +17,6 @@ from worker.providers.base import (
     SecretText,
     read_json,
     read_status,
-    shown,
     unanswered,
     unasked,
 )
@@ -141,37 +139,6 @@ def test_a_question_that_was_not_answered_proves_nothing() -> None:
 def test_other_outcomes_of_a_question_stay(outcome: Outcome) -> None:
     """Refused credentials are the account's fault, in any call."""
     assert unasked(outcome) is outcome
-
-
-@given(st.text(), st.text(min_size=1).filter(str.strip), st.text())
-def test_no_secret_is_shown(before: str, secret: str, after: str) -> None:
-    """If a provider quotes the password, our events don't."""
-    marked = shown(f"{before}{secret}{after}", [secret])
-    assert secret not in marked.replace("***", "")
-
-
-def test_a_secret_is_found_in_upper_case_in_html_and_in_json() -> None:
-    """Providers quote a secret in a changed form."""
-    words = "PASS&1 pass&amp;1 / tab\\there / tab here"
-    assert shown(words, ["pass&1", "tab\there"]) == "*** *** / *** / ***"
-
-
-def test_a_secret_that_begins_like_another_is_hidden_whole() -> None:
-    """No part of the longer secret is shown."""
-    assert shown("abcdef", ["abc", "abcdef"]) == "***"
-
-
-def test_missing_secrets_hide_nothing() -> None:
-    """Optional fields that are missing are skipped."""
-    assert shown("City is required", [None, ""]) == "City is required"
-
-
-def test_a_providers_words_are_one_short_line() -> None:
-    """A page or a control sequence in an error's text does not spoil a log line."""
-    words = shown("a\n\x1b[31mb\x00" + "c" * 10_000, [])
-    assert words.isprintable()
-    assert words.startswith("a [31mb c")
-    assert len(words) == MAX_WORDS
 
 
 @pytest.mark.parametrize("base", ["https://shop.example", "https://shop.example/"])
