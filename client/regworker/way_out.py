@@ -23,6 +23,7 @@ from pydantic import (
 from regworker import tls
 from regworker.addresses import BAD_ENCODING, unquoted, well_encoded
 from regworker.domain.errors import FieldError
+from regworker.named_files import unreadable
 
 #: Replaces a proxy: none, for an account or endpoint that is reached directly.
 DIRECT = "direct"
@@ -53,10 +54,10 @@ def authorities(file: str) -> str:
     """Refuse a file without a certificate of an authority."""
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(file)
-    except FileNotFoundError:
-        raise FieldError(f"no such file: {file}") from None
-    except (OSError, ValueError):  # ssl.SSLError is an OSError
+    except ssl.SSLError:
         raise FieldError(f"holds no certificates (PEM): {file}") from None
+    except OSError as error:
+        raise FieldError(unreadable(file, error)) from None
     return file
 
 
@@ -65,7 +66,7 @@ def _readable(file: str) -> str:
         with Path(file).open("rb"):
             return file
     except OSError as error:
-        raise FieldError(f"cannot be read ({error.strerror}): {file}") from None
+        raise FieldError(unreadable(file, error)) from None
 
 
 Proxy = Annotated[SecretStr, BeforeValidator(unquoted), AfterValidator(_proxy)]
@@ -147,7 +148,8 @@ def versions(files: Iterable[Path]) -> Versions:
         except OSError:
             found.append((file,))
         else:
-            found.append((file, stat.st_ino, stat.st_mtime_ns, stat.st_size))
+            rights = stat.st_mode, stat.st_uid, stat.st_gid
+            found.append((file, stat.st_ino, stat.st_mtime_ns, stat.st_size, rights))
     return tuple(found)
 
 

@@ -81,8 +81,11 @@ class SettingsReload:
             new = self._start.model_copy(update={name: getattr(read, name) for name in self.live})
             accounts = Accounts(self._registry, new.accounts, new.way_out)
             keyring = Keyring.parse(new.sealing_keys.get_secret_value())
-        except SettingsError as error:
-            self._seen = seen
+        except Exception as error:
+            # Reported once for each content of the files.
+            self._seen, self._retry_at = seen, None
+            if not isinstance(error, SettingsError):
+                raise
             alert("settings not reloaded", kind="settings", problems=str(error))
             return PERIOD
         # A file that changed after it was read has another signature now, and is read again.

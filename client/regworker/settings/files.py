@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from regworker.domain.errors import SettingsError
+from regworker.named_files import unreadable
 from regworker.settings.variables import variable
 
 #: The suffix of such a setting.
@@ -107,10 +108,8 @@ def _content(file: Path) -> str:
     try:
         with file.open("rb") as opened:
             content = opened.read(LARGEST + 1)
-    except FileNotFoundError:
-        raise ValueError(f"no such file: {file}") from None
     except OSError as error:
-        raise ValueError(f"cannot be read ({error.strerror}): {file}") from None
+        raise ValueError(unreadable(file, error)) from None
     if len(content) > LARGEST:
         raise ValueError(f"is larger than {LARGEST // 1024} KiB: {file}")
     try:

@@ -1,7 +1,6 @@
 """All settings in one model, and how they are read."""
 
 import re
-import tomllib
 from pathlib import Path
 from typing import Any, Self
 
@@ -160,8 +159,6 @@ class Settings(
                 (variable(field[1]), "is not JSON") if field else (f"{PREFIX}*", str(error))
             )
             raise SettingsError([(name, what)]) from None
-        except tomllib.TOMLDecodeError as error:
-            raise SettingsError([(f"{PREFIX}CONFIG", f"is not TOML: {error}")]) from None
         finally:
             files.READ.reset(token)
             sources.ONE_LEDGER.reset(one)

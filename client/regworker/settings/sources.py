@@ -16,6 +16,7 @@ from pydantic_settings import (
 )
 
 from regworker.domain.errors import SettingsError
+from regworker.named_files import not_a_file, unreadable
 from regworker.settings import files
 from regworker.settings.variables import PREFIX
 
@@ -47,7 +48,10 @@ class _Environment(EnvSettingsSource):
         """A list or an object from JSON; any other text unchanged."""
         if isinstance(value, str) and value.lstrip()[:1] not in {"[", "{"}:
             return value
-        return super().decode_complex_value(field_name, field, value)
+        try:
+            return super().decode_complex_value(field_name, field, value)
+        except RecursionError:  # too many brackets inside brackets
+            raise ValueError from None
 
     def __call__(self) -> dict[str, Any]:
         """The values, including those from files."""
@@ -77,10 +81,23 @@ def _wanted(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _content(file: Path) -> dict[str, Any]:
-    content = file.read_bytes()
-    if not ACCOUNTS_TOO.get():
-        content = files.without_accounts(content)
-    return _parsed(content.decode())
+    """What the file holds; `SettingsError` if that cannot be read."""
+    try:
+        if not file.is_file():
+            raise SettingsError([(f"{PREFIX}CONFIG", not_a_file(file))])
+        content = file.read_bytes()
+        if not ACCOUNTS_TOO.get():
+            content = files.without_accounts(content)
+        return _parsed(content.decode())
+    except OSError as error:
+        what = unreadable(file, error)
+    except UnicodeDecodeError:
+        what = f"is not UTF-8: {file}"
+    except tomllib.TOMLDecodeError as error:
+        what = f"is not TOML: {error}: {file}"
+    except RecursionError:
+        what = f"has too many brackets inside brackets: {file}"
+    raise SettingsError([(f"{PREFIX}CONFIG", what)])
 
 
 @lru_cache(maxsize=1)
@@ -100,7 +117,5 @@ def configured(settings_cls: type[BaseSettings]) -> tuple[PydanticBaseSettingsSo
     if not file:
         return (environment,)
     path = Path(file)
-    if not path.is_file():
-        raise SettingsError([(f"{PREFIX}CONFIG", f"no such file: {file}")])
     files.note(path)
     return environment, _Config(settings_cls, _content(path))

@@ -19,6 +19,7 @@ import regworker
 import worker
 from regworker import tls
 from regworker.domain.errors import SettingsError
+from regworker.named_files import NO_FILE
 from regworker.settings import (
     LEDGER_WORDS,
     Settings,
@@ -467,7 +468,7 @@ def test_a_client_does_not_read_the_accounts_of_a_file(
     assert (found.accounts, found.lease) == ({}, 20)
     assert list(found.streams()) == ["crm", "results", "shop"]
     assert problems() == {
-        "REGWORKER_ACCOUNTS__OPEN2B__TWO__SECRET_KEY_FILE": "no such file: /no/such/file"
+        "REGWORKER_ACCOUNTS__OPEN2B__TWO__SECRET_KEY_FILE": NO_FILE
     }
 
 
@@ -506,24 +507,91 @@ def test_a_file_is_read_again_when_it_changed(env: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [(None, "no such file"), ("lease = [canary", "is not TOML"), ("lease = 0", "greater than 0")],
+    [
+        (b"lease = [canary", "is not TOML"),
+        (b'lease = "caf\xe9 canary"', "is not UTF-8"),
+        (b"canary = " + b"[" * 5000 + b"]" * 5000, "has too many brackets inside brackets"),
+        (b"canary = " + b"{a=" * 5000 + b"1" + b"}" * 5000, "has too many brackets inside"),
+        (None, "is not a file"),
+    ],
 )
 def test_a_file_that_cannot_be_used_is_an_error_of_ours(
-    env: Any, tmp_path: Path, text: str | None, words: str
+    env: Any, tmp_path: Path, text: bytes | None, words: str
 ) -> None:
-    """For a missing, unreadable or wrong file the operator gets a clear message."""
+    """The message names the setting and the file, and shows nothing of its content."""
     file = tmp_path / "worker.toml"
-    if text is not None:
-        file.write_text(text)
+    file.mkdir() if text is None else file.write_bytes(text)
     env(CONFIG=file)
-    assert words in " ".join(problems().values())
+    for load in (Settings.load, Settings.load_for_client):
+        with pytest.raises(SettingsError) as caught:
+            load()
+        [(name, what)] = caught.value.problems
+        assert name == "REGWORKER_CONFIG"
+        assert what.startswith(words)
+        assert what.endswith(str(file))
+
+
+def test_a_setting_in_a_file_that_is_wrong_is_named(env: Any, tmp_path: Path) -> None:
+    """As one in a variable."""
+    file = tmp_path / "worker.toml"
+    file.write_text("lease = 0")
+    env(CONFIG=file)
+    assert "greater than 0" in problems()["REGWORKER_LEASE"]
+
+
+def test_a_file_that_cannot_be_read_is_named(env: Any) -> None:
+    """With the reason. (Root reads every file but this one.)"""
+    file = "/proc/self/mem"
+    env(CONFIG=file)
+    assert problems() == {"REGWORKER_CONFIG": f"cannot be read (Input/output error): {file}"}
+
+
+#: Values that may be in a setting where a file's path belongs: some with slashes, as in base64.
+NO_PATHS = ["canary", "canary/a+b==", "/canary+a/b", "canary" * 100, "caf\u00e9canary", "./canary\\"]
+
+
+@pytest.mark.parametrize("secret", NO_PATHS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("CONFIG", "REDIS_URL_FILE", "SEALING_KEYS_FILE", "CA_FILE", "CLIENT_CERT_FILE"),
+        *("ACCOUNTS__OPEN2B__EU__SECRET_KEY_FILE", "ENDPOINTS__CRM__SECRETS_FILE"),
+        *("ENDPOINTS__CRM__CA_FILE", "ENDPOINTS__CRM__CLIENT_CERT_FILE"),
+    ],
+)
+def test_a_secret_in_the_place_of_a_files_path_is_not_shown(
+    env: Any, monkeypatch: pytest.MonkeyPatch, name: str, secret: str
+) -> None:
+    """The setting is named, and what it must hold."""
+    env(ENDPOINTS__CRM__KIND="webhook", ENDPOINTS__CRM__URL="https://crm.example.com/hook")
+    env(ENDPOINTS__CRM__SECRETS=SECRET)
+    monkeypatch.delenv(f"REGWORKER_{name.removesuffix('_FILE')}", raising=False)
+    env(**{name: secret})
+    found = problems()
+    assert found[f"REGWORKER_{name}"] == NO_FILE
+    assert "canary" not in str(found)
+
+
+@pytest.mark.parametrize("name", ["CA_FILE", "CLIENT_CERT_FILE", "APP_KEY_FILE"])
+def test_a_secret_in_the_place_of_an_accounts_file_is_not_shown(env: Any, name: str) -> None:
+    """Accounts are checked by the worker, with their provider's own fields."""
+    env(ACCOUNTS__SKYPOSTAL__EU__USER_CODE="1", ACCOUNTS__SKYPOSTAL__EU__COPA_ID="1")
+    env(ACCOUNTS__SKYPOSTAL__EU__BASE_URL="https://a.example")
+    if name != "APP_KEY_FILE":
+        env(ACCOUNTS__SKYPOSTAL__EU__APP_KEY="key")
+    env(**{f"ACCOUNTS__SKYPOSTAL__EU__{name}": "canary/x"})
+    with pytest.raises(SettingsError) as caught:
+        settings = Settings.load()
+        Accounts(Registry(settings.providers), settings.accounts, settings.way_out)
+    assert caught.value.problems == ((f"REGWORKER_ACCOUNTS__SKYPOSTAL__EU__{name}", NO_FILE),)
 
 
 @pytest.mark.parametrize("name", ["ACCOUNTS", "ENDPOINTS"])
 def test_a_list_or_object_that_is_no_json_is_an_error_of_ours(env: Any, name: str) -> None:
     """The message does not show the content."""
-    env(**{name: '{"canary": '})
-    assert problems() == {f"REGWORKER_{name}": "is not JSON"}
+    for text in ('{"canary": ', '{"canary":' * 100_000):
+        env(**{name: text})
+        assert problems() == {f"REGWORKER_{name}": "is not JSON"}
 
 
 def test_providers_are_named_with_commas_or_as_json(env: Any) -> None:
@@ -803,7 +871,6 @@ def test_every_setting_may_stand_in_a_file(
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        (None, "no such file: "),
         ("", "is empty: "),
         (" \n", "is empty: "),
         (b"\xffcanary", "is not UTF-8: "),
@@ -811,10 +878,10 @@ def test_every_setting_may_stand_in_a_file(
     ],
 )
 def test_a_file_that_holds_no_setting_is_named(
-    env: Any, secret_file: Any, content: str | bytes | None, what: str
+    env: Any, secret_file: Any, content: str | bytes, what: str
 ) -> None:
     """The error names the variable and the file, and shows no content."""
-    file = secret_file(content, "file") if content is not None else "/no/such"
+    file = secret_file(content, "file")
     env(REDIS_URL_FILE=file, ACCOUNTS__OPEN2B__EU__SECRET_KEY_FILE=file)
     found = problems()
     assert found == dict.fromkeys(

@@ -11,7 +11,7 @@ import structlog
 from regworker.domain.errors import LedgerUnavailable
 from regworker.sealing.keyring import Keyring
 from regworker.settings import Settings
-from regworker.way_out import WayOut
+from regworker.way_out import WayOut, versions
 from tests.tls import Authority
 from worker.gateway.reload import KeysReload
 from worker.process.settings_reload import SettingsReload
@@ -177,3 +177,71 @@ def test_a_changed_certificate_is_tested_before_it_is_used(
     os.utime(file, ns=(2, 2))
     here.turn()
     assert here.way == here.tested[-1] not in {before, new}
+
+
+BROKEN: dict[str, bytes | None] = {
+    "not UTF-8": b"# caf\xe9\n",
+    "not TOML": b"x = [",
+    "nested too deep": b"x = " + b"[" * 5000,
+    "a directory": None,
+    "a wrong setting": b"lease = 0",
+    "a wrong account": b"[accounts.open2b.main]\nbase_url = 1\n",
+    "wrong keys": b"sealing_keys = 'x'\n",
+}
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["", "while a credential is tested again"])
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_file_that_cannot_be_used_is_reported_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str, waits: bool
+) -> None:
+    """By its setting's name, until it changes again; then it is used."""
+    monkeypatch.setattr("worker.process.settings_reload.AGAIN", 0.0)
+    account = "[accounts.open2b.main]\nbase_url = 'https://store.example'\n"
+    here = Reloaded(tmp_path, monkeypatch, account)
+    if waits:
+        here.config.write_text(account + "public_key = 'new'\n")
+        here.turn(works=False)
+    if broken == "wrong keys":
+        monkeypatch.delenv("REGWORKER_SEALING_KEYS_FILE")
+    content = BROKEN[broken]
+    here.config.unlink()
+    here.config.mkdir() if content is None else here.config.write_bytes(content)
+    with structlog.testing.capture_logs() as lines:
+        for _ in range(3):
+            here.turn(works=False)
+    [line] = lines
+    assert (line["event"], line["alert"]) == ("settings not reloaded", "settings")
+    assert "REGWORKER_" in line["problems"]
+    here.config.rmdir() if content is None else here.config.unlink()
+    here.config.write_text(account + "rate = 7\n")
+    monkeypatch.setenv("REGWORKER_SEALING_KEYS_FILE", str(tmp_path / "keys"))
+    here.turn()
+    assert here.settings.accounts["open2b"]["main"]["rate"] == 7
+
+
+def test_an_unexpected_fault_is_reported_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop logs it with its traceback; the same files are not read again."""
+    here = Reloaded(tmp_path, monkeypatch, "")
+
+    def fails() -> Settings:
+        raise KeyError("x")
+
+    monkeypatch.setattr(here.loaded, "_load", fails)
+    here.config.write_text("lease = 20\n")
+    with pytest.raises(KeyError):
+        here.turn()
+    here.turn()
+
+
+def test_a_file_that_may_be_read_again_is_read(tmp_path: Path) -> None:
+    """Its content and its time are the same, only its rights changed."""
+    file = tmp_path / "key"
+    file.write_text("key")
+    found = set()
+    for mode in (0o600, 0o000, 0o640):
+        file.chmod(mode)
+        found.add(versions([file]))
+    assert len(found) == 3
