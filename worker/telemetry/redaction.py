@@ -7,6 +7,7 @@ no local variables, no exceptions' texts that may quote their input.
 import json
 import os
 import re
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -59,20 +60,41 @@ _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _LOOKS: tuple[tuple[re.Pattern[str], str], ...] = (
     # A JWE or JWT in compact form begins with `{"` in base64.
     (re.compile(r"eyJ[\w-]{6,}(?:\.[\w-]*){2,4}"), "[sealed]"),
-    (re.compile(r"whsec_[\w+/=-]+"), SECRET),
+    (re.compile(r"(whsec|rwt)_[\w+/=-]+"), SECRET),
     # An entry of the keyring: `kid:` and 32 bytes in base64url.
     (re.compile(r"(?<![\w.-])([\w.-]{1,64}):[\w-]{43}=?(?![\w=-])"), rf"\1:{SECRET}"),
     (re.compile(r"(://)[^\s/@]+@"), r"\1***@"),
 )
 
-#: `name: value` and `name=value` inside a text: JSON (also JSON in JSON), Python, a query.
-_NAMED = re.compile(
+#: A name in a text, and what separates it from its value: JSON (also JSON in JSON), Python, a query,
+#: a header, and a pair in a list (`('authorization', 'Basic ...')`).
+_NAME = re.compile(
     r"""
-    (?P<name>[A-Za-z][\w-]{1,80}) (?P<rest>\\*["']? \s* [:=] \s*)
-    (?: (?P<open>\\*["']) .*? (?<!\\)(?P=open) | [^\s,;&{}\[\]()"']+ )
+    (?<![\w-]) [\d_-]*+ (?P<name>[A-Za-z][\w-]*+)
+    (?: \\*["']? \s* [:=] [=>]? \s* | \\*["'] \s* , \s* (?= [bBrRuU]{0,2} \\*["'] ) )
     """,
+    re.VERBOSE,
+)
+
+#: A value in quotes. The second one may be cut off; one before a letter is a part of the value.
+_QUOTED = re.compile(
+    r"""[bBrRuU]{0,2} (?P<open>\\*["']) .*? (?P<close> (?<!\\)(?P=open)(?![\w"']) | \Z )""",
     re.VERBOSE | re.DOTALL,
 )
+
+#: A value without quotes, right after `=` as in a query. Any other value may contain spaces (a
+#: header, a list), so it ends with its line.
+_WORD = re.compile(r"(?![\[({])[^\s&]+")
+
+#: Headers, whose values contain spaces and `=`.
+_HEADERS = ("authorization", "cookie")
+
+#: What we say of a setting (`REGWORKER_SEALING_KEYS: is required`): a sentence, and not its value.
+_OF_A_SETTING = re.compile(r"REGWORKER_[A-Z0-9_]+: (?=[A-Za-z]+ [a-z])")
+
+
+#: Every text with a secret contains one of these; most texts contain none.
+_SIGNS = (":", "=", "', ", '", ', "eyJ", "whsec_", "rwt_")
 
 
 @lru_cache(maxsize=1024)
@@ -122,13 +144,13 @@ def scrub_text(text: str, depth: int = 0) -> str:
             pass
         else:
             return json.dumps(scrub(found, depth + 1))[:LONGEST]
-    text = text[:LONGEST]
-    # Every text with a secret contains one of these; most texts contain none.
-    if not (":" in text or "=" in text or "eyJ" in text or "whsec_" in text):
-        return text
-    for looks, instead in _LOOKS:
-        text = looks.sub(instead, text)
-    return _NAMED.sub(_without, text)
+    # A part of a secret cannot be recognized: so more is searched than is kept.
+    clean = text[: 2 * LONGEST]
+    if any(sign in clean for sign in _SIGNS):
+        for looks, instead in _LOOKS:
+            clean = looks.sub(instead, clean)
+        clean = "".join(_without(clean))
+    return (clean if len(text) <= 2 * LONGEST else clean[:-LONGEST])[:LONGEST]
 
 
 def _holds(value: Any) -> bool:
@@ -136,11 +158,26 @@ def _holds(value: Any) -> bool:
     return value is not None and not isinstance(value, bool) and value not in ("", [], {})
 
 
-def _without(found: re.Match[str]) -> str:
-    if not is_secret(found["name"]):
-        return found[0]
-    quote = found["open"] or ""
-    return f"{found['name']}{found['rest']}{quote}{SECRET}{quote}"
+def _without(text: str) -> Iterator[str]:
+    """The text in pieces, without the values of secret names."""
+    kept = at = 0
+    while found := _NAME.search(text, at):
+        at = found.end()
+        if not is_secret(found["name"]) or _OF_A_SETTING.match(text, found.start()):
+            continue
+        yield text[kept:at]
+        in_query = found[0].endswith("=") and not found["name"].lower().endswith(_HEADERS)
+        if quoted := _QUOTED.match(text, at):
+            yield f"{quoted['open']}{SECRET}{quoted['close']}"
+            at = quoted.end()
+        elif in_query and (word := _WORD.match(text, at)):
+            yield SECRET
+            at = word.end()
+        elif line := text[at:].partition("\n")[0]:
+            yield SECRET
+            at += len(line)
+        kept = at
+    yield text[kept:]
 
 
 #: Packages whose exceptions mention servers and connections, not sent data.

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from worker.telemetry.redaction import name_of
+from worker.telemetry.redaction import name_of, scrub_text
 
 #: A longer text is no sentence; the rest of it is a dump of the data it is about.
 _LONGEST = 300
@@ -127,7 +127,7 @@ def _told(said: Said, record: logging.LogRecord) -> KnownLine | None:
     fields: dict[str, Any] = {}
     args = record.args if isinstance(record.args, tuple) else ()
     fields |= {
-        name: value if isinstance(value, int | float) else str(_shown(value))[:_LONGEST]
+        name: value if isinstance(value, int | float) else _cut(str(_shown(value)))
         for name, value in zip(said.fields, args, strict=False)
     }
     if isinstance(record.args, Mapping):
@@ -168,4 +168,9 @@ def _sentence(record: logging.LogRecord) -> str:
             text = str(_shown(record.msg))
     else:
         text = str(_shown(record.msg))
-    return (text.strip().splitlines() or [""])[0][:_LONGEST]
+    return _cut((text.strip().splitlines() or [""])[0])
+
+
+def _cut(text: str) -> str:
+    # Redacted first, which could not recognize a part of a secret.
+    return scrub_text(text)[:_LONGEST]

@@ -15,6 +15,7 @@ from redis.exceptions import ConnectionError, ResponseError  # noqa: A004
 
 import worker
 from regworker.domain.errors import InvalidJob, LedgerUnavailable, Problem, RegistrationWorkerError
+from regworker.named_files import NO_FILE
 from regworker.sealing import seals
 from regworker.sealing.keyring import Keyring
 from worker.telemetry.redaction import (
@@ -94,6 +95,70 @@ def test_secrets_are_taken_out_of_whatever_they_stand_in(name: str) -> None:
         assert "4711" not in clean
 
 
+#: Ways to write a field with a secret value in a text, which may be cut off anywhere.
+NOTATIONS = {
+    "a header": "{name}: Basic {secret} and more",
+    "a header with a list": "{name}: a=b; c={secret}, d={secret}",
+    "a header in a query": "{name}={secret},{secret};{secret}",
+    "a sentence": "{name}: {secret} and {secret}",
+    "an assignment": "{name} = {secret} and {secret}",
+    "a list": "{name}=['{secret}', '{secret}']",
+    "a list of texts": '{name}: ["{secret}", "{secret}"]',
+    "Ruby and PHP": "'{name}' => '{secret}'",
+    "a pair": "[('{name}', '{secret}'), ('a', 'b')]",
+    "a pair of bytes": "[(b'{name}', b'{secret}'), (b'a', b'b')]",
+    "bytes": "{{b'{name}': b'{secret}'}}",
+    "Python": "{{'{name}': '{secret} \\'{secret}'}}",
+    "a quote in quotes": "{name}: '{secret}'{secret}'",
+    "JSON": '{{"a": "{name}: x", "{name}": "{secret} \\"{secret}"}}',
+    "JSON in JSON": '"{{\\"{name}\\": \\"{secret} {secret}\\"}}"',
+    "another field's text": '{{"text": "{name}: {secret}", "b": 1',
+}
+
+
+def parts_of_a_secret(text: str) -> bool:
+    """Whether a text contains four characters of it in a row."""
+    return any(SECRET[at : at + 4] in text for at in range(len(SECRET) - 3))
+
+
+@pytest.mark.parametrize("notation", NOTATIONS)
+@pytest.mark.parametrize("name", ["customer_password", "X-Secret-Key", "Authorization"])
+def test_a_text_that_is_cut_off_shows_no_part_of_a_secret(name: str, notation: str) -> None:
+    """Wherever it is cut, by others before the redaction or by us after it."""
+    if notation == "a header in a query" and name != "Authorization":
+        return  # in any other query, only white space and & end a value
+    text = NOTATIONS[notation].format(name=name, secret=SECRET)
+    for end in range(len(text) + 1):
+        assert not parts_of_a_secret(scrub_text(f"sent {text[:end]}")), text[:end]
+        assert not parts_of_a_secret(scrub_text(f"sent {text[:end]}\nand then")), text[:end]
+    for before in range(300 - len(text), 301, 7):
+        said = heard(record("x", "%s %s", "x" * before, text))
+        known = heard(record("worker.broker.envelopes", "%s (and %d like it)", text, 1))
+        printed = heard(record("x", "x" * before + text))
+        for one in (said, known, printed):
+            assert one is not None
+            assert not parts_of_a_secret(str(scrub({"event": one.event, **one.fields}))), text
+
+
+def test_a_long_text_shows_no_part_of_a_secret_at_its_end() -> None:
+    """A key that is cut in two looks like no key."""
+    key = Keyring.new("2026").partition(":")[2]
+    for before in range(3900, 4001, 3):
+        for long in (key, f"rwt_0123456789ab_{key}", f"whsec_{key}"):
+            clean = scrub_text(f"{'x' * before} 2026:{long} {'y ' * 9000}")
+            assert len(clean) <= 4000
+            assert key[:4] not in clean
+
+
+def test_texts_of_our_own_about_a_setting_are_told() -> None:
+    """An operator must read what is wrong with a key; a dump of the environment is redacted."""
+    name = "REGWORKER_ACCOUNTS__SKYPOSTAL__EU__APP_KEY_FILE"
+    for what in (NO_FILE, "is required", "Input should be a valid string"):
+        assert scrub_text(f"{name}: {what}; {name}: {what}") == f"{name}: {what}; {name}: {what}"
+    for dumped in (f"{name}: {SECRET}", f"{name}={SECRET} is", f"{{'{name}': '{SECRET} is set'}}"):
+        assert not parts_of_a_secret(scrub_text(dumped))
+
+
 @given(st.recursive(st.just(SECRET), lambda inner: st.lists(inner) | st.dictionaries(
     st.text(max_size=5), inner)))  # fmt: skip
 def test_a_secrets_whole_value_is_taken_out(value: Any) -> None:
@@ -110,6 +175,7 @@ def test_secrets_are_known_by_their_looks() -> None:
         "whsec_dGhlIHNlY3JldA==": "whsec_",
         entry: "2026:[secret]",
         "redis://user:hunter2@127.0.0.1/0": "redis://***@127.0.0.1/0",
+        f"rwt_0123456789ab_{'x' * 43}": "[secret]",
     }
     for text, instead in shown.items():
         clean = scrub_text(f"before {text} after")
