@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from regworker.domain.portable import plain as plain
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -95,15 +97,6 @@ def print_json(value: Any) -> None:
 def print_line(line: Text | str) -> None:
     """Print a line for people: a terminal wraps it, a pipe receives it whole."""
     out().print(line, soft_wrap=True, markup=False)
-
-
-def plain(text: str) -> str:
-    """The text, with terminal control codes and unprintable characters escaped."""
-    if text.isprintable():
-        return text
-    return "".join(
-        sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text
-    )
 
 
 def state_text(state: str) -> Text:

@@ -5,7 +5,7 @@ It knows neither Redis nor Celery, nor how requests are sent (`http.py` sends th
 """
 
 import re
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from json import JSONDecoder, detect_encoding
 from types import MappingProxyType

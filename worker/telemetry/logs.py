@@ -19,6 +19,7 @@ from typing import Any, TextIO, cast
 
 import structlog
 
+from regworker.domain.portable import plain
 from regworker.settings import Settings
 from worker.telemetry import third_party_logs
 from worker.telemetry.context import fields
@@ -34,7 +35,7 @@ def configure_logging(settings: Settings) -> None:
     rendered: tuple[Any, ...] = (
         (_with_traceback, _as_json)
         if settings.log_format == "json"
-        else (_with_readable_traceback, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()))
+        else (_with_readable_traceback, _visible, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()))
     )
     structlog.configure(
         processors=[
@@ -186,6 +187,17 @@ def _with_readable_traceback(_logger: Any, _method: str, line: Line) -> Line:
     if (error := line.pop("exc_info", None)) is not None:
         line["exception"] = traceback_of(error)  # the console's name for text below a line
     return line
+
+
+def _visible(_logger: Any, _method: str, line: Line) -> Line:
+    # No text may move a terminal's cursor, or hide or imitate other text. (All but texts are shown
+    # as by `repr`, which escapes the same characters.)
+    below = line.pop("exception", "").split("\n")
+    shown = {
+        plain(name): plain(value) if isinstance(value, str) else value
+        for name, value in line.items()
+    }
+    return shown | {"exception": "\n".join(map(plain, below))} if any(below) else shown
 
 
 def _ended(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

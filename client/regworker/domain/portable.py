@@ -26,6 +26,16 @@ def shown_name(name: object) -> str:
     return name if isinstance(name, str) and NAME.fullmatch(name) else UNNAMED
 
 
+def plain(text: str) -> str:
+    """The text, with control codes (of a terminal, of the direction of writing) and unprintable
+    characters escaped."""
+    if text.isprintable():
+        return text
+    return "".join(
+        sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text
+    )
+
+
 def flaw(value: object, most: int = 10**7, *, path: str = "") -> str:
     """What prevents a value from being portable JSON, with its place; empty if nothing does.
 

@@ -11,6 +11,7 @@ from fastapi import Request, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from regworker.domain.portable import plain
 from worker.operations import words
 
 _HERE = Path(__file__).parent
@@ -115,17 +116,6 @@ def number(value: float) -> str:
     return f"{value:,.0f}".replace(",", "\u202f")
 
 
-def plain(given: object) -> str:
-    """Text with control and direction characters made visible, so that it cannot imitate other
-    text."""
-    text = str(given)
-    if text.isprintable():
-        return text
-    return "".join(
-        one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
-    )
-
-
 def _iso(at: float) -> str:
     return datetime.fromtimestamp(at / 1000, UTC).isoformat()
 
@@ -143,7 +133,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         # Text from a job, a provider or a person is always shown as plain text.
-        finalize=lambda value: value if isinstance(value, Markup) else plain(value),
+        finalize=lambda value: value if isinstance(value, Markup) else plain(str(value)),
     )
     made.filters |= {
         "lasting": length,
