@@ -190,6 +190,19 @@ def well_encoded(text: str) -> bool:
     return not _NO_ENCODING.search(text) and "\N{REPLACEMENT CHARACTER}" not in unquote(text)
 
 
+def like_an_address(host: str) -> bool:
+    """Whether a library may read a host name as an IPv4 address, or a proxy may decode it.
+
+    2130706433, 0x7f.1 and 0177.0.0.1 are all 127.0.0.1 for one library, and a name for another; and
+    so they are in the letters and the dots of other scripts.
+    """
+    found = unicodedata.normalize("NFKC", host).casefold().replace("\N{IDEOGRAPHIC FULL STOP}", ".")
+    # Names in the DNS have no marks that are not part of a letter.
+    found = "".join(sign for sign in found if unicodedata.category(sign) not in {"Mn", "Cf"})
+    last = found.rstrip(".").rpartition(".")[2]
+    return last.isdigit() or last.startswith("0x") or ("%" in found and ":" not in found)
+
+
 def of_a_broker(url: str) -> str:
     """A URL that `checked` has passed; `ValueError` if it names the nodes of a cluster."""
     hosts = url.partition("://")[2].partition("?")[0].rpartition("@")[2]

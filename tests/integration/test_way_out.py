@@ -15,6 +15,7 @@ from pydantic import SecretStr
 from regworker.domain.errors import SettingsError
 from regworker.settings import Settings, WebhookEndpoint
 from regworker.way_out import ProxyServer, WayOut
+from tests.ambiguous import AMBIGUOUS
 from tests.loops import end_all
 from tests.tls import Authority
 from worker.providers.base import Answer, Lost, NotSent, Request
@@ -267,13 +268,16 @@ def test_a_provider_may_ask_for_our_certificate(authority: Authority, own: bool)
 # ── webhooks ──────────────────────────────────────────────────────────────────────────────────
 
 
-def hook(network: Network, host: str, **more: Any) -> WebhookAnswer | Unanswered:
-    """The result of one webhook."""
+def hook(
+    network: Network, host: str, unchecked: str = "", **more: Any
+) -> WebhookAnswer | Unanswered:
+    """The result of one webhook. `unchecked`: a host that the settings did not check."""
 
     async def both() -> Any:
         async with running(network):
             url = f"https://{host}:{network.provider}/hook"
             endpoint = WebhookEndpoint(kind="webhook", url=url, secrets=[SECRET], **more)
+            endpoint.url = url.replace(host, unchecked or host)
             publisher = WebhookPublisher(endpoint, way=network.way)
             try:
                 return await publisher.send("evt", b"{}")
@@ -317,6 +321,18 @@ def test_no_proxy_is_asked_for_such_an_address_with_a_dot(host: str) -> None:
         _Guard(False).check_target(host)
     _Guard(False).check_target("localhost.example.")
     _Guard(True).check_target(host)
+
+
+#: The HTTP library itself refuses marks without a letter.
+@pytest.mark.parametrize("host", [one for one in AMBIGUOUS if not {*one} & {"\ufe0f", "\u034f"}])
+def test_no_proxy_is_asked_for_a_host_that_it_could_read_as_an_address(
+    authority: Authority, host: str
+) -> None:
+    """Even if it got past the settings: the proxy would take 0x7f000001 for its own machine."""
+    network = Network(authority)
+    found = hook(network, "example.com", unchecked=host)
+    assert isinstance(found, Unanswered)
+    assert not network.asked
 
 
 def test_a_proxy_is_asked_for_an_address_inside_where_that_is_allowed(

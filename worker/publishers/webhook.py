@@ -18,6 +18,7 @@ from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from standardwebhooks import Webhook
 from yarl import URL
 
+from regworker.addresses import like_an_address
 from regworker.domain.errors import causes
 from regworker.domain.retry import parse_retry_after
 from regworker.settings import WebhookEndpoint
@@ -219,7 +220,9 @@ class _Guard(LookUps):
         if name == "localhost" or name.endswith(".localhost"):
             name = "127.0.0.1"
         with suppress(ValueError):
-            self._check(str(ip_address(name)))
+            name = str(ip_address(name))
+        if ":" in name or like_an_address(name):
+            self._check(name)
 
     def _check(self, address: str) -> None:
         if not self._allowed and (kind := inside(address)):

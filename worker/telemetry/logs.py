@@ -35,7 +35,11 @@ def configure_logging(settings: Settings) -> None:
     rendered: tuple[Any, ...] = (
         (_with_traceback, _as_json)
         if settings.log_format == "json"
-        else (_with_readable_traceback, _visible, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()))
+        else (
+            _with_readable_traceback,
+            _visible,
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
+        )
     )
     structlog.configure(
         processors=[

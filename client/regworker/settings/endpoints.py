@@ -45,13 +45,11 @@ def _plain_url(url: str) -> str:
         raise ValueError("holds a character that is not allowed in URLs: percent-encode it")
     if not addresses.well_encoded(url):
         raise ValueError(addresses.BAD_ENCODING)
-    last = host.rstrip(".").rpartition(".")[2]
-    # 2130706433, 0x7f.1 and 0177.0.0.1 are all 127.0.0.1 for one library, and a name for another.
-    if not parts.netloc.startswith("[") and (last.isdigit() or last.startswith("0x")):
+    if not parts.netloc.startswith("[") and addresses.like_an_address(host):
         try:
             IPv4Address(host)
         except ValueError:
-            raise ValueError("its address is not of the form 192.0.2.1") from None
+            raise ValueError("its host is no name, and not of the form 192.0.2.1") from None
     return url
 
 

@@ -28,6 +28,7 @@ from regworker.settings import (
     files,
     variable,
 )
+from tests.ambiguous import AMBIGUOUS
 from tests.tls import Authority
 from worker.monitoring import doctor
 from worker.providers.registry import Accounts, Registry
@@ -467,9 +468,7 @@ def test_a_client_does_not_read_the_accounts_of_a_file(
     found = Settings.load_for_client()
     assert (found.accounts, found.lease) == ({}, 20)
     assert list(found.streams()) == ["crm", "results", "shop"]
-    assert problems() == {
-        "REGWORKER_ACCOUNTS__OPEN2B__TWO__SECRET_KEY_FILE": NO_FILE
-    }
+    assert problems() == {"REGWORKER_ACCOUNTS__OPEN2B__TWO__SECRET_KEY_FILE": NO_FILE}
 
 
 @pytest.mark.parametrize(
@@ -547,7 +546,14 @@ def test_a_file_that_cannot_be_read_is_named(env: Any) -> None:
 
 
 #: Values that may be in a setting where a file's path belongs: some with slashes, as in base64.
-NO_PATHS = ["canary", "canary/a+b==", "/canary+a/b", "canary" * 100, "caf\u00e9canary", "./canary\\"]
+NO_PATHS = [
+    "canary",
+    "canary/a+b==",
+    "/canary+a/b",
+    "canary" * 100,
+    "caf\u00e9canary",
+    "./canary\\",
+]
 
 
 @pytest.mark.parametrize("secret", NO_PATHS)
@@ -826,6 +832,29 @@ def test_the_doctor_names_each_connection_that_is_not_encrypted(env: Any) -> Non
     env(ACCOUNTS__OPEN2B__EU__BASE_URL="http://127.0.0.1:1", ENDPOINTS__CRM__URL="https://x/")
     [well] = doctor.encryption(Settings.load())
     assert well.level == "ok"
+
+
+@pytest.mark.parametrize("host", AMBIGUOUS)
+def test_a_webhooks_host_that_some_read_as_an_address_is_refused(env: Any, host: str) -> None:
+    """In whatever letters it is written: the address check could see another host."""
+    env(**{f"ENDPOINTS__CRM__{field}": value for field, value in WEBHOOK.items()})
+    env(ENDPOINTS__CRM__URL=f"https://{host}/hook")
+    assert list(problems()) == ["REGWORKER_ENDPOINTS__CRM__URL"]
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("crm.example.com", "192.0.2.1", "[2001:db8::1]", "m\u00fcnchen.example", "0x7f.example"),
+        *("\u043f\u0440\u0438\u043c\u0435\u0440.\u0440\u0444", "xn--p1ai.example", "3com.example"),
+        *("\u0909\u0926\u093e\u0939\u0930\u0923.example", "mu\u0308nchen.example", "1.2.3.x4"),
+    ],
+)
+def test_a_webhooks_host_may_be_in_any_language(env: Any, host: str) -> None:
+    """Names with digits and with marks, too."""
+    env(**{f"ENDPOINTS__CRM__{field}": value for field, value in WEBHOOK.items()})
+    env(ENDPOINTS__CRM__URL=f"https://{host}/hook")
+    assert "crm" in Settings.load().endpoints
 
 
 # ── settings in files ─────────────────────────────────────────────────────────────────────────
