@@ -43,6 +43,16 @@ except redis.RedisError as error:
     sys.exit(str(error))
 """
 
+#: Replaces the image's entry point, and notes its arguments: the server hides its own. The server
+#: listens on its usual port, which the file need not name; its first argument is a file, and the
+#: last one may be `-`.
+_ENTRYPOINT = """#!/bin/sh
+printf '%s ' "$@" > "$HOME/arguments"
+server=$1 file=$2
+shift 2
+exec "$server" "$file" --port "$VALKEY_TEST_PORT" --bind 127.0.0.1 "$@"
+"""
+
 
 def tool() -> list[str]:
     """The path of Compose: `docker-compose`, or docker's plugin."""
@@ -97,20 +107,17 @@ class Moved:
             (self.folder / name).mkdir()
         shutil.copy(ROOT / "celeryconfig.py", self.folder / "app")
         (self.folder / "bin" / "valkey-server").symlink_to(get_binary_path())
-        cli = self.folder / "bin" / "valkey-cli"
-        cli.write_text(_VALKEY_CLI.format(python=sys.executable))
-        cli.chmod(0o755)
+        for name, text in (("valkey-cli", _VALKEY_CLI), ("docker-entrypoint.sh", _ENTRYPOINT)):
+            program = self.folder / "bin" / name
+            program.write_text(text.format(python=sys.executable))
+            program.chmod(0o755)
         inside = {*_published(self.services), METRICS}
         self.ports = dict(zip(inside, free_ports(len(inside)), strict=True))
 
     def command(self, name: str) -> list[str]:
         """The command that starts a service."""
         service = self.services[name]
-        command = [self.move(name, part) for part in service.get("command") or self.image]
-        if command[0] == "valkey-server":
-            # It listens on its usual port, which the file need not name.
-            command += ["--port", str(self.ports[6379]), "--bind", "127.0.0.1"]
-        return command
+        return [self.move(name, part) for part in service.get("command") or self.image]
 
     def environment(self, name: str) -> dict[str, str]:
         """A service's environment: the variables of the file, and those that every image has."""
@@ -122,6 +129,7 @@ class Moved:
         return {
             "PATH": os.pathsep.join(programs),
             "HOME": str(self.folder / "home"),
+            "HOSTNAME": name,
             "VALKEY_TEST_PORT": str(self.ports[6379]),
             **moved,
         }
@@ -144,7 +152,7 @@ class Moved:
         """A part of a command or a value, with local addresses, ports and folders."""
         for volume in self.services[name].get("volumes") or []:
             target, here = self._mounted(name, volume)
-            text = re.sub(rf"(?<![\w.]){re.escape(target)}(?=/|$)", str(here), text)
+            text = re.sub(rf"(?<![\w.]){re.escape(target)}(?=/|\s|$)", str(here), text)
         hosts = "|".join(map(re.escape, self.services))
         text = re.sub(rf"\b(?:{hosts})(?=:\d)", "127.0.0.1", text).replace("0.0.0.0", "127.0.0.1")
         text = re.sub(r"\b\d{4}\b", self._port, text)

@@ -254,6 +254,40 @@ def test_a_job_from_outside_is_done(running: Running) -> None:
             assert event["type"] == "registration.registered"
 
 
+def test_no_command_line_holds_a_secret(services: dict[str, dict[str, Any]]) -> None:
+    """Everybody on the machine can read command lines."""
+    for service in services.values():
+        line = " ".join(service.get("command") or ())
+        assert not [name for name, secret in SECRETS.items() if secret in line], line
+
+
+@pytest.mark.parametrize("name", ["valkey", "replica-1"])
+def test_a_servers_password_is_on_no_command_line(tmp_path: Path, name: str) -> None:
+    """A server reads it from elsewhere, as it runs: it asks for it, and shows it to its
+    primary. After a change of the password the new one counts, also if the file has the old."""
+    found = compose.services(tmp_path / "project", SECRETS)
+    moved = compose.Moved(found, tmp_path, [])
+    for password in (SECRETS["LEDGER_PASSWORD"], "an0ther"):
+        for each in ("VALKEYCLI_AUTH", "REDISCLI_AUTH"):
+            found[name]["environment"][each] = password
+        here = Running(moved, tmp_path)
+        with redis.Redis(port=moved.ports[6379], password=password) as client:
+            try:
+                here.start(name)
+                here.wait_for(name)
+                line = (tmp_path / "home" / "arguments").read_text()
+                assert "--maxmemory" in line
+                assert password not in line
+                settings = client.config_get("*")
+                assert settings["requirepass"] == settings["masterauth"] == password
+                assert settings["appendonly"] == "yes"
+                if name != "valkey":
+                    assert client.info("replication")["role"] == "slave"
+                    client.config_rewrite()
+            finally:
+                here.close()
+
+
 def test_the_ledger_asks_for_the_password(running: Running) -> None:
     """It asks every client, on this machine too."""
     with (

@@ -66,8 +66,8 @@ _LOOKS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(://)[^\s/@]+@"), r"\1***@"),
 )
 
-#: A name in a text, and what separates it from its value: JSON (also JSON in JSON), Python, a query,
-#: a header, and a pair in a list (`('authorization', 'Basic ...')`).
+#: A name in a text, and what separates it from its value: JSON (also JSON in JSON), Python, a
+#: query, a header, and a pair in a list (`('authorization', 'Basic ...')`).
 _NAME = re.compile(
     r"""
     (?<![\w-]) [\d_-]*+ (?P<name>[A-Za-z][\w-]*+)

@@ -586,9 +586,13 @@ def test_a_secret_in_the_place_of_an_accounts_file_is_not_shown(env: Any, name: 
     if name != "APP_KEY_FILE":
         env(ACCOUNTS__SKYPOSTAL__EU__APP_KEY="key")
     env(**{f"ACCOUNTS__SKYPOSTAL__EU__{name}": "canary/x"})
-    with pytest.raises(SettingsError) as caught:
+
+    def start() -> None:
         settings = Settings.load()
         Accounts(Registry(settings.providers), settings.accounts, settings.way_out)
+
+    with pytest.raises(SettingsError) as caught:
+        start()
     assert caught.value.problems == ((f"REGWORKER_ACCOUNTS__SKYPOSTAL__EU__{name}", NO_FILE),)
 
 
