@@ -14,7 +14,7 @@ MAX_WORDS = 500
 #: Replaces a text that quotes a secret in a spelling that cannot be cut out.
 QUOTES_A_SECRET = "(not shown: the provider's text quotes a secret of this job)"  # noqa: S105
 
-#: From so many letters and digits on, they alone identify a secret, whatever stands between them: a
+#: From so many letters and digits on, they alone identify a secret, whatever is between them: a
 #: PIN has four. Fewer occur in most sentences, so of such a secret the punctuation must match, too.
 _SHORTEST = 4
 

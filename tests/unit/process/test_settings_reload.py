@@ -180,7 +180,7 @@ def test_a_changed_certificate_is_tested_before_it_is_used(
 
 
 BROKEN: dict[str, bytes | None] = {
-    "not UTF-8": b"# caf\xe9\n",
+    "not UTF-8": b"# sch\xf6n\n",
     "not TOML": b"x = [",
     "nested too deep": b"x = " + b"[" * 5000,
     "a directory": None,
