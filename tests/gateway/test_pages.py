@@ -369,11 +369,12 @@ def test_a_token_signs_in_with_its_role_until_it_is_revoked(
         shown = client.get("/jobs").text
         assert f'ann <span class="role">{role}</span>' in shown
         form = {"form_token": token(shown), "confirm": "yes", "why": "by token"}
-        path = "/accounts/skypostal/default/resume"
+        path = "/accounts/skypostal/default/pause"
         assert client.post(path, data=form).status_code == (303 if role == "operator" else 403)
         if role == "operator":
             [entry] = AuditLog(site.ledger).newest(AuditFilter(who="ann"), most=1)
             assert (entry.role, entry.where, entry.why) == ("operator", "page", "by token")
+            assert client.post(path.replace("pause", "resume"), data=form).status_code == 303
         TokenStore(site.ledger).revoke(id_)
         stack.until(lambda: client.get("/jobs").status_code == 303, "the end of it", 30)
         assert client.post("/sign-in", data={"token": text}).status_code == 403

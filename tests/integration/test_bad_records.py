@@ -224,7 +224,7 @@ def test_the_others_are_listed(
     with AdminActions(settings) as operator:
         assert job().id in [one.id for one in operator.reviews()]
         assert "default" in [one.account for one in operator.accounts()]
-        assert operator.resume("acme", "default", ACTOR) == 0
+        assert operator.resume("acme", "default", ACTOR) is None, "it is not paused"
     outbox = DeliveryAdmin(busy)
     assert "crm" in [one.name for one in outbox.endpoints()]
     list(outbox.deliveries(Filter()))

@@ -68,7 +68,7 @@ MUTATIONS = {
     ),
     "a second worker gets the lease too": Mutation(
         "claim",
-        "if job.lease_until > at then return {'later', at, 'leased', job.lease_until} end",
+        "if job.lease_until > at then return {'later' .. mine, at, 'leased', job.lease_until} end",
         "",
         seed=1,
     ),
@@ -152,7 +152,7 @@ MUTATIONS = {
     ),
     "no alarm for a new job": Mutation("accept", "alarm(id, at + FIRST_PUSH)", ""),
     "a key is taken twice": Mutation(
-        "accept", "\n  return {'conflict', state, accepted_at}", "\n", seed=1
+        "accept", "\n  return {'conflict' .. mine, state, accepted_at}", "\n", seed=1
     ),
     "an alarm that rang is gone": Mutation(
         "ring",

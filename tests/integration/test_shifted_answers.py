@@ -76,33 +76,39 @@ class Shifting:
         await self._ended.wait()
         server.close()
         await end_all()
+        await asyncio.sleep(0)  # the connections close in the next turn
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        answers, commands = await asyncio.open_connection("127.0.0.1", self._port)
-
         async def ask() -> None:
-            while data := await reader.read(65536):
-                commands.write(data)
+            with suppress(OSError):
+                while data := await reader.read(65536):
+                    commands.write(data)
             commands.close()
 
-        asking = asyncio.ensure_future(ask())
+        with suppress(OSError, asyncio.IncompleteReadError), closing(writer):
+            answers, commands = await asyncio.open_connection("127.0.0.1", self._port)
+            with closing(commands):
+                asking = asyncio.ensure_future(ask())
+                try:
+                    await self._pass_on(answers, writer)
+                finally:
+                    asking.cancel()
+
+    async def _pass_on(self, answers: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         held = b""
-        with suppress(OSError, asyncio.IncompleteReadError):
-            while True:
-                answer = await _frame(answers)
-                if self.fault and self.left:
-                    self.left -= 1
-                elif self.fault:
-                    fault, self.fault = self.fault, ""
-                    self.done.set()
-                    if fault == "after the next":
-                        held = answer
-                        continue
-                    answer *= {"lost": 0, "twice": 2}[fault]
-                writer.write(answer + held)
-                held = b""
-        asking.cancel()
-        writer.close()
+        while True:
+            answer = await _frame(answers)
+            if self.fault and self.left:
+                self.left -= 1
+            elif self.fault:
+                fault, self.fault = self.fault, ""
+                self.done.set()
+                if fault == "after the next":
+                    held = answer
+                    continue
+                answer *= {"lost": 0, "twice": 2}[fault]
+            writer.write(answer + held)
+            held = b""
 
 
 async def _frame(reader: asyncio.StreamReader) -> bytes:

@@ -17,6 +17,7 @@ from regworker.domain.errors import (
     Problem,
     UnknownJob,
 )
+from regworker.domain.event import EventType
 from regworker.domain.job import Job
 from regworker.domain.receipt import Receipt, Refused, Status
 from regworker.domain.states import State
@@ -152,6 +153,8 @@ class FakeProducer:
         """As `Producer.cancel`."""
         seconds_or_usual(timeout)
         held = self._find(id_)
+        if held.state is State.CANCELLED:
+            return self._status(held)
         if held.state is not State.QUEUED:
             raise JobNotCancellable(
                 f"job {id_} is {held.state}: a request may have been sent already"
@@ -219,7 +222,10 @@ class FakeProducer:
             metadata=job.metadata,
             accepted_at=held.at,
         )
-        held.state = State(ending.type.word)
+        if ending.type is EventType.CORRECTED:
+            held.state = State.REJECTED if ending.errors else State.REGISTERED
+        else:
+            held.state = State(ending.type.word)
         held.event = made.model_dump(mode="json", exclude_none=True)
         held.finished_at = None if held.state is State.REVIEW else made.time
         return held.event

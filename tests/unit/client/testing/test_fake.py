@@ -25,6 +25,7 @@ from regworker.testing import (
     FakeProducer,
     abandoned,
     cancelled,
+    corrected,
     event,
     registered,
     rejected,
@@ -133,10 +134,25 @@ def test_without_a_plan_a_job_is_registered_as_its_provider_would() -> None:
     assert waiting.status(id_).final
 
 
+@pytest.mark.parametrize(
+    ("right", "state"), [(registered(), "registered"), (rejected(), "rejected")]
+)
+def test_a_correction_leaves_the_job_as_it_says(
+    fake_producer: FakeProducer, right: Ending, state: str
+) -> None:
+    """A correction is an event, and no state."""
+    made = fake_producer.enqueue(skypostal())
+    fake_producer.finish(made.idempotency_key, review())
+    event = fake_producer.finish(made.idempotency_key, corrected(right, was=rejected()))
+    assert event["type"].endswith("corrected")
+    assert fake_producer.status(made.job_id).state == state
+
+
 def test_a_queued_job_is_cancelled_and_an_ended_one_is_not(fake_producer: FakeProducer) -> None:
     """The errors are the real ones."""
     first, second = (fake_producer.enqueue(skypostal()).job_id for _ in range(2))
     assert fake_producer.cancel(first).state == "cancelled"
+    assert fake_producer.cancel(first).state == "cancelled", "it is safe to repeat"
     fake_producer.wait(second)
     with pytest.raises(JobNotCancellable):
         fake_producer.cancel(second)
