@@ -44,6 +44,7 @@ from regworker.ledger.records import (
     Unconfigured,
     text,
 )
+from regworker.ledger.rights import denied
 from regworker.ledger.steps import Ask, Each, Steps
 from regworker.ledger.transitions import CONFIGURED, LOOKS, Command, cancel, look
 from regworker.sealing.keyring import Keyring
@@ -204,12 +205,14 @@ def _readable(id_: str) -> Iterator[None]:
 def fault_of(id_: str, error: Exception) -> Steps[Exception]:
     """What to raise for the error of a job's command. Without a record, or if the record is a hash
     and another key is not what it should be, the error is that of other jobs, too; and so is that
-    of a script which an operator stopped."""
+    of a script which an operator stopped, or of a right that is missing."""
     try:
         record = yield from record_of(id_)
     except UnreadableRecord as unreadable:
         return unreadable
-    of_others = str(error).startswith("WRONGTYPE") or "Script killed" in str(error)
+    said = str(error)
+    of_others = said.startswith("WRONGTYPE") or "Script killed" in said
+    of_others = of_others or (isinstance(error, ResponseError) and denied(error))
     return error if record is None or of_others else UnreadableRecord(id_)
 
 

@@ -267,7 +267,7 @@ def test_a_servers_password_is_on_no_command_line(tmp_path: Path, name: str) -> 
     primary; after a change, the new one."""
     found = compose.services(tmp_path / "project", SECRETS)
     moved = compose.Moved(found, tmp_path, [])
-    for password in (SECRETS["LEDGER_PASSWORD"], "an0ther"):
+    for password in (SECRETS["LEDGER_PASSWORD"], "an0ther", "an'o\"t\\h $e#r"):
         for each in ("VALKEYCLI_AUTH", "REDISCLI_AUTH"):
             found[name]["environment"][each] = password
         here = Running(moved, tmp_path)

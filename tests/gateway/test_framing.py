@@ -197,6 +197,9 @@ AMBIGUOUS = {
     "no version": b"GET /v1/health\r\n\r\n",
     "a tunnel": b"CONNECT x:443 HTTP/1.1\r\nHost: x:443\r\n\r\n",
     "a tunnel to a path": b"CONNECT /v1/jobs HTTP/1.1\r\nHost: x\r\n\r\n",
+    "no URL": b"GET http://x HTTP/1.1\r\nHost: x\r\n\r\n",
+    "a port that is none": b"GET http://x:99999999/ HTTP/1.1\r\nHost: x\r\n\r\n",
+    "half an address": b"GET http://[/ HTTP/1.1\r\nHost: x\r\n\r\n",
     "an offer with two hosts": request("GET /v1/health", "host: y", *OFFERS["h2c"]),
 }
 

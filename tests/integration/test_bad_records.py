@@ -208,6 +208,20 @@ def test_an_index_is_repaired_although_a_record_is_spoilt(
     assert busy.redis.zscore(OPEN, job().id) == record(busy).accepted_at
 
 
+@pytest.mark.parametrize("time", ["nan", "inf", "-inf"])
+def test_an_index_is_repaired_although_a_time_has_no_place_in_it(
+    busy: SyncLedger, time: str
+) -> None:
+    """It cannot be put in order, and is left out."""
+    take_in(busy, job())
+    copied: Any = {**busy.redis.hgetall(job_key(job().id)), b"accepted_at": time}
+    busy.redis.hset(job_key("bad"), mapping=copied)
+    busy.redis.zadd(OPEN, {"bad": place(State.REVIEW, "live", 1), job().id: 5 * 10**13})
+    assert busy(repair()) == 2
+    assert busy.redis.zscore(OPEN, job().id) == record(busy).accepted_at
+    assert busy.redis.zscore(OPEN, "bad") is None
+
+
 def test_the_others_are_listed(
     busy: SyncLedger, spoil: Callable[[str], None], settings: Settings
 ) -> None:

@@ -57,12 +57,34 @@ def test_all_accounts_are_paused_and_resumed(ledger: SyncLedger, cli: Cli) -> No
     )
 
 
+def test_all_accounts_are_held_until_somebody_resumes_them(ledger: SyncLedger, cli: Cli) -> None:
+    """A pause that would end by itself does not; a refusal of the provider is left as it is, and
+    only whoever knows of it ends it."""
+    refused = {"breaker": "refused", "reason": "the key is refused"}
+    ledger.redis.hset(account_key(*ACCOUNTS[0]), mapping=refused)
+    cli("providers", "pause", NAMES[1], "--why", "until six", "--until", "1h")
+    cli("providers", "pause", "--all", "--why", "restored")
+    found = {(one["provider"], one["account"]): one for one in cli.json("providers", "list")}
+    first, second, third = (found[account] for account in ACCOUNTS)
+    assert (first["breaker"], first["reason"]) == ("refused", "the key is refused")
+    assert second["paused"]
+    assert third["paused"]
+    assert not second["paused_until"]
+    cli("providers", "resume", "--all", "--reason", " ", code=2)
+    cli("providers", "resume", "--all", "--reason", "restored")
+    assert paused(cli) == {}
+    assert ledger.redis.hget(account_key(*ACCOUNTS[0]), "breaker") == b"refused"
+
+
 def test_an_account_that_cannot_be_paused_stops_no_other(ledger: SyncLedger, cli: Cli) -> None:
     """The command names it, and fails."""
     ledger.redis.set(account_key(*ACCOUNTS[0]), "junk")
     said = cli("providers", "pause", "--all", "--why", "the disk is full", code=1)
     assert f"{NAMES[0]} could not be changed: " in said
     assert sorted(paused(cli)) == NAMES[1:]
+    said = cli("providers", "resume", "--all", "--reason", "disk", code=1)
+    assert f"{NAMES[0]} could not be changed: " in said
+    assert paused(cli) == {}
 
 
 @pytest.mark.parametrize("act", ["pause", "resume"])

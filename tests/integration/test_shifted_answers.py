@@ -241,7 +241,7 @@ def test_answers_of_all_kinds_are_read_by_their_commands(
     assert kept in {(True,), (False,)}  # a repeat comes after the job's end
     assert isinstance(claimed, Claim)
     assert rung.next_at
-    assert record.id == job(2).id
+    assert record.idempotency_key == job(2).idempotency_key
     assert isinstance(settled, Settled)
     assert isinstance(accepted, Accepted)
     assert ledger.redis.xlen("{reg}:results") == 1

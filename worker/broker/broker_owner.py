@@ -3,8 +3,8 @@
 Two installations on one broker take each other's messages. A wake-up of the other's job does
 nothing, so that each job waits for its alarm; a request registers a customer in the wrong ledger.
 So each ledger has a random name, and its workers keep it at the broker: in a key of Redis that
-expires some time after the last of them, or in an exchange of RabbitMQ that goes with the last
-connection of theirs. So nobody must clear it.
+expires some time after the last of them, or in an exchange of RabbitMQ that is deleted with their
+last connection. So nobody must clear it.
 """
 
 import logging
@@ -31,22 +31,32 @@ class BrokerOwner:
     """Claims the broker for the installation to which this worker belongs."""
 
     def __init__(self) -> None:
-        # A ledger that was emptied while workers run gets its name from the first of them again.
         self._name = uuid4().hex
+        self._claimed = False
 
     async def learn(self, ledger: Any) -> None:
-        """Read the ledger's name, or give it this worker's."""
+        """Read the ledger's name, or give it this worker's.
+
+        A worker that has claimed the broker keeps its name: a ledger that was emptied gets it back,
+        even if a worker that has just been started was faster.
+        """
         await ledger.hsetnx(IDENTITY, _FIELD, self._name)
-        self._name = _text(await ledger.hget(IDENTITY, _FIELD))
+        found = _text(await ledger.hget(IDENTITY, _FIELD))
+        if not self._claimed:
+            self._name = found
+        elif found != self._name:
+            await ledger.hset(IDENTITY, _FIELD, self._name)
 
     async def claim(self, broker: Any) -> bool:
         """Whether the broker belongs to this installation, from now on or already."""
         if await broker.set(OWNER, self._name, nx=True, ex=int(KEPT)):
+            self._claimed = True
             return True
         found = await broker.get(OWNER)
         if found is not None and _text(found) != self._name:
             return False
         await broker.pexpire(OWNER, int(1000 * KEPT))
+        self._claimed = True
         return True
 
     def claim_rabbitmq(self, connection: Any, worker: str) -> bool:
@@ -59,9 +69,11 @@ class BrokerOwner:
                 channel.exchange_declare(
                     OWNER, "fanout", durable=False, auto_delete=True, arguments=name
                 )
-                queue = f"{OWNER}.of.{worker}"
+                # The broker may still hold the connection before: an exclusive queue is its own.
+                queue = f"{OWNER}.of.{worker}.{uuid4().hex[:8]}"
                 channel.queue_declare(queue, exclusive=True, durable=False)
                 channel.queue_bind(queue, OWNER)
+                self._claimed = True
         except PreconditionFailed:
             return False
         except ChannelError as error:

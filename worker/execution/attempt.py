@@ -245,8 +245,7 @@ class Attempts:
             found = writable(await provider.find_out(registration))
             how = decision.REFUSED if duplicate else "rejected when it was sent again"
             return decision.refused_again(found, how)
-        # An earlier attempt may have been carried out, though it was answered: with 429, say.
-        if duplicate and (claimed.record.if_exists == "adopt" or claimed.record.attempts > 1):
+        if duplicate and claimed.record.if_exists == "adopt":
             return decision.adopted(outcome, writable(await provider.find_out(registration)))
         return outcome
 

@@ -174,6 +174,10 @@ def asked(claim: Claim, found: Outcome, max_attempts: int) -> Outcome:
             return Unresolvable(
                 f"the provider did not answer look-ups until the deadline: {reason}"
             )
+        case Refused(reason) if late and record.asks:
+            # Something on the way may refuse this one customer's data: without an end, the job
+            # would close its account after each resume.
+            return Unresolvable(f"the provider refused look-ups until the deadline: {reason}")
         case Rejected(errors):
             return unfit(errors)  # a lookup refuses nobody
         case _:
@@ -197,7 +201,7 @@ def of(claim: Claim, outcome: Outcome, watch: Watch, backoff: Backoff, chance: f
         case Refused(reason, unproved):
             delay = backoff.after(tries, chance, None)
             name = "unknown" if unproved and not claim.asking else "retry"
-            return Decision(name, reason, delay, spends=False, health="refused")
+            return Decision(name, reason, delay, spends=claim.asking, health="refused")
         case Unknown(reason, retry_after):
             delay = backoff.after(tries, chance, _capped(retry_after))
             return Decision("unknown", reason, max(delay, _floor(backoff)), health=health)

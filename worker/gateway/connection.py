@@ -169,13 +169,13 @@ class BoundedConnection(HttpToolsProtocol):
             self.send_400_response(fault)
         if self.transport.is_closing() or self.parser.should_upgrade():
             return
-        self._reading, self._begun = False, 0
         self._stop()
         self._body_awaited = self.url.partition(b"?")[0] != _STREAMED
         if not self._body_awaited:
             self._idle_since = None  # its route limits how long it waits
         self.scope["state"][FULL] = len(self.connections) > MOST_CONNECTIONS
-        super().on_headers_complete()
+        super().on_headers_complete()  # it raises if the URL is none
+        self._reading, self._begun = False, 0
 
     def on_body(self, body: bytes) -> None:
         """Nothing is read from a connection that was ended."""

@@ -60,8 +60,9 @@ def _keys(access: str, *names: str) -> tuple[str, ...]:
 #: What accepting and cancelling use. Everything that decides about others is left out, or read
 #: only: tokens, sessions, the audit log, accounts, and what workers announce.
 _PRODUCING = (
-    *_keys("RW", "job:*", "alarms", "absent", "stats", "wakes", "wakes:*"),
-    *_keys("W", "open", "later", "waiting:*", "ended:*", "delivery:*", "pending:*"),
+    *_keys("RW", "job:*", "delivery:*", "alarms", "absent", "stats", "wakes", "wakes:*"),
+    *_keys("W", "open", "later", "waiting:*", "ended:*"),
+    *_keys("W", "pending:*", "trying:*", "line:*", "dead"),
     *_keys("R", "configured", "identity", "replicas", "streams", "waking"),
 )
 

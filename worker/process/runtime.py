@@ -276,20 +276,23 @@ class Runtime:
                 "a newer version wrote them; install that version here"
             )
             raise SettingsError([(variable("redis_url"), what)])
-        if not await self._owns_broker():
+        if await self._owns_broker() is False:
             raise SettingsError([(variable("broker_url"), ONE_BROKER)])
 
     async def _own_broker(self) -> float:
         with suppress(SettingsError):  # another kind of server, for the moment
-            self.note_owner(owns=await self._owns_broker())
+            owns = await self._owns_broker()
+            if owns is not None:
+                self.note_owner(owns=owns)
         return LOOK
 
-    async def _owns_broker(self) -> bool:
-        """Whether no other installation uses the broker, as far as it can be seen."""
+    async def _owns_broker(self) -> bool | None:
+        """Whether no other installation uses the broker; None: it cannot be seen here, as on
+        RabbitMQ, where the consumer's connection claims it."""
         try:
             await self.ledger.patiently(lambda: self.ledger.ask(self.owner.learn))
         except (RedisError, LedgerUnavailable):
-            return True  # without the right, or without a ledger: others report that
+            return None  # without the right, or without a ledger: others report that
         for one in self.settings.broker.split(";"):
             if addresses.read(one).kind != "redis":
                 continue
@@ -304,7 +307,7 @@ class Runtime:
                 pass  # away: the broker's own loop waits for it
             finally:
                 await client.aclose()
-        return True
+        return None
 
     async def _greet(self, connection: Any) -> None:
         """Check which server a new connection has reached, before a claim is sent there."""

@@ -5,6 +5,7 @@ made a customer. At SIGHUP it replaces itself by a new process, which fails if i
 `python -m celery`, and then ignores a SIGTERM; starting it again is the supervisor's business.
 """
 
+import signal
 from typing import Any
 
 from celery.apps import worker as stock
@@ -18,7 +19,10 @@ class Worker(stock.Worker):  # type: ignore[misc]
 
     def install_platform_tweaks(self, worker: Any) -> None:
         """Called by Celery at its start, to handle signals."""
+        ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # started by nohup
         super().install_platform_tweaks(worker)
-        for name in SIGNALS:
+        if ignored:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        for name in SIGNALS[:-1] if ignored else SIGNALS:
             # Without the line that Celery prints: a full pipe would block the main thread.
             stock._shutdown_handler(worker, sig=name, how="Warm", verbose=False)

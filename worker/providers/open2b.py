@@ -211,13 +211,12 @@ class Open2b:
             *(registration.verificationCode, registration.customer.invoiceRecipient),
             *self._account.secrets(),
         ]
-        code = CODES_OF_FIELDS.get((error.field, error.type)) or CODES.get(error.type)
         fault = Fault(
-            code or Code.PROVIDER_ERROR,
+            CODES_OF_FIELDS.get((error.field, error.type)) or CODES[error.type],
             # Known names are not redacted, whatever short secret they happen to contain.
             error.field if error.field in FIELDS else shown(error.field, secrets),
             shown(error.description, secrets),
-            provider_code=error.type if error.type in CODES else shown(error.type, secrets),
+            provider_code=error.type,
         )
         return Rejected((fault,))
 

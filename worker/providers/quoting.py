@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
-from unicodedata import normalize
+from unicodedata import combining, normalize
 from urllib.parse import unquote_to_bytes
 
 #: A longer text of a provider is no sentence, but a page or a stack trace.
@@ -20,6 +20,12 @@ _SHORTEST = 4
 
 #: The longest usual spelling of a character: four bytes of UTF-8, percent-encoded.
 _LONGEST_SPELLING = 12
+
+#: Of a longer secret, only the beginning is compared, and nothing is cut out: both take time.
+_MOST = 1000
+
+#: Marks on one letter: normalizing takes time by the square of their number.
+_MOST_MARKS = 8
 
 #: Encodings inside encodings that are undone, such as JSON in a page in a URL.
 _ROUNDS = 4
@@ -42,18 +48,17 @@ def shown(words: str, secrets: Iterable[object]) -> str:
     another charset) it removes the whole text. None and empty secrets are skipped.
     """
     every = sorted({str(one) for one in secrets if one is not None}, key=len, reverse=True)
-    longest = len(every[0]) if every else 0
+    longest = min(len(every[0]), _MOST) if every else 0
     line = _one_line(words)
-    # Enough for a secret that begins within what is shown. (Normalizing takes time by the square
-    # of the length.)
+    # Enough for a secret that begins within what is shown.
     window = line[: MAX_WORDS + _LONGEST_SPELLING * longest]
     # The longest first: a secret that starts with another one would leave its end.
     for secret in every:
         # What is cut off must not move into what is shown: such a text is removed, too.
-        if window == line and (spelt := _usual(secret)):
+        if window == line and len(secret) <= _MOST and (spelt := _usual(secret)):
             usual = "|".join(map(re.escape, spelt))
             line = window = re.sub(usual, "***", line, flags=re.IGNORECASE)
-        if quotes(window, secret):
+        if quotes(window, secret[:_MOST]):
             return QUOTES_A_SECRET
     return window[:MAX_WORDS]
 
@@ -78,7 +83,7 @@ class _Bare(NamedTuple):
 
 
 def _bare(text: str) -> _Bare:
-    composed = normalize("NFKC", text).upper().casefold()
+    composed = normalize("NFKC", _with_few_marks(text)).upper().casefold()
     plain = normalize("NFKD", composed)
     return _Bare(
         "".join(sign for sign in composed if sign.isprintable() and not sign.isspace()),
@@ -87,10 +92,21 @@ def _bare(text: str) -> _Bare:
     )
 
 
+def _with_few_marks(text: str) -> str:
+    kept, marks = [], 0
+    for sign in text:
+        marks = marks + 1 if combining(sign) else 0
+        if marks <= _MOST_MARKS:
+            kept.append(sign)
+    return "".join(kept)
+
+
 def quotes(text: str, secret: str) -> bool:
     """Whether a text contains a secret, however it is spelt."""
     wanted = _bare(secret)
-    least = (1, _SHORTEST, _SHORTEST)
+    # What is left in ASCII of a word in another script, a year perhaps, identifies nothing.
+    foreign = 2 * len(wanted.ascii) <= len(wanted.letters)
+    least = (1, _SHORTEST, len(secret) + 1 if foreign else _SHORTEST)
     return any(
         len(one) >= length and one in found
         for stage in _undone(text)

@@ -90,7 +90,11 @@ _WORD = re.compile(r"(?![\[({])[^\s&]+")
 _HEADERS = ("authorization", "cookie")
 
 #: What we say of a setting (`REGWORKER_SEALING_KEYS: is required`): a sentence, and not its value.
-_OF_A_SETTING = re.compile(r"REGWORKER_[A-Z0-9_]+: (?=[A-Za-z]+ [a-z])")
+_OF_A_SETTING = re.compile(
+    r"REGWORKER_[A-Z0-9_]+: (?=(?i:input|value|is|are|must|may|can|cannot|has|have|holds?|no|not"
+    r"|names?|needs?|goes|gives?|set|does|do|belongs|there|an?|the|this|without|more|another|only)"
+    r" [a-z])"
+)
 
 
 #: Every text with a secret contains one of these; most texts contain none.

@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from regworker.domain.actor import Actor, packed
 from regworker.domain.job import Job
+from regworker.domain.job import job_id as id_of
 from regworker.domain.states import State
 from regworker.ledger.records import (
     Accepted,
@@ -170,12 +171,18 @@ def ms(seconds: float) -> int:
 
 def look(job_id: str) -> Command[Record | None]:
     """Read a job's record; None if there is none."""
-    return Command(
-        "look",
-        (job_key(job_id),),
-        (),
-        lambda answer: Record.read(job_id, answer) if answer else None,
-    )
+
+    def read(answer: Any) -> Record | None:
+        if not answer:
+            return None
+        record = Record.read(job_id, answer)
+        # An operator may have erased the key.
+        names = (record.provider, record.account, record.idempotency_key)
+        if record.idempotency_key and id_of(*names) != job_id:
+            raise ValueError("another job's record")
+        return record
+
+    return Command("look", (job_key(job_id),), (), read)
 
 
 def accept(
@@ -390,11 +397,17 @@ def cancel(
     record: Record, retention: float, publication: Publication, actor: Actor | None = None
 ) -> Command[Settled | Stale]:
     """queued -> cancelled, unless the job has changed since `record` was read."""
+
+    def read(answer: Any) -> Settled | Stale:
+        if text(answer[2]) != record.id:
+            raise ValueError("the answer to another command")
+        return read_finish(answer)
+
     return Command(
         "cancel",
         (job_key(record.id), ALARMS),
         (record.id, record.attempts, ms(retention), packed(actor), *publication.args()),
-        read_finish,
+        read,
         durable=True,
     )
 

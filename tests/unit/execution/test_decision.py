@@ -139,6 +139,7 @@ def test_a_refusal_that_proves_nothing_is_the_accounts_fault_as_well() -> None:
     assert (found.name, found.spends, found.health) == ("unknown", False, "refused")
     found = of(Refused("403", unproved=True), claim(asking=True))
     assert found.name == "retry", "a look-up has no effect"
+    assert found.spends, "but counts as one that was refused"
 
 
 def test_our_own_fault_spends_no_attempt() -> None:
@@ -191,6 +192,15 @@ def test_no_deadline_keeps_a_question_from_a_person(
     assert isinstance(asked(replace(held, at=at + 1), found), Unresolvable)
 
 
+def test_a_look_up_that_is_refused_after_the_deadline_ends_at_a_person() -> None:
+    """Something on the way may refuse this customer's data: its job must not close the account
+    after each resume, for ever."""
+    refused = Refused("403", unproved=True)
+    assert isinstance(asked(claim(asking=True, at=1001, asks=1), refused), Unresolvable)
+    assert asked(claim(asking=True, at=1001), refused) == refused, "once is not enough"
+    assert asked(claim(asking=True, at=1000, asks=9), refused) == refused
+
+
 def test_a_worker_that_cannot_ask_sends_nobody_to_a_person() -> None:
     """A missing account or key is no silence of the provider's."""
     ours = Retryable("no such account", 15, spends=False)
@@ -232,7 +242,7 @@ def test_a_question_rejects_nobody() -> None:
     assert "name: is required" in found.reason
 
 
-@pytest.mark.parametrize("found", [Registered({}), Absent("nobody"), Refused("401")])
+@pytest.mark.parametrize("found", [Registered({}), Absent("nobody")])
 def test_an_answer_is_an_answer(found: Outcome) -> None:
     """It counts, however late it comes."""
     assert asked(claim(asking=True, at=10**6, asks=99), found) == found

@@ -86,3 +86,18 @@ def test_a_providers_words_are_one_short_line() -> None:
     assert words.isprintable()
     assert words.startswith("a [31mb c")
     assert len(words) == MAX_WORDS
+
+
+@pytest.mark.parametrize("odd", ["a\u0301\u0316" * 20_000, "\u0301" * 60_000, "é" * 60_000])
+def test_no_secret_keeps_a_worker_busy(odd: str) -> None:
+    """Normalizing takes time by the square of the marks on a letter: without a limit, this takes
+    minutes."""
+    for _ in range(20):
+        assert shown(f"Value {odd} is weak", [odd]) == QUOTES_A_SECRET
+        assert shown("The e-mail is known", [odd]) == "The e-mail is known"
+
+
+def test_a_foreign_secret_is_not_known_by_its_year() -> None:
+    """Its letters are what identifies it."""
+    assert shown("valid from 2024 on", ["пароль2024"]) == "valid from 2024 on"
+    assert "пароль" not in shown("Пароль2024 is weak", ["пароль2024"])

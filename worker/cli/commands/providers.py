@@ -117,7 +117,7 @@ def pause(
         str | None, typer.Option(help=f"When the pause ends by itself: {time_arguments.AHEAD}.")
     ] = None,
     all_: Annotated[
-        bool, typer.Option("--all", help="All announced accounts that are not paused yet.")
+        bool, typer.Option("--all", help="All announced accounts that are not held already.")
     ] = False,
     by: By = "",
     json: AsJson = False,
@@ -126,8 +126,9 @@ def pause(
     attempt.
 
     Calls that have started are completed. A time of day is the next one in this machine's time
-    zone; the output shows it with its zone. With --all, an account that is paused already keeps its
-    reason and its end. Exit code 1 if any account could not be paused.
+    zone; the output shows it with its zone. With --all, an account that is held already, by a pause
+    without an end or by a refusal of its provider, keeps its reason. Exit code 1 if any account
+    could not be paused.
 
     Examples:
         regworker providers pause open2b/default --why "maintenance until six" --until 18:00
@@ -136,11 +137,15 @@ def pause(
     person = actor(by, required(why, "--why"))
     with open_admin() as admin:
         end = None if until is None else time_arguments.ahead(until, "--until", admin.now())
-        paused = {(one.provider, one.account) for one in admin.accounts() if all_ and one.paused}
+        held = {
+            (one.provider, one.account)
+            for one in admin.accounts()
+            if all_ and ((one.paused and not one.paused_until) or one.breaker == "refused")
+        }
 
         def one(provider: str, account: str) -> tuple[str, dict[str, Any]]:
-            if (provider, account) in paused:
-                return f"{provider}/{account} was paused already", {"paused": False}
+            if (provider, account) in held:
+                return f"{provider}/{account} was held already", {"paused": False}
             admin.pause(provider, account, person, end)
             said = {"paused": True, "until": end.isoformat() if end else None}
             return f"paused {provider}/{account}{_until(end)}", said
@@ -181,8 +186,9 @@ def resume(
     name: OneName = None,
     all_: Annotated[bool, typer.Option("--all", help="All announced accounts.")] = False,
     reason: Annotated[
-        str, typer.Option(help="With --all: only accounts that are held for this reason; a part.")
-    ] = "",
+        str | None,
+        typer.Option(help="With --all: only accounts that are held for this reason; a part."),
+    ] = None,
     by: By = "",
     why: Why = "",
     json: AsJson = False,
@@ -197,15 +203,20 @@ def resume(
         regworker providers resume skypostal/default
         regworker providers resume --all --reason "the ledger's disk is full"
     """
-    if reason and not all_:
+    if reason is not None and not all_:
         raise typer.BadParameter("goes with --all", param_hint="--reason")
+    from redis.exceptions import ResponseError
+
+    reason = None if reason is None else required(reason, "--reason")
     person = actor(by, why)
     with open_admin() as admin:
         held = {(one.provider, one.account): one.reason for one in admin.accounts() if reason}
 
         def one(provider: str, account: str) -> tuple[str, dict[str, Any]]:
             shown, nothing = f"{provider}/{account}", {"resumed": False, "started": 0}
-            if reason and reason not in held.get((provider, account), ""):
+            if reason and (provider, account) not in held:
+                raise ResponseError("its record cannot be read")
+            if reason and reason not in held[provider, account]:
                 return f"{shown} is not held for this reason", nothing
             let_go = admin.resume(provider, account, person)
             if let_go is None:

@@ -7,7 +7,7 @@
 --       endpoint...
 -- Returns {'accepted' | 'repeat' | 'conflict' | 'forgotten', state, accepted_at}, or
 -- {'unconfigured', {name...}, {name...}}: the names that no worker has announced, and all announced
--- names. After the first word, a space and the ticket: whose answer it is.
+-- names. The first word is followed by a space and the ticket, which shows whose answer it is.
 -- The first fingerprint is kept; a repeat matches under any key of the ring. `ticket` distinguishes
 -- a client's retry after a lost answer from a repeat. The same step removes the entry of an
 -- accepted job; that of a refused one stays until `refuse` has published the refusal. The script

@@ -5,7 +5,7 @@
 --         {'spent', at, '', '', job...}        the job must be abandoned: deadline or attempts
 --         {'later', at, why, until}            not now; its alarm is set
 --         {'over', at, state}                  nothing to do
--- After the first word, a space and the token: whose answer it is.
+-- The first word is followed by a space and the token, which shows whose answer it is.
 -- lost: that the previous worker died, or hung, during its call; or ''. job: the record's fields
 -- for an attempt, in the order of `granted`. stray: when the account first sent unrequested bytes,
 -- or ''.
@@ -171,7 +171,7 @@ end
 
 local asking = job.state == 'unknown'
 -- Only look-ups after the deadline count towards a review (see `asked` in decision.py).
-local late = math.max(job.deadline_at, job.settle_until)
+local late = math.max(math.min(job.deadline_at, job.settle_until + 604800000), job.settle_until)
 local asks = job.claimed_at <= late and at > late and 0 or job.asks
 set(id, job, {
   state = asking and 'unknown' or 'calling', token = token, leased_by = ARGV[3],

@@ -14,10 +14,10 @@ if ticket == ARGV[4] then
 end
 if corrected then return {'stale', 'corrected'} end
 if decided ~= job.state then return {'stale', job.state} end
-record_act(ARGV[3], 'review.correct', id, decided, to)
 -- The event goes first, as at a job's end.
 tell(id, at, ARGV, 5, job)
 redis.call('HSET', KEYS[1], 'corrected', to, 'corrected_at', at, 'corrected_as', ARGV[4], 'correction',
   ARGV[9], 'log', noted(job.log, at, 'corrected to ' .. to .. ' by ' .. name_of(ARGV[3])))
 count('corrected')
+record_act(ARGV[3], 'review.correct', id, decided, to)
 return {'done', job.state}

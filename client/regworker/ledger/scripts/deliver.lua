@@ -5,7 +5,7 @@
 --                                   of `try`
 --         {'over' | 'dead', at, why}       nothing to do any more
 --         {'busy' | 'full', at, until}     not now; its alarm is set
--- After the first word, a space and the token: whose answer it is.
+-- The first word is followed by a space and the token, which shows whose answer it is.
 -- `token` distinguishes a client's retry after a lost answer from a second worker.
 local member, token, at = ARGV[1], ARGV[2], now()
 local mine = ' ' .. token

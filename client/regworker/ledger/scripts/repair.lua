@@ -3,6 +3,8 @@
 -- ARGV: how many of each state and lane are compared
 -- Returns how many were wrong.
 local corrected = 0
+-- Neither NaN nor infinite.
+local function is_number(value) return value - value == 0 end
 for state, rank in pairs(RANKS) do
   for i, lane in ipairs({'live', 'bulk'}) do
     local low = (rank + i - 1) * RANK
@@ -13,6 +15,9 @@ for state, rank in pairs(RANKS) do
       if not seen or seen[1] ~= state or (seen[2] or USUAL.lane) ~= lane then
         redis.call('ZREM', KEYS[2], id)
         local job = seen and load_job(id)
+        if job and not (is_number(job.accepted_at) and is_number(job.due_at)) then
+          job = nil  -- no place in an order: it is unreadable, and reported as that
+        end
         if job then
           place(id, job, '', 0)
         else

@@ -17,7 +17,7 @@ end
 local seen = job.fence == tonumber(ARGV[5]) and job.reopened == tonumber(ARGV[6])
 if job.state ~= 'review' or not seen then return {'stale', job.state} end
 local changes = {resolved = ARGV[4], log = noted(job.log, at, decision .. ' by ' .. name_of(ARGV[3]))}
-record_act(ARGV[3], 'review.' .. decision, id, 'review', decision == 'resend' and 'unknown' or decision)
+local function note(state) record_act(ARGV[3], 'review.' .. decision, id, 'review', state) end
 if decision == 'resend' then
   redis.call('ZREM', REVIEWS, id)
   changes.state, changes.deadline_at = 'unknown', at + tonumber(ARGV[7])
@@ -25,9 +25,11 @@ if decision == 'resend' then
   changes.reopened = job.reopened + 1
   set(id, job, changes)
   wake_now(id, job.lane, at)
+  note('unknown')
   return {'done', 'unknown'}
 end
 -- May be corrected once, since a person has decided it.
 changes.decided = decision
 finish(id, job, at, decision, kept_for(ARGV[8]), ARGV, 9, changes)
+note(decision)
 return {'done', decision}
