@@ -93,9 +93,10 @@ def test_refused_credentials_hold_the_jobs_instead_of_failing_them(tmp_path: Pat
         stack.until(refused, "the reason")
         later = here.producer.enqueue(skypostal())
         stack.until(lambda: here.producer.status(later.job_id).why == "refused", "the wait")
-        for one in (receipt, later):
+        # Something on the way may have refused: what was called is asked about first.
+        for one, state in ((receipt, "unknown"), (later, "queued")):
             status = here.producer.status(one.job_id)
-            assert (status.state, status.attempts) == ("queued", 0)
+            assert (status.state, status.attempts) == (state, 0)
         assert here.run(open2b())["type"] == "registration.registered", "the other is not held"
 
 
@@ -209,7 +210,7 @@ def test_other_pools_are_refused(tmp_path: Path, pool: str) -> None:
         ("REGWORKER_ENDPOINTS__CRM__URL", "ftp://127.0.0.1/", "REGWORKER_ENDPOINTS__CRM__URL"),
         ("REGWORKER_ENDPOINTS__CRM__ALLOW_HTTP", "false", "https://"),
         ("REGWORKER_LEASE", "1", "lease_renewal"),
-        ("REGWORKER_CONFIG", "/nowhere/regworker.toml", "/nowhere/regworker.toml"),
+        ("REGWORKER_CONFIG", "/nowhere/regworker.toml", "no such file"),
     ],
 )  # fmt: skip
 def test_a_worker_refuses_settings_it_cannot_use(

@@ -48,6 +48,7 @@ OWN = {
     "Connection": {"leaving"},
     "QoS": {"_kept_in_mind"},
     "TooFewReplicas": {"__init__"},
+    "LeakProofPool": {"_ended", "end"},
     "_Sync": {"_answer"},
     "_Async": {"_answer"},
     "App": {"_broker"},

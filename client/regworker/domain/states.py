@@ -64,7 +64,9 @@ EDGES: dict[tuple[State, State], str] = {
     (State.CALLING, State.REGISTERED): "settle: the provider created the customer",
     (State.CALLING, State.REJECTED): "settle: the provider refused the registration",
     (State.CALLING, State.QUEUED): "settle: provably without effect; retried later",
-    (State.CALLING, State.UNKNOWN): "settle or claim: the answer was lost, or the lease ran out",
+    (State.CALLING, State.UNKNOWN): (
+        "settle or claim: the answer was lost, or was a refusal by status, or the lease ran out"
+    ),
     (State.CALLING, State.REVIEW): "settle: refused as a duplicate after an unknown attempt",
     (State.UNKNOWN, State.UNKNOWN): "claim and settle: the worker asked, and it is still unknown",
     (State.UNKNOWN, State.REGISTERED): "settle: found at the provider; a late answer counts too",

@@ -13,7 +13,6 @@ from typing import Any, Generic, TypeVar
 
 from regworker.domain.actor import Actor, packed
 from regworker.domain.job import Job
-from regworker.domain.job import job_id as id_of
 from regworker.domain.states import State
 from regworker.ledger.records import (
     Accepted,
@@ -171,18 +170,12 @@ def ms(seconds: float) -> int:
 
 def look(job_id: str) -> Command[Record | None]:
     """Read a job's record; None if there is none."""
-
-    def read(answer: Any) -> Record | None:
-        if not answer:
-            return None
-        record = Record.read(job_id, answer)
-        # An operator may have erased the key.
-        names = (record.provider, record.account, record.idempotency_key)
-        if record.idempotency_key and id_of(*names) != job_id:
-            raise ValueError("another job's record")
-        return record
-
-    return Command("look", (job_key(job_id),), (), read)
+    return Command(
+        "look",
+        (job_key(job_id),),
+        (),
+        lambda answer: Record.read(job_id, answer) if answer else None,
+    )
 
 
 def accept(

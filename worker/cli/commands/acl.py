@@ -47,7 +47,7 @@ def acl(
     Examples:
         regworker acl
         regworker acl producer results-reader
-        regworker acl producer --stream '{reg}:results' --stream '{reg}:crm'
+        regworker acl producer --stream '{reg}:results' --stream crm-results
         regworker acl --rabbitmq --vhost registrations
     """
     from regworker.results import RESULTS
