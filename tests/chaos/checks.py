@@ -104,7 +104,9 @@ def _snapshot(ledger: Ledger) -> Iterator[Violation]:
 #: Lines of a job's timeline: a claim; a late fact or a doubt, by which a claim loses its lease;
 #: lines that are no settle.
 _CLAIM = re.compile(r"(calling|asking) by ")
-_LATE = re.compile(r"a late answer: |unknown: the ledger may have forgotten a call")
+_LATE = re.compile(
+    r"a late answer: |unknown: the (ledger may have forgotten a call|customer may exist)"
+)
 _BESIDE = re.compile(r"accepted|delivery to |abandoned|cancelled")
 
 
