@@ -162,7 +162,10 @@ local function increase(key, name, by)
   local well, sum = pcall(function() return redis.call('HINCRBY', key, name, by) end)
   if well then return sum end
   local text = type(sum) == 'table' and sum.err or tostring(sum)
-  if not (text:find('WRONGTYPE') or text:find('not an integer') or text:find('overflow')) then error(sum) end
+  if not (text:find('WRONGTYPE') or text:find('not an integer') or text:find('overflow')) then
+    -- With its code first: others would not know that it passes (READONLY, in a failover).
+    error({err = text})
+  end
   redis.pcall('HSET', key, name, by)
   return by
 end
