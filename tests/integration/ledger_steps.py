@@ -98,3 +98,11 @@ def due_now(ledger: SyncLedger) -> None:
     """Make all alarms due."""
     for member in alarms(ledger):
         ledger.redis.zadd(ALARMS, {member: 1})
+
+
+def settings_of_a_host(redis_url: str, ledger: SyncLedger, keys: str) -> Settings:
+    """A host's settings for a ledger to which a worker has announced itself."""
+    found = Settings.load(redis_url=redis_url, sealing_keys=keys)
+    accounts = [Limits(name, "default", 0, 0, 0) for name in ("skypostal", "open2b")]
+    ledger(announce(accounts, ["results"], found.streams()))
+    return found

@@ -16,7 +16,6 @@ from sqlalchemy import Connection, Engine, create_engine, select, text
 from sqlalchemy.exc import DBAPIError
 
 from regworker.ledger import SyncLedger
-from regworker.ledger.admin import Limits, announce
 from regworker.outbox import Outbox, Outcomes, Relay, metadata, outbox_table, outcomes_table
 from regworker.outbox.refusals import listed
 from regworker.producer import Producer
@@ -28,6 +27,7 @@ from regworker.testing import event, registered
 from tests.databases import database
 from tests.integration.installation import KEYS, PATIENCE
 from tests.integration.jobs import open2b, skypostal
+from tests.integration.ledger_steps import settings_of_a_host
 from worker.cli.local import stack
 
 RESULTS = "{reg}:results"
@@ -50,10 +50,7 @@ WORDS = ("pedido-ñ", "заказ-1", "order-\U0001f600")
 @pytest.fixture
 def settings(redis_url: str, ledger: SyncLedger) -> Settings:
     """The settings of a host; a worker has announced itself to the ledger."""
-    found = Settings.load(redis_url=redis_url, sealing_keys=KEYS)
-    accounts = [Limits(name, "default", 0, 0, 0) for name in ("skypostal", "open2b")]
-    ledger(announce(accounts, ["results"], found.streams()))
-    return found
+    return settings_of_a_host(redis_url, ledger, KEYS)
 
 
 @pytest.fixture

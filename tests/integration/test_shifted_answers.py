@@ -17,7 +17,6 @@ from regworker.ledger.admin import Limits, announce
 from regworker.ledger.records import Accepted, Claim, Conflict, Delivery, Settled
 from regworker.ledger.replication import Wanted
 from regworker.ledger.transitions import (
-    ClaimRules,
     Decision,
     Publication,
     SettleRules,
@@ -29,9 +28,9 @@ from regworker.ledger.transitions import (
     ring,
     settle,
 )
+from tests.integration.ledger_steps import RULES
 from tests.loops import end_all
 
-RULES = ClaimRules("this worker", lease=60, settle_delay=60, max_attempts=3, probe=20)
 SETTLE = SettleRules(settle_delay=60, breaker_threshold=5, breaker_pause=10, retention=86_400)
 
 #: What becomes of one answer.
@@ -49,6 +48,8 @@ class Shifting:
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._ended: asyncio.Event
+        self._open: list[asyncio.StreamWriter] = []
+        self._tasks: list[asyncio.Future[None]] = []
         self.fault = ""
         self.left = 0
         """How many answers pass before the fault."""
@@ -70,17 +71,21 @@ class Shifting:
 
     async def _run(self) -> None:
         self._ended = asyncio.Event()
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self.url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
         self._ready.set()
         await self._ended.wait()
         server.close()
-        # A task that is ended before it has begun closes nothing; and what is closed ends later.
-        for _ in range(3):
-            await asyncio.sleep(0)
         await end_all()
-        for _ in range(3):
+        # Also of a task that was ended before it had begun.
+        for one in self._open:
+            one.transport.abort()
+        for _ in range(5):
             await asyncio.sleep(0)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._open.append(writer)
+        self._tasks.append(asyncio.ensure_future(self._serve(reader, writer)))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         async def ask() -> None:
@@ -91,6 +96,7 @@ class Shifting:
 
         with suppress(OSError, asyncio.IncompleteReadError), closing(writer):
             answers, commands = await asyncio.open_connection("127.0.0.1", self._port)
+            self._open.append(commands)
             with closing(commands):
                 asking = asyncio.ensure_future(ask())
                 try:

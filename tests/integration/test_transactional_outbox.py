@@ -39,6 +39,7 @@ from regworker.settings import Settings
 from tests.databases import database
 from tests.integration.installation import KEYS, ROOT, installation
 from tests.integration.jobs import open2b, skypostal
+from tests.integration.ledger_steps import settings_of_a_host
 from tests.integration.outbox import Cli
 
 PASSWORD = "Unforgettable-7"
@@ -84,10 +85,7 @@ def engine(empty: Engine) -> Engine:
 @pytest.fixture
 def settings(redis_url: str, ledger: SyncLedger) -> Settings:
     """The settings of a host; a worker has announced itself to the ledger."""
-    found = Settings.load(redis_url=redis_url, sealing_keys=KEYS)
-    accounts = [Limits(name, "default", 0, 0, 0) for name in ("skypostal", "open2b")]
-    ledger(announce(accounts, ["results"], found.streams()))
-    return found
+    return settings_of_a_host(redis_url, ledger, KEYS)
 
 
 @pytest.fixture
