@@ -209,8 +209,12 @@ class Running:
         return self.moved.healthcheck(name, image.healthcheck()) == 0
 
     def wait_for(self, name: str) -> None:
-        """Wait until the healthcheck passes."""
-        stack.until(lambda: self.is_well(name), f"{name} to be well", LONG)
+        """Wait until the healthcheck passes; if it does not, the error holds the end of its log."""
+        try:
+            stack.until(lambda: self.is_well(name), f"{name} to be well", LONG)
+        except stack.StackError as error:
+            said = (self._folder / f"{name}.log").read_text("utf-8", "replace")
+            raise AssertionError(f"{error}; it said: {said[-3000:]}") from None
 
     def url(self, port: int) -> str:
         """The local URL of a port of a container."""
