@@ -6,10 +6,12 @@ answers, delay, or forget its connections, so that they are silently dead.
 """
 
 import asyncio
+import os
 import random
 import socket
 import struct
 import threading
+from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,9 +22,17 @@ from tests.loops import end_all, stop_accepting
 #: `SO_LINGER` on with 0 seconds: closing resets.
 _RESET = struct.pack("ii", 1, 0)
 
-#: Below the ports that the kernel assigns to outgoing connections. Otherwise one of these could
-#: take the port of a server that is down for a moment.
-_PORTS = range(12000, 30000)
+#: The number of this process among those that run tests at the same time, and how many these are.
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+
+#: Below the ports that the kernel assigns to outgoing connections: one of these could take the
+#: port of a server that is down for a moment. So could a server of another process, or the port of
+#: one that has not started yet, so each process has its own.
+_PORTS = range(12000, 30000)[_WORKER::_WORKERS]
+
+#: The last ports that were chosen, which are not chosen again soon.
+_chosen: deque[int] = deque(maxlen=len(_PORTS) // 2)
 
 
 #: Seconds for the loop to carry out a command. An overloaded machine needs many.
@@ -33,20 +43,20 @@ def free_port() -> int:
     """A port on which nothing listens, and which no outgoing connection can get."""
     for _ in range(1000):
         port = random.SystemRandom().choice(_PORTS)
+        if port in _chosen:
+            continue
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with suppress(OSError):
                 probe.bind(("127.0.0.1", port))
+                _chosen.append(port)
                 return port
     raise RuntimeError("no free port on 127.0.0.1")
 
 
 def free_ports(number: int) -> list[int]:
     """Different ports of this kind."""
-    found: set[int] = set()
-    while len(found) < number:
-        found.add(free_port())
-    return list(found)
+    return [free_port() for _ in range(number)]
 
 
 @dataclass(eq=False)
