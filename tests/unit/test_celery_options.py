@@ -1,6 +1,9 @@
 """Each option of Celery's works, or is refused; none is ignored. Its variables have no effect."""
 
 import importlib
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -95,3 +98,18 @@ def test_each_option_named_here_is_one_of_celerys() -> None:
     """A new version may rename some."""
     known = {*OPTIONS, *BEFORE, "allow_unsafe", "help"}
     assert FITTING | FITTING_BEFORE | INSTEAD.keys() <= known
+
+
+def test_celery_says_why_the_worker_cannot_be_imported(tmp_path: Path) -> None:
+    """A library that is missing or broken is named, as by Python itself."""
+    (tmp_path / "redis.py").write_text("raise ImportError('libfoo.so is not there')")
+    done = subprocess.run(
+        [sys.executable, "-m", "celery", "-A", "worker", "report"],
+        env={"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode
+    assert "ImportError: libfoo.so is not there" in done.stderr
