@@ -53,11 +53,19 @@ LOOK_UP = "{service}.svc/partner/customer-get-info"
 DUPLICATE = "the email account sent is already registered and associated with a box"
 #: Inferred: a refusal with these words is about our credentials, not about the customer.
 CREDENTIALS = re.compile(r"\b(user[ _]?code|app[ _]?key)\b", re.IGNORECASE)
-#: Inferred: a refusal with these words, in English or Spanish, says nothing about the customer.
+#: Inferred: with these words, in English or Spanish, the service says that it failed, and nothing
+#: about the customer.
+_FAILED = (
+    r"time[ds]?[ -]?out|exception|maintenance|overload\w*|(internal|server|system|unexpected) error"
+    r"|service( is)?( temporarily| currently)? (unavailable|not available)"
+    r"|servicio no (est[aá] )?disponible|mantenimiento|error (interno|inesperado|del sistema)"
+)
+FAILED = re.compile(rf"\b({_FAILED})\b", re.IGNORECASE)
+#: The same for a look-up. The answer to a registration may use the other words about what was sent:
+#: "too many characters", "temporary addresses", "try again with another e-mail".
 TROUBLE = re.compile(
-    r"\b(unavailable|maintenance|time[ds]?[ -]?out|exception|overload\w*|too many|busy|temporar\w*"
-    r"|(try|intente)\b.{0,40}\b(again|later|nuevo|tarde)|(internal|server|system|unexpected) error"
-    r"|no (est[aá] )?disponible|mantenimiento|error (interno|inesperado|del sistema))\b",
+    rf"\b({_FAILED}|unavailable|too many|busy|temporar\w*|no (est[aá] )?disponible"
+    r"|(try|intente)\b.{0,40}\b(again|later|nuevo|tarde))\b",
     re.IGNORECASE,
 )
 
@@ -191,8 +199,9 @@ class SkyPostal:
                 return Unknown(
                     "SkyPostal refused the e-mail or our credentials: it is unclear which"
                 )
-        if isinstance(said, _No) and path != REGISTER and TROUBLE.search(said.text):
-            return Unknown("SkyPostal could not answer the look-up")
+        trouble, what = (FAILED, "registration") if path == REGISTER else (TROUBLE, "look-up")
+        if isinstance(said, _No) and trouble.search(said.text):
+            return Unknown(f"SkyPostal could not answer the {what}")
         return said
 
     def _rejected(self, no: _No, registration: SkyPostalRegistration) -> Rejected:

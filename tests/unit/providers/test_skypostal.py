@@ -644,6 +644,36 @@ def test_trouble_in_a_look_up_is_no_absence(text: str, login_answers: bool) -> N
     assert isinstance(Wire(*answers).find_out(), Unknown)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Timeout expired. The timeout period elapsed prior to completion of the operation.",
+        "Service temporarily unavailable, please try again later.",
+        "System.Exception: the object is in use.",
+        "Internal server error",
+        "El servicio no está disponible: error interno.",
+    ],
+)
+@pytest.mark.parametrize("status", [200, 400])
+def test_a_registration_that_failed_at_skypostal_is_not_rejected(text: str, status: int) -> None:
+    """A service that failed has refused nobody, and may have made the customer before."""
+    assert isinstance(Wire(no(text, status=status)).register(), Unknown)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Too many characters in zip_code.",
+        "Temporary e-mail addresses are not accepted.",
+        "The city is unavailable for this partner. Please try again with another one.",
+        "The phone is busy",
+    ],
+)
+def test_a_refusal_of_what_was_sent_is_a_rejection(text: str) -> None:
+    """It would be the same the next time."""
+    assert isinstance(Wire(no(text)).register(), Rejected)
+
+
 @pytest.mark.parametrize("email", [["box@example.com"], 7, {}, False])
 def test_an_e_mail_that_is_no_text_is_another_ones(email: object) -> None:
     """Only an answer without any may do without the comparison."""
