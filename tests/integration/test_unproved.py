@@ -4,6 +4,7 @@ A login that is refused, to a store that cannot be searched; and a refusal by so
 to the provider.
 """
 
+import json
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -16,13 +17,14 @@ import pytest
 
 from regworker.domain.errors import JobNotCancellable
 from regworker.domain.event import EventType
+from regworker.domain.outcome import Absent, Unknown
 from regworker.domain.states import FINAL, PARKED, State
 from regworker.ledger import SyncLedger
-from regworker.ledger.admin import hold
-from regworker.ledger.records import Claim, Record, Spent, Stale
-from regworker.ledger.transitions import abandon, account_key, cancel, claim, job_key
+from regworker.ledger.admin import hold, resolve
+from regworker.ledger.records import TAKEN, Claim, Record, Settled, Spent, Stale
+from regworker.ledger.transitions import abandon, account_key, cancel, claim, job_key, look
 from tests.integration.installation import PATIENCE, Installation, installation
-from tests.integration.jobs import email_of, open2b, skypostal
+from tests.integration.jobs import ACTOR, email_of, open2b, skypostal
 from tests.integration.ledger_steps import (
     ANNOUNCER,
     DAY,
@@ -34,6 +36,7 @@ from tests.integration.ledger_steps import (
     record,
 )
 from worker.cli.local import stack
+from worker.execution.decision import asked
 
 # -- the record ------------------------------------------------------------------------------------
 
@@ -144,6 +147,76 @@ def test_look_ups_before_the_deadline_do_not_count_towards_a_review(
         concluded(shop, held, "unknown")
 
 
+@pytest.fixture
+def taken(shop: SyncLedger, accepted: Record) -> Record:
+    """A job that was refused as a duplicate after an unknown attempt, and then found absent by a
+    worker that does not know what that means."""
+    concluded(shop, claimed(shop), "unknown", IMPATIENT)
+    look_up(shop, "absent")
+    concluded(shop, claimed(shop), "taken", IMPATIENT)
+    assert record(shop).state is State.UNKNOWN
+    return record(shop)
+
+
+def test_a_duplicate_is_not_forgotten_when_a_look_up_finds_nobody(
+    shop: SyncLedger, taken: Record
+) -> None:
+    """The job is neither cancelled nor abandoned, whoever asks."""
+    for verdict in ("unknown", "absent", "unproved"):
+        look_up(shop, verdict)
+        assert record(shop).unproved == TAKEN
+        held = shop(claim(taken.id, SPENT["attempts"][1], 0.5))
+        assert isinstance(held, Claim)
+        assert held.asking, verdict
+        concluded(shop, held, "unknown")
+
+
+def reviewed_and_sent_again(shop: SyncLedger) -> Claim:
+    """The question about a job that a person wants to be sent again."""
+    assert shop(resolve(record(shop), "resend", ACTOR, DAY, DAY, None)) == Settled(State.UNKNOWN, 0)
+    held = claimed(shop)
+    assert held.asking
+    return held
+
+
+def test_a_person_ends_the_doubt(shop: SyncLedger, taken: Record) -> None:
+    """The other customer was deleted: the job may be sent again, if the provider agrees."""
+    look_up(shop, "unresolvable")
+    held = reviewed_and_sent_again(shop)
+    assert (held.record.unproved, held.record.refusals) == (0, 0)
+    assert asked(held, Absent("nobody"), 3) == Absent("nobody")
+
+
+def test_a_job_that_is_sent_again_after_a_review_may_have_been_carried_out(
+    shop: SyncLedger, accepted: Record
+) -> None:
+    """The outcome of its first call could not be written, for example."""
+    concluded(shop, claimed(shop), "unresolvable")
+    assert reviewed_and_sent_again(shop).record.unknowns == 1
+
+
+def test_a_job_that_waited_long_for_a_person_is_asked_about_as_patiently_as_any(
+    shop: SyncLedger, accepted: Record
+) -> None:
+    """A week without an answer counts from the decision on."""
+    concluded(shop, claimed(shop), "unknown", IMPATIENT)
+    look_up(shop, "unresolvable")
+    shop.redis.hset(job_key(accepted.id), "settle_until", 1)
+    held = reviewed_and_sent_again(shop)
+    held = replace(held, record=replace(held.record, asks=99))
+    assert asked(held, Unknown("away"), 3) == Unknown("away")
+
+
+def test_calls_that_were_refused_by_status_are_counted(shop: SyncLedger, accepted: Record) -> None:
+    """Until the job's end."""
+    concluded(shop, claimed(shop), "unknown", IMPATIENT, health="refused", spends=False)
+    shop(hold(("acme", "default"), "resume", ""))
+    held = claimed(shop)
+    assert held.record.refusals == 1
+    concluded(shop, held, "registered")
+    assert not shop.redis.hexists(job_key(accepted.id), "refusals")
+
+
 def test_a_look_up_that_this_worker_could_not_make_does_not_count(
     shop: SyncLedger, accepted: Record
 ) -> None:
@@ -164,16 +237,40 @@ class Front:
     store: str = ""
     replaces: int = 0
     """The status with which it answers the next sign-up, after the store has carried it out."""
+    forbids: str = ""
+    """A part of sign-ups that it does not let through."""
+    hides: bool = False
+    """The search finds nobody, and the login after a duplicate gets no answer."""
+    lengthens: bool = False
+    """The next key of a customer is longer than an outcome may be."""
+    fails: bool = False
+    """The next registration at SkyPostal is carried out, and then answered with an error."""
+    _away: bool = False
 
     def answer(self, path: str, body: bytes) -> tuple[int, dict[str, str], bytes]:
         """The store's answer, or its own."""
+        if self.forbids and path.endswith("sign-up") and self.forbids.encode() in body:
+            return 403, {}, b"<html>"
+        if self._away and path.endswith("login"):
+            self._away = False
+            return 502, {}, b"<html>"
+        if self.hides and path.endswith("find"):
+            return 200, {}, b'{"status": "ok", "customers": []}'
         kind = {"content-type": "application/json"}
         request = urllib.request.Request(self.store + path, body, kind)
         with urllib.request.urlopen(request) as answer:
             found = answer.status, dict(answer.headers.items()), answer.read()
+        self._away = self.hides and b"AlreadyExists" in found[2]
         if self.replaces and path.endswith("sign-up"):
             status, self.replaces = self.replaces, 0
             return status, {"location": "/account"} if status == 302 else {}, b"<html>"
+        if self.lengthens and path.endswith("sign-up"):
+            self.lengthens = False
+            return found[0], {"X-Customer-Key": "k" * 20_000}, found[2]
+        if self.fails and path.endswith("customer-registration"):
+            self.fails = False
+            error = {"error_description": "Timeout expired.", "system_error": False}
+            return 200, {}, json.dumps([{"_verify": False, "error": error}]).encode()
         return found
 
 
@@ -211,17 +308,26 @@ def front() -> Iterator[Front]:
 def installed(tmp_path_factory: pytest.TempPathFactory, front: Front) -> Iterator[Installation]:
     """A store without a secret key, and one behind the front."""
     folder = tmp_path_factory.mktemp("unproved")
-    other = {"accounts__open2b__front__base_url": front.url}
+    other: dict[str, Any] = {
+        "accounts__open2b__front__base_url": front.url,
+        "accounts__open2b__searched__base_url": front.url,
+        "accounts__open2b__searched__secret_key": "secret",
+        "accounts__skypostal__front__base_url": front.url,
+        "accounts__skypostal__front__user_code": 1,
+        "accounts__skypostal__front__app_key": "key",
+        "accounts__skypostal__front__copa_id": 1,
+    }
     with installation(folder, max_attempts=3, **other) as running:
         front.store = running.server.url
         yield running
 
 
 @pytest.fixture
-def here(installed: Installation) -> Iterator[Installation]:
+def here(installed: Installation, front: Front) -> Iterator[Installation]:
     """The installation; afterwards the providers are as before."""
     before = installed.sandbox.settings()
     yield installed
+    front.forbids, front.hides = "", False
     installed.sandbox.configure(before)
     installed.sandbox.faults.configure({"script": []})
 
@@ -362,6 +468,61 @@ def test_a_refusal_after_the_request_was_carried_out_makes_no_second_customer(
     event = here.producer.wait(job_id, PATIENCE)
     assert (event["type"], event["data"]["recovered"]) == ("registration.registered", True)
     assert here.made(email_of(job)) == 1
+
+
+def calls(here: Installation, job_id: str) -> int:
+    """How often a job was called."""
+    return sum("calling by" in step for _, step in here.producer.status(job_id).timeline)
+
+
+def test_a_job_that_alone_is_refused_closes_its_account_once(
+    here: Installation, front: Front
+) -> None:
+    """A firewall that dislikes one customer's name must not hold all others after each resume."""
+    job, other = open2b(account="front"), open2b(account="front")
+    front.forbids = email_of(job)
+    job_id = here.producer.enqueue(job).job_id
+    stack.until(lambda: past(here, job_id, "HTTP 403"), "the account is held", PATIENCE)
+    resume(here, "front")
+    stack.until(lambda: calls(here, job_id) > 1, "it is sent again", PATIENCE)
+    assert here.run(other)["type"] == "registration.registered"
+    stack.until(lambda: here.producer.status(job_id).state in FINAL | PARKED, "its end", PATIENCE)
+    assert here.producer.status(job_id).state is State.REVIEW
+    assert here.made(email_of(job)) == 0
+
+
+def test_a_duplicate_whose_look_up_is_lost_abandons_no_customer(
+    approving: Installation, front: Front
+) -> None:
+    """It was the last attempt, and the search finds nobody afterwards."""
+    front.hides = True
+    job = open2b(account="searched")
+    fail(approving, job, wait(), LOST)
+    assert "refused as a duplicate" in reviewed(approving, job)
+
+
+def test_a_review_of_an_outcome_that_cannot_be_written_does_not_end_as_a_duplicate(
+    approving: Installation, front: Front
+) -> None:
+    """A person has the job sent again; the login is refused, since the customer waits for
+    approval."""
+    front.lengthens = True
+    job = open2b(account="front")
+    job_id = approving.producer.enqueue(job).job_id
+    assert "cannot be written" in reviewed(approving, job, job_id)
+    found = approving.ledger(look(job_id))
+    assert found is not None
+    approving.ledger(resolve(found, "resend", ACTOR, DAY, DAY, None))
+    assert "refused as a duplicate" in reviewed(approving, job, job_id)
+
+
+def test_a_registration_that_skypostal_carried_out_before_it_failed_is_found(
+    here: Installation, front: Front
+) -> None:
+    """The answer is a refusal by its form, and a failure of the service by its text."""
+    front.fails = True
+    event = here.run(skypostal(account="front"))
+    assert (event["type"], event["data"]["recovered"]) == ("registration.registered", True)
 
 
 @pytest.mark.parametrize(

@@ -462,7 +462,13 @@ def _people(world: World, rules: Rules) -> Iterator[tuple[Step, World]]:
         return
     less = world._replace(hands=world.hands - 1)
     again = job._replace(
-        state=State.UNKNOWN, attempts=0, late=False, alarm=True, due=Due.NOW, payload=True
+        state=State.UNKNOWN,
+        attempts=0,
+        unproved=False,
+        late=False,
+        alarm=True,
+        due=Due.NOW,
+        payload=True,
     )
     if job.state is State.REVIEW:
         if world.accounts:

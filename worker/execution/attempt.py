@@ -32,7 +32,7 @@ from regworker.domain.retry import Backoff
 from regworker.domain.states import State
 from regworker.event_builder import EventBuilder
 from regworker.ledger import AsyncLedger
-from regworker.ledger.records import Claim, NotNow, Over, Record, Spent, Stale
+from regworker.ledger.records import WAITS, Claim, NotNow, Over, Record, Spent, Stale
 from regworker.ledger.transitions import (
     ClaimRules,
     Decision,
@@ -240,6 +240,7 @@ class Attempts:
 
     async def _register(self, claimed: Claim, provider: Provider, registration: Any) -> Outcome:
         outcome = writable(await provider.register(registration), type(registration))
+        outcome = decision.called(claimed.record, outcome)
         duplicate = decision.duplicate(outcome)
         if decision.doubted(claimed.record, outcome):
             found = writable(await provider.find_out(registration))
@@ -258,7 +259,8 @@ class Attempts:
         began = self._leases.now()
         late = spent.record.deadline_at <= spent.at
         reason = "deadline" if late else "attempts"
-        why = f"; last: {spent.record.why}" if spent.record.why else ""
+        why = spent.record.why
+        why = f"; last: {WAITS.get(why, why)}" if why else ""
         error = Fault(Code(reason), "", f"{decision.SPENT[reason]}{why}")
         publication = self._event_builder.failed(
             EventType.ABANDONED, spent.record, spent.at, (error,)

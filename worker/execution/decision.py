@@ -19,7 +19,7 @@ from regworker.domain.outcome import (
     Unresolvable,
 )
 from regworker.domain.retry import LONGEST_WAIT, Backoff
-from regworker.ledger.records import Claim, Record
+from regworker.ledger.records import TAKEN, Claim, Record
 from regworker.ledger.transitions import Decision
 from worker.providers.base import Answer, Lost, NotSent
 
@@ -87,13 +87,25 @@ def adopted(refusal: Outcome, found: Outcome) -> Outcome:
         case Registered():
             return found
         case Unknown(reason, retry_after):
-            return Retryable(f"{REFUSED}, and not asked whose it is: {reason}"[:MOST], retry_after)
+            return Retryable(_unasked(REFUSED, reason), retry_after)
         case Refused(reason):
             return Refused(reason)
         case Absent() | Unresolvable() | Rejected() | Retryable():
             return refusal
         case _:
             assert_never(found)
+
+
+def called(record: Record, outcome: Outcome) -> Outcome:
+    """The outcome of a call. A refusal by status that comes again is the job's, not the account's.
+
+    Since the first one an operator has resumed the account, and a look-up about the job was
+    answered: something on the way refuses this customer's data. Otherwise the job would close its
+    account after each resume.
+    """
+    if isinstance(outcome, Refused) and outcome.unproved and record.refusals:
+        return Unknown(outcome.reason)
+    return outcome
 
 
 def doubted(record: Record, outcome: Outcome) -> bool:
@@ -113,15 +125,22 @@ def refused_again(found: Outcome, how: str = REFUSED) -> Outcome:
     Only our own login proves that the customer is ours. If it fails, the address is taken by
     another customer, or by ours before its approval: only a person can find out.
     """
+    taken = how == REFUSED
     match found:
         case Absent() | Rejected() | Retryable():
             return Unresolvable(f"{how}, but the job's password opens no account")
         case Refused(reason):
-            return Refused(reason, unproved=True)
-        case Registered() | Unknown() | Unresolvable():
+            return Refused(_unasked(how, reason), unproved=True, taken=taken)
+        case Unknown(reason, retry_after):
+            return Unknown(_unasked(how, reason), retry_after, taken)
+        case Registered() | Unresolvable():
             return found
         case _:
             assert_never(found)
+
+
+def _unasked(how: str, reason: str) -> str:
+    return f"{how}, and not asked whose it is: {reason}"[:MOST]
 
 
 def repeated(outcome: Outcome) -> Outcome:
@@ -155,6 +174,9 @@ def asked(claim: Claim, found: Outcome, max_attempts: int) -> Outcome:
     Time alone does not decide whether the customer exists; it only decides who finds out.
     """
     record = claim.record
+    if isinstance(found, Absent) and record.unproved == TAKEN:
+        # The provider has said that there is a customer, which weighs more.
+        found = refused_again(found)
     spent = record.deadline_at <= claim.at or record.attempts >= max_attempts
     if isinstance(found, Absent) and found.login_only and spent:
         # Enough to send it again, to a provider that refuses a known customer. But no proof.
@@ -198,13 +220,13 @@ def of(claim: Claim, outcome: Outcome, watch: Watch, backoff: Backoff, chance: f
         case Retryable(reason, retry_after, spends):
             delay = backoff.after(tries, chance, _capped(retry_after))
             return Decision("retry", reason, delay, spends, health)
-        case Refused(reason, unproved):
+        case Refused(reason, unproved, taken):
             delay = backoff.after(tries, chance, None)
-            name = "unknown" if unproved and not claim.asking else "retry"
+            name = _unknown(taken) if unproved and not claim.asking else "retry"
             return Decision(name, reason, delay, spends=claim.asking, health="refused")
-        case Unknown(reason, retry_after):
+        case Unknown(reason, retry_after, taken):
             delay = backoff.after(tries, chance, _capped(retry_after))
-            return Decision("unknown", reason, max(delay, _floor(backoff)), health=health)
+            return Decision(_unknown(taken), reason, max(delay, _floor(backoff)), health=health)
         case Absent(reason, login_only):
             delay = max(backoff.after(tries, chance, None), _floor(backoff))
             name = "unproved" if login_only else "absent"
@@ -213,6 +235,10 @@ def of(claim: Claim, outcome: Outcome, watch: Watch, backoff: Backoff, chance: f
             return Decision("unresolvable", reason, health=health)
         case _:
             assert_never(outcome)
+
+
+def _unknown(taken: bool) -> str:
+    return "taken" if taken else "unknown"
 
 
 def _floor(backoff: Backoff) -> float:

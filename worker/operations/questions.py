@@ -20,7 +20,7 @@ from regworker.domain.outcome import (
     Unresolvable,
 )
 from regworker.domain.states import State
-from regworker.ledger.records import Record
+from regworker.ledger.records import TAKEN, Record
 from regworker.sealing import seals
 from regworker.sealing.keyring import Keyring
 from regworker.settings import Settings
@@ -82,7 +82,8 @@ class Questions:
 
 def _was_refused(record: Record) -> bool:
     """Whether a call of the job was refused because the customer exists, by what is recorded."""
-    return any(REFUSED in text for text in (record.why, record.log))
+    said = any(REFUSED in text for text in (record.why, record.log))
+    return said or record.unproved == TAKEN
 
 
 def _found(outcome: Outcome) -> Answered:

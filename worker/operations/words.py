@@ -3,15 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-#: Texts for the reasons of a refused claim.
-WAITS = {
-    "due": "it waits for its retry delay",
-    "pace": "the account's rate limit",
-    "full": "the account has no free place for another call",
-    "breaker": "the provider fails; one job at a time probes it",
-    "refused": "the provider refuses the account's credentials: see the account's settings",
-    "paused": "an operator has paused the account",
-}
+from regworker.ledger.records import WAITS as WAITS
 
 NEXT = {
     "calling": "a worker holds it; a request may be on the wire",

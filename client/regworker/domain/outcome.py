@@ -80,6 +80,8 @@ class Refused:
     unproved: bool = False
     """Something on the way to the provider may have refused, after the provider had carried the
     request out: the job is unknown, and the worker asks once the account is resumed."""
+    taken: bool = False
+    """As in `Unknown`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,8 @@ class Unknown:
 
     reason: str
     retry_after: float | None = None
+    taken: bool = False
+    """The provider refused the call because the customer exists, and did not answer whose it is."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,10 @@ class Record:
     leased_by: str
     why: str
     unproved: int = 0
-    """1: only the login has denied that the customer exists; it may."""
+    """1: only the login has denied that the customer exists; it may. `TAKEN`: the provider has
+    refused the job because the customer exists."""
+    refusals: int = 0
+    """How many calls were refused by something that may have been on the way to the provider."""
     reopened: int = 0
     """How often a person had a job that was abandoned or in review tried again."""
     corrected: str = ""
@@ -106,7 +109,7 @@ class Record:
         order."""
         state, provider, account, lane, fence, reopened, attempts, *values = values
         unknowns, asks, accepted_at, deadline_at, lease_until, settle_until, why, *values = values
-        unproved, if_exists, reply_to, metadata, key, trace, payload = values
+        unproved, refusals, if_exists, reply_to, metadata, key, trace, payload = values
         return cls(
             id=job_id,
             state=_STATES[text(state)],
@@ -126,6 +129,7 @@ class Record:
             fence=fence,
             reopened=reopened,
             unproved=unproved,
+            refusals=refusals,
             lease_until=lease_until,
             settle_until=settle_until,
             finished_at=0,
@@ -135,6 +139,9 @@ class Record:
             payload=text(payload),
         )
 
+
+#: A value of `Record.unproved`.
+TAKEN = 2
 
 #: What reading an answer raises if it is made of a record that none of us wrote.
 UNREADABLE = (ArithmeticError, LookupError, RecursionError, TypeError, ValueError)
@@ -155,6 +162,7 @@ _NUMBERS = (
     "fence",
     "reopened",
     "unproved",
+    "refusals",
     "lease_until",
     "settle_until",
     "finished_at",
@@ -228,6 +236,17 @@ class Spent:
 
     record: Record
     at: int
+
+
+#: Texts for the reasons of a refused claim.
+WAITS = {
+    "due": "it waits for its retry delay",
+    "pace": "the account's rate limit",
+    "full": "the account has no free place for another call",
+    "breaker": "the provider fails; one job at a time probes it",
+    "refused": "the provider refuses the account's credentials: see the account's settings",
+    "paused": "an operator has paused the account",
+}
 
 
 @dataclass(frozen=True, slots=True)

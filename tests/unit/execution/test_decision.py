@@ -21,7 +21,7 @@ from regworker.domain.outcome import (
 )
 from regworker.domain.retry import LONGEST_WAIT, Backoff
 from regworker.domain.states import State
-from regworker.ledger.records import Claim, Record
+from regworker.ledger.records import TAKEN, Claim, Record
 from worker.execution import decision
 from worker.providers.base import Answer, Lost, NotSent
 
@@ -235,6 +235,25 @@ def test_somebody_else_is_believed_after_the_settle_delay_only() -> None:
     assert asked(claim(asking=True, at=500), found) == found
 
 
+@pytest.mark.parametrize("login_only", [False, True])
+def test_a_duplicate_weighs_more_than_a_look_up_that_finds_nobody(login_only: bool) -> None:
+    """As if the look-up had been answered at once."""
+    absent = Absent("nobody", login_only=login_only)
+    held = claim(asking=True, at=500, unproved=TAKEN)
+    assert asked(held, absent) == decision.refused_again(absent)
+    assert isinstance(asked(replace(held, at=499), absent), Unknown), "after the settle delay"
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES, ids=str)
+def test_a_call_that_is_refused_by_status_again_is_not_the_accounts_fault(outcome: Outcome) -> None:
+    """An operator has resumed the account meanwhile, and it has answered a look-up."""
+    assert decision.called(replace(RECORD, unknowns=9), outcome) == outcome
+    again = decision.called(replace(RECORD, unknowns=1, refusals=1), outcome)
+    refused = isinstance(outcome, Refused) and outcome.unproved
+    assert again == (Unknown("403") if refused else outcome)
+    assert not refused or of(again).spends
+
+
 def test_a_question_rejects_nobody() -> None:
     """A registration that no longer fits our model may still have been carried out."""
     found = asked(claim(asking=True), INVALID)
@@ -279,7 +298,10 @@ def test_a_first_attempt_that_was_refused_as_a_duplicate_is_never_unknown(found:
 def test_a_refusal_after_an_unknown_attempt_leaves_the_job_in_doubt(found: Outcome) -> None:
     """The customer may be ours: a login proves it, and without one a person decides."""
     decided = decision.refused_again(found)
-    assert of(decided).name in {"registered", "unknown", "unresolvable"}
+    assert of(decided).name in {"registered", "taken", "unresolvable"}
+    others = of(decision.refused_again(found, "rejected when it was sent again"))
+    assert others.name in {"registered", "unknown", "unresolvable"}
+    assert of(decided).name != "taken" or decision.REFUSED in of(decided).reason
     assert isinstance(decided, Registered) == isinstance(found, Registered)
 
 

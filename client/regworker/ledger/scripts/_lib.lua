@@ -86,9 +86,9 @@ local function load_job(id, ...)
   local f = redis.call('HMGET', job_key(id), 'state', 'provider', 'account', 'fingerprint', 'lane',
     'if_exists', 'reply_to', 'metadata', 'token', 'settled', 'why', 'log', 'fence', 'attempts',
     'unknowns', 'asks', 'wakes', 'accepted_at', 'deadline_at', 'due_at', 'slot_at', 'claimed_at',
-    'lease_until', 'settle_until', 'reopened', 'epoch', 'unproved', ...)
+    'lease_until', 'settle_until', 'reopened', 'epoch', 'unproved', 'refusals', ...)
   if not f[1] then return nil end
-  for i = 13, 27 do f[i] = f[i] and tonumber(f[i]) or 0 end
+  for i = 13, 28 do f[i] = f[i] and tonumber(f[i]) or 0 end
   return {
     state = f[1], provider = f[2], account = f[3], fingerprint = f[4], lane = f[5] or USUAL.lane,
     if_exists = f[6] or USUAL.if_exists, reply_to = f[7] or USUAL.reply_to,
@@ -96,8 +96,8 @@ local function load_job(id, ...)
     log = f[12] or '', fence = f[13], attempts = f[14], unknowns = f[15], asks = f[16],
     wakes = f[17], accepted_at = f[18], deadline_at = f[19], due_at = f[20], slot_at = f[21],
     claimed_at = f[22], lease_until = f[23], settle_until = f[24],
-    reopened = f[25], epoch = f[26], unproved = f[27],
-  }, unpack(f, 28)
+    reopened = f[25], epoch = f[26], unproved = f[27], refusals = f[28],
+  }, unpack(f, 29)
 end
 
 -- Write a job's entry in OPEN; nil: it has none any more.
@@ -475,7 +475,7 @@ local function finish(id, job, at, state, retention, args, from, changes)
   local was = job.state
   -- The payload must not outlive its job; the other fields are no longer needed.
   local gone = {'payload', 'token', 'leased_by', 'lease_until', 'claimed_at', 'slot_at', 'wakes',
-    'asks', 'due_at', 'settle_until', 'trace', 'epoch', 'unproved'}
+    'asks', 'due_at', 'settle_until', 'trace', 'epoch', 'unproved', 'refusals'}
   redis.call('HDEL', job_key(id), unpack(gone))
   changes.state, changes.finished_at, changes.event = state, at, args[from + 4]
   changes.fingerprint = shortened(job.fingerprint)

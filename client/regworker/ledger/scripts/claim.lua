@@ -31,7 +31,7 @@ local function granted(verdict)
   weigh(#job.metadata + #(payload or ''))
   return {verdict .. mine, at, lost or '', stray_at or '', job.state, job.provider, job.account, job.lane, job.fence,
     job.reopened, job.attempts, job.unknowns, job.asks, job.accepted_at, job.deadline_at, job.lease_until,
-    job.settle_until, job.why, job.unproved, job.if_exists, job.reply_to, job.metadata,
+    job.settle_until, job.why, job.unproved, job.refusals, job.if_exists, job.reply_to, job.metadata,
     key, trace, payload}
 end
 

@@ -23,6 +23,10 @@ if decision == 'resend' then
   changes.state, changes.deadline_at = 'unknown', at + tonumber(ARGV[7])
   changes.asks, changes.attempts, changes.due_at, changes.wakes = 0, 0, 0, 0
   changes.reopened = job.reopened + 1
+  -- A call may have led to the review. Look-ups without an answer count from now on; and only the
+  -- next one says whether the customer exists: the person may have changed that.
+  changes.unknowns, changes.settle_until = job.unknowns + 1, math.max(job.settle_until, at)
+  changes.unproved, changes.refusals = 0, 0
   set(id, job, changes)
   wake_now(id, job.lane, at)
   note('unknown')

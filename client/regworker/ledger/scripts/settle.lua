@@ -2,8 +2,8 @@
 -- KEYS: job, alarms
 -- ARGV: id, fence, verdict, reason, delay_ms, settle_ms, spends (0 | 1), health, threshold,
 --       pause_ms, retention_ms, then the event as for tell() in _lib, if there is one
--- verdict: registered | rejected | retry | unknown | absent | unproved (absent, but only by the
---       login) | unresolvable
+-- verdict: registered | rejected | retry | unknown | taken (unknown, but refused because the
+--       customer exists) | absent | unproved (absent, but only by the login) | unresolvable
 -- health: ok | fault | refused | '' (about the account)
 -- Returns {'done', state, until} or {'stale', state}
 local id, fence, verdict, reason = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
@@ -50,8 +50,11 @@ if not open or not (holder or verdict == 'registered') then
   return {'stale', job.state}
 end
 
+-- What nothing but a result or a person ends: see `unproved` in records.py.
+local TAKEN = 2
 local unproved = verdict == 'unproved' and 1 or 0
-if unproved == 1 then verdict = 'absent' end
+if verdict == 'taken' or job.unproved == TAKEN then unproved = TAKEN end
+if verdict == 'unproved' then verdict = 'absent' elseif verdict == 'taken' then verdict = 'unknown' end
 -- Only a lookup can prove absence.
 if job.state == 'calling' and verdict == 'absent' then verdict = 'unknown' end
 
@@ -101,15 +104,18 @@ end
 
 if verdict == 'unknown' then
   local till, asks, unknowns, settle_until = at, 0, job.unknowns, job.settle_until
+  local refusals = job.refusals
   if was == 'calling' then
     unknowns, settle_until = unknowns + 1, at + math.max(settle_ms, delay)
+    if ARGV[8] == 'refused' then refusals = refusals + 1 end
   else
     asks, till = job.asks + 1, at + delay
     if at < settle_until and till > settle_until then till = settle_until end
   end
   go_on('unknown: ' .. reason, {
     state = 'unknown', unknowns = unknowns, attempts = attempts, asks = asks, why = reason,
-    settle_until = settle_until, due_at = till,
+    settle_until = settle_until, due_at = till, refusals = refusals,
+    unproved = unproved == TAKEN and TAKEN or job.unproved,
   })
   alarm(id, till)
   return done(till)
