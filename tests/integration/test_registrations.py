@@ -14,6 +14,7 @@ from cloudevents.core.bindings.http import HTTPMessage, from_http
 from cloudevents.core.formats.json import JSONFormat
 
 from regworker.domain.errors import IdempotencyConflict, InvalidJob, JobNotCancellable
+from regworker.ledger.admin import hold
 from regworker.producer import Receipt, Refused
 from tests.integration.installation import Installation, installation
 from tests.integration.jobs import email_of, open2b, skypostal
@@ -268,6 +269,17 @@ def test_a_job_past_its_deadline_is_abandoned_and_its_producer_hears_of_it(
     assert event["type"] == "registration.abandoned"
     assert event["data"]["errors"][0]["code"] == "deadline"
     assert here.sandbox.requests.find(email=email_of(job)) == []
+
+
+def test_the_error_of_an_abandoned_job_says_in_words_what_it_waited_for(here: Installation) -> None:
+    """Its producer does not know the ledger's names."""
+    here.ledger(hold(("open2b", "default"), "pause", "maintenance"))
+    try:
+        event = here.run(open2b(deadline=(datetime.now(UTC) + timedelta(seconds=2)).isoformat()))
+    finally:
+        here.ledger(hold(("open2b", "default"), "resume", ""))
+    message = event["data"]["errors"][0]["message"]
+    assert message.endswith("succeeded; last: an operator has paused the account")
 
 
 def test_a_job_that_waits_can_be_taken_back(here: Installation) -> None:
