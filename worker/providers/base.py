@@ -294,9 +294,12 @@ def read_refusal(answer: Answer, words: str = "") -> Outcome | None:
     """The outcome by the status, for a provider that refuses customers by it; None: read the body.
 
     As `read_status`; in addition 400, 404, 409 and 422 reject this customer: they do not stop the
-    account. `words`: the provider's text, made safe for events (`shown`).
+    account. But only in the provider's own words, which are JSON unless `words` are given: anything
+    on the way may answer with such a status, after the request was carried out. `words`: the
+    provider's text, made safe for events (`shown`).
     """
-    if code := _REFUSALS.get(answer.status):
+    code = _REFUSALS.get(answer.status)
+    if code and (words or isinstance(read_json(answer), dict | list)):
         return Rejected((Fault(code, "", words or f"HTTP {answer.status}"),))
     return read_status(answer)
 

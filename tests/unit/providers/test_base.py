@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from regworker.domain.outcome import Absent, Outcome, Refused, Retryable, Unknown
+from regworker.domain.outcome import Absent, Outcome, Refused, Rejected, Retryable, Unknown
 from worker.providers.base import (
     Account,
     Answer,
@@ -16,6 +16,7 @@ from worker.providers.base import (
     Request,
     SecretText,
     read_json,
+    read_refusal,
     read_status,
     unanswered,
     unasked,
@@ -79,6 +80,18 @@ def test_a_refused_call_is_the_accounts_fault(status: int) -> None:
 def test_no_other_3xx_proves_anything(status: int) -> None:
     """After 303, for example, the customer exists, and is described elsewhere."""
     assert read_status(answer(status)) == Unknown(f"HTTP {status}")
+
+
+@pytest.mark.parametrize("status", [400, 404, 409, 422])
+def test_only_the_providers_own_words_reject_a_customer(status: int) -> None:
+    """Anything on the way may answer so, after the request was carried out."""
+    own = answer(status, b'{"error": "no"}')
+    assert isinstance(read_refusal(own), Rejected)
+    assert isinstance(read_refusal(answer(status, b"no"), "no"), Rejected)
+    for page in (answer(status, b"<html>"), answer(status), answer(status, b'"no"')):
+        found = read_refusal(page)
+        assert found == read_status(page)
+        assert isinstance(found, Unknown) or (isinstance(found, Refused) and found.unproved)
 
 
 @given(st.integers(100, 999))

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from regworker.domain.outcome import Absent, Outcome, Registered, Unknown
 from regworker.domain.states import State
+from regworker.ledger.records import TAKEN
 from regworker.sealing import seals
 from regworker.sealing.keyring import Keyring
 from regworker.settings import Settings
@@ -64,7 +65,7 @@ def settings() -> Settings:
     )
 
 
-def in_review(why: str = "", log: str = "") -> Any:
+def in_review(why: str = "", log: str = "", unproved: int = 0) -> Any:
     """A job in review."""
     record: Any = SimpleNamespace(
         id="job-1",
@@ -77,6 +78,7 @@ def in_review(why: str = "", log: str = "") -> Any:
         reply_to=(),
         why=why,
         log=log,
+        unproved=unproved,
     )
     record.payload = Keyring.parse(KEYS).seal(json.dumps({}).encode(), seals.payload(record))
     return record
@@ -98,6 +100,7 @@ _REFUSED = refused_again(Absent("nobody")).reason  # type: ignore[union-attr]
         (in_review(), Absent("nobody"), "absent"),
         (in_review(_REFUSED), Absent("nobody"), "unclear"),
         (in_review("another reason", f"1 review: {_REFUSED}\n2 unknown"), Absent("no"), "unclear"),
+        (in_review(unproved=TAKEN), Absent("nobody"), "unclear"),
         (in_review(), Absent("the login is refused", login_only=True), "unclear"),
         (in_review(_REFUSED), Registered({}), "ours"),
         (in_review(_REFUSED), Unknown("HTTP 500"), "unasked"),
