@@ -188,6 +188,10 @@ class SkyPostal:
         if not isinstance(sent, Answer):
             return unanswered(sent)
         said = _read(sent)
+        if isinstance(said, _No) and path == REGISTER and FAILED.search(said.text):
+            # Also if it names our credentials: it may have failed after it made the customer. If
+            # they are wrong, the look-up says so.
+            return Unknown("SkyPostal could not answer the registration")
         if isinstance(said, _No) and CREDENTIALS.search(f"{said.location} {said.text}"):
             if not any(CREDENTIALS.search(value) for value in _strings(body)):
                 return Refused(
@@ -199,9 +203,8 @@ class SkyPostal:
                 return Unknown(
                     "SkyPostal refused the e-mail or our credentials: it is unclear which"
                 )
-        trouble, what = (FAILED, "registration") if path == REGISTER else (TROUBLE, "look-up")
-        if isinstance(said, _No) and trouble.search(said.text):
-            return Unknown(f"SkyPostal could not answer the {what}")
+        if isinstance(said, _No) and path != REGISTER and TROUBLE.search(said.text):
+            return Unknown("SkyPostal could not answer the look-up")
         return said
 
     def _rejected(self, no: _No, registration: SkyPostalRegistration) -> Rejected:

@@ -650,6 +650,7 @@ def test_trouble_in_a_look_up_is_no_absence(text: str, login_answers: bool) -> N
         "Timeout expired. The timeout period elapsed prior to completion of the operation.",
         "Service temporarily unavailable, please try again later.",
         "System.Exception: the object is in use.",
+        "Timeout expired (customer-registration, user_code 396).",
         "Internal server error",
         "El servicio no está disponible: error interno.",
     ],
