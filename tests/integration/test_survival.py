@@ -4,8 +4,17 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from tests.integration.installation import PATIENCE, Installation, installation
-from tests.integration.jobs import email_of, open2b, skypostal
+from regworker.domain.event import EventType
+from regworker.domain.outcome import Code, Fault
+from regworker.event_builder import EventBuilder
+from regworker.ledger.admin import resolve
+from regworker.ledger.records import Claim
+from regworker.ledger.transitions import Decision, claim, settle
+from regworker.sealing.keyring import Keyring
+from regworker.settings import Settings
+from tests.integration.installation import KEYS, PATIENCE, Installation, installation
+from tests.integration.jobs import ACTOR, email_of, open2b, skypostal
+from tests.integration.ledger_steps import DAY, RULES, SETTLE
 from worker.cli.local import stack
 
 
@@ -51,6 +60,47 @@ def test_a_late_answer_of_a_worker_that_stood_still_counts(tmp_path: Path) -> No
         assert event["data"]["recovered"] is False
         assert "a late answer: registered" in timeline(here, job_id)
         assert len(here.events(job_id)) == 1
+
+
+def test_a_customer_that_was_made_for_a_job_that_a_person_has_rejected_is_reported(
+    tmp_path: Path,
+) -> None:
+    """The person could not know of it. Its producer has been told that there is none."""
+    pace = {"call_budget": 200, "settle_delay": 240, "lease": 2, "lease_renewal": 0.5}
+    with installation(tmp_path, **pace) as here:
+        job = skypostal()
+        slow(here, job)
+        job_id = here.producer.enqueue(job).job_id
+        stack.until(lambda: here.sandbox.requests.find(email=email_of(job)) != [], "the call")
+        here.workers[0].send_signal(signal.SIGSTOP)
+        stack.until(lambda: here.made(email_of(job)) == 1, "the provider's commit", PATIENCE)
+        reject(here, job_id)
+        here.workers[0].send_signal(signal.SIGCONT)
+
+        def reported() -> bool:
+            lines = here.log().read_text("utf-8", "replace").splitlines()
+            return any(job_id in line and '"late"' in line for line in lines)
+
+        stack.until(reported, "the report", PATIENCE)
+        assert here.producer.status(job_id).state == "rejected"
+
+
+def reject(here: Installation, job_id: str) -> None:
+    """Let another worker take a job over and send it to a person, who rejects it."""
+    events = EventBuilder(Settings.load(sealing_keys=KEYS), Keyring.parse(KEYS))
+    fault = (Fault(Code.PROVIDER_ERROR, "", "nobody is there"),)
+    taken: list[Any] = []
+
+    def over() -> bool:
+        taken[:] = [here.ledger(claim(job_id, RULES, 0.5))]
+        return isinstance(taken[0], Claim)
+
+    stack.until(over, "the end of the lease", PATIENCE)
+    [held] = taken
+    review = events.failed(EventType.REVIEW, held.record, held.at, fault)
+    here.ledger(settle(held, Decision("unresolvable", "nobody is there"), SETTLE, review))
+    rejected = events.failed(EventType.REJECTED, held.record, held.at, fault)
+    here.ledger(resolve(held.record, "rejected", ACTOR, DAY, 7 * DAY, rejected))
 
 
 def test_a_worker_that_stood_still_between_claim_and_call_sends_nothing_more(

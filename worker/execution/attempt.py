@@ -32,7 +32,7 @@ from regworker.domain.retry import Backoff
 from regworker.domain.states import State
 from regworker.event_builder import EventBuilder
 from regworker.ledger import AsyncLedger
-from regworker.ledger.records import WAITS, Claim, NotNow, Over, Record, Spent, Stale
+from regworker.ledger.records import WAITS, Claim, NotNow, Over, Record, Settled, Spent, Stale
 from regworker.ledger.transitions import (
     ClaimRules,
     Decision,
@@ -56,6 +56,9 @@ log = structlog.get_logger(__name__)
 #: to avoid a busy loop, short enough to follow a deployment.
 OWN_FAULT_DELAY = 15.0
 
+
+#: The ends whose events say that there is no customer of the job's.
+_WITHOUT_CUSTOMER = frozenset({State.REJECTED, State.ABANDONED, State.CANCELLED})
 
 #: Seconds until a job is tried again whose claim reached too few replicas: they may be back by
 #: then.
@@ -185,7 +188,7 @@ class Attempts:
             "state": str(settled.state),
         }
         tell(**facts)
-        level, kind = _weight(claimed, outcome)
+        level, kind = _weight(claimed, outcome, settled)
         log.log(
             level,
             "asked" if claimed.asking else "called",
@@ -357,9 +360,11 @@ def _transaction(claimed: Claim) -> AbstractContextManager[tracing.Tell]:
     )
 
 
-def _weight(claimed: Claim, outcome: Outcome) -> tuple[int, str]:
+def _weight(claimed: Claim, outcome: Outcome, settled: Settled | Stale) -> tuple[int, str]:
     """How a step is logged: the level, and the kind of alert if a person must be notified."""
     match outcome:
+        case Registered() if isinstance(settled, Stale) and settled.state in _WITHOUT_CUSTOMER:
+            return logging.ERROR, "late"
         case Refused():
             return logging.ERROR, "refused"
         case Unresolvable():

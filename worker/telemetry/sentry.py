@@ -26,6 +26,7 @@ TITLES: Mapping[str, str] = {
     "refused": "account {provider}/{account} is refused",
     "review": "{provider} cannot say whether a customer exists",
     "unknown": "{provider}: the answer to a call was lost ({reason})",
+    "late": "{provider} has a customer whose job ended without one",
     "lease": "a worker was lost while calling {provider}",
     "leases": "leases were lost",
     "replicas": "too few replicas follow the ledger's primary",
