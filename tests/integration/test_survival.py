@@ -65,7 +65,7 @@ def test_a_late_answer_of_a_worker_that_stood_still_counts(tmp_path: Path) -> No
 def test_a_customer_that_was_made_for_a_job_that_a_person_has_rejected_is_reported(
     tmp_path: Path,
 ) -> None:
-    """The person could not know of it. Its producer has been told that there is none."""
+    """The person could not know of it. The job's event says that there is none."""
     pace = {"call_budget": 200, "settle_delay": 240, "lease": 2, "lease_renewal": 0.5}
     with installation(tmp_path, **pace) as here:
         job = skypostal()
