@@ -208,7 +208,8 @@ class Attempts:
         try:
             provider, registration = self._open(claimed, lease, watch)
             if claimed.asking:
-                return writable(await _found(provider, registration))
+                found = writable(await _found(provider, registration))
+                return decision.answered(claimed.record, found)
             return await self._register(claimed, provider, registration)
         except WrongSeal as error:
             # The record was changed, or contains another job's payload: nothing of it is sent.
@@ -243,7 +244,7 @@ class Attempts:
 
     async def _register(self, claimed: Claim, provider: Provider, registration: Any) -> Outcome:
         outcome = writable(await provider.register(registration), type(registration))
-        outcome = decision.called(claimed.record, outcome)
+        outcome = decision.answered(claimed.record, outcome)
         duplicate = decision.duplicate(outcome)
         if decision.doubted(claimed.record, outcome):
             found = writable(await provider.find_out(registration))

@@ -96,12 +96,12 @@ def adopted(refusal: Outcome, found: Outcome) -> Outcome:
             assert_never(found)
 
 
-def called(record: Record, outcome: Outcome) -> Outcome:
-    """The outcome of a call. A refusal by status that comes again is the job's, not the account's.
+def answered(record: Record, outcome: Outcome) -> Outcome:
+    """The outcome of a call or a look-up. A refusal by status that comes again is the job's.
 
-    Since the first one an operator has resumed the account, and a look-up about the job was
-    answered: something on the way refuses this customer's data. Otherwise the job would close its
-    account after each resume.
+    Since the first one an operator has resumed the account, so something on the way may refuse this
+    customer's data: the job would close its account after each resume. If the account is not in
+    order yet, the next job that is refused for the first time closes it.
     """
     if isinstance(outcome, Refused) and outcome.unproved and record.refusals:
         return Unknown(outcome.reason)

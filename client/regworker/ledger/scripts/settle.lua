@@ -126,6 +126,7 @@ if job.state == 'unknown' and verdict ~= 'absent' then
   -- The lookup failed; an unknown job stays unknown.
   go_on('unknown: not asked: ' .. reason, {
     why = reason, asks = job.asks + tonumber(ARGV[7]), due_at = at + delay,
+    refusals = job.refusals + (ARGV[8] == 'refused' and 1 or 0),
   })
   alarm(id, at + delay)
   return done(at + delay)
