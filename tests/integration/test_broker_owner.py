@@ -1,18 +1,21 @@
 """Two installations on one broker would take each other's messages: the second one refuses."""
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis.asyncio
+from kombu import Connection
 
 from regworker.ledger.identity import IDENTITY
 from tests.integration.brokers import BROKERS
 from tests.integration.installation import PATIENCE, installation
 from tests.integration.jobs import skypostal
-from tests.rabbitmq import borrowed
-from worker.broker.broker_owner import OWNER
+from tests.rabbitmq import borrowed, rabbitmqctl
+from worker.broker.broker_owner import OWNER, BrokerOwner
 from worker.cli.local import stack
 
 
@@ -82,3 +85,60 @@ def test_the_key_goes_without_its_workers(tmp_path: Path) -> None:
     with installation(tmp_path, broker_url="") as here:
         here.wait_for_line("ready.")
         assert 0 < here.ledger.ask(lambda redis: redis.ttl(OWNER)) <= 60
+
+
+def test_workers_agree_after_ledger_and_broker_were_emptied(tmp_path: Path) -> None:
+    """If one that is just being started is faster, its name stays, and the others take it."""
+
+    async def names(url: str) -> list[str]:
+        async with redis.asyncio.Redis.from_url(url) as server:
+            old, new = BrokerOwner(), BrokerOwner()
+
+            async def look(worker: BrokerOwner) -> bool:
+                await worker.learn(server)
+                return await worker.claim(server)
+
+            assert await look(old)
+            await server.flushall()
+            assert await look(new)
+            for worker in (old, new, old, new):
+                await look(worker)
+            assert await look(old)
+            assert await look(new)
+            found = await server.hget(IDENTITY, "installation"), await server.get(OWNER)
+            return [one.decode() for one in found]
+
+    with stack.valkey(tmp_path) as server:
+        ledger, broker = asyncio.run(names(server.connection_url))
+        assert ledger == broker
+
+
+def test_an_exchange_without_a_queue_is_nobodys(tmp_path: Path) -> None:
+    """A worker was killed between two commands; RabbitMQ would keep its exchange for ever."""
+    with borrowed() as url:
+        with Connection(url) as connection:
+            connection.default_channel.exchange_declare(
+                OWNER,
+                "fanout",
+                durable=False,
+                auto_delete=True,
+                arguments={"alternate-exchange": f"{OWNER}.another"},
+            )
+        with installation(tmp_path, broker_url=url) as here:
+            here.wait_for_line("ready.")
+
+
+def test_a_virtual_host_without_room_is_not_taken_for_anothers(tmp_path: Path) -> None:
+    """RabbitMQ refuses a queue beyond the limit with the same code as a wrong exchange."""
+    with borrowed() as url:
+        name = url.rpartition("/")[2]
+        with installation(tmp_path, broker_url=url) as here:
+            here.wait_for_line("ready.")
+            # What a worker needs besides, and nothing for its mark.
+            rabbitmqctl("set_vhost_limits", "-p", name, '{"max-queues": 7}')
+            try:
+                here.start_worker()
+                here.wait_for_line("it is not known whose broker this is", 1)
+                here.wait_for_line("ready.", 1)
+            finally:
+                rabbitmqctl("clear_vhost_limits", "-p", name)

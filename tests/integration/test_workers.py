@@ -146,6 +146,16 @@ def test_the_production_command_reads_celeryconfig_from_where_it_is_started(
         assert '"concurrency": 3' in log.read_text("utf-8")
 
 
+def test_the_number_of_slots_may_come_from_a_file(tmp_path: Path) -> None:
+    """As any setting; `--concurrency` counts first."""
+    (tmp_path / "slots").write_text("3\n")
+    given = {"concurrency": "", "concurrency_file": str(tmp_path / "slots")}
+    with installation(tmp_path, **given) as here:
+        here.start_worker("--concurrency", "4")
+        stack.until(lambda: len(here.ledger(snapshot()).workers) == 2, "two heartbeats", PATIENCE)
+        assert sorted(one.slots for one in here.ledger(snapshot()).workers) == [3, 4]
+
+
 #: Read when the worker starts; prints from the process that runs the job.
 ASKING = """
 import gc

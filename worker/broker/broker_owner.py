@@ -8,6 +8,7 @@ last connection. So nobody must clear it.
 """
 
 import logging
+from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
@@ -37,8 +38,9 @@ class BrokerOwner:
     async def learn(self, ledger: Any) -> None:
         """Read the ledger's name, or give it this worker's.
 
-        A worker that has claimed the broker keeps its name: a ledger that was emptied gets it back,
-        even if a worker that has just been started was faster.
+        A worker that holds the broker keeps its name: a ledger that was emptied gets it back, even
+        if a worker that has just been started was faster. If that one has the broker, too (both
+        were emptied), its name stays.
         """
         await ledger.hsetnx(IDENTITY, _FIELD, self._name)
         found = _text(await ledger.hget(IDENTITY, _FIELD))
@@ -54,6 +56,7 @@ class BrokerOwner:
             return True
         found = await broker.get(OWNER)
         if found is not None and _text(found) != self._name:
+            self._claimed = False
             return False
         await broker.pexpire(OWNER, int(1000 * KEPT))
         self._claimed = True
@@ -61,23 +64,37 @@ class BrokerOwner:
 
     def claim_rabbitmq(self, connection: Any, worker: str) -> bool:
         """The same on RabbitMQ, as long as this connection lasts. `worker`: a unique name."""
+        self._claimed = False
+        try:
+            # The broker may still hold the connection before: an exclusive queue is its own.
+            queue = f"{OWNER}.of.{worker}.{uuid4().hex[:8]}"
+            with connection.channel() as channel:
+                channel.queue_declare(queue, exclusive=True, durable=False)
+            if not self._declared(connection):
+                # Without any queue it is nobody's: a worker was killed before it had bound its own.
+                with suppress(ChannelError), connection.channel() as channel:
+                    channel.exchange_delete(OWNER, if_unused=True)
+                if not self._declared(connection):
+                    return False
+            with connection.channel() as channel:
+                channel.queue_bind(queue, OWNER)
+            self._claimed = True
+        except ChannelError as error:
+            log.warning("it is not known whose broker this is (%s)", type(error).__name__)
+        return True
+
+    def _declared(self, connection: Any) -> bool:
+        """Whether the exchange has this installation's name, from now on or already."""
+        # Of an exchange's arguments, RabbitMQ compares this one only. Nothing is ever published to
+        # the exchange, and the alternate one does not exist.
+        name = {"alternate-exchange": f"{OWNER}.{self._name}"}
         try:
             with connection.channel() as channel:
-                # Of an exchange's arguments, RabbitMQ compares this one only. Nothing is ever
-                # published to the exchange, and the alternate one does not exist.
-                name = {"alternate-exchange": f"{OWNER}.{self._name}"}
                 channel.exchange_declare(
                     OWNER, "fanout", durable=False, auto_delete=True, arguments=name
                 )
-                # The broker may still hold the connection before: an exclusive queue is its own.
-                queue = f"{OWNER}.of.{worker}.{uuid4().hex[:8]}"
-                channel.queue_declare(queue, exclusive=True, durable=False)
-                channel.queue_bind(queue, OWNER)
-                self._claimed = True
         except PreconditionFailed:
             return False
-        except ChannelError as error:
-            log.warning("it is not known whose broker this is (%s)", type(error).__name__)
         return True
 
 

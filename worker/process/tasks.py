@@ -150,7 +150,7 @@ def _logging(**_: Any) -> None:
 @signals.celeryd_init.connect  # type: ignore[untyped-decorator]
 def _begin(options: dict[str, Any], **_: Any) -> None:
     if options.get("allow_unsafe"):
-        os.environ[variable("allow_unsafe")] = "true"
+        _override("allow_unsafe", "true")
     # Before Celery prints anything: its banner and its warnings are no log lines.
     settings = Settings.load()
     configure_logging(settings)
@@ -168,9 +168,15 @@ def _start(sender: Any, **_: Any) -> None:
         )
     # `--concurrency`, or `worker_concurrency` in celeryconfig.py: places at endpoints and what
     # `regworker top` shows follow from the slots that there are.
-    os.environ[variable("concurrency")] = str(sender.concurrency)
+    _override("concurrency", str(sender.concurrency))
     log.info("worker starts", concurrency=sender.concurrency, version=__version__)
     _start_runtime()
+
+
+def _override(name: str, value: str) -> None:
+    """Set a setting by an option of Celery's, which counts more than variables and files."""
+    os.environ.pop(variable(f"{name}_file"), None)
+    os.environ[variable(name)] = value
 
 
 @signals.worker_ready.connect  # type: ignore[untyped-decorator]
