@@ -113,6 +113,32 @@ def test_a_repeat_without_a_result_keeps_the_doubt(
     assert record(shop).unproved == 1
 
 
+@pytest.fixture
+def unsaid(shop: SyncLedger, unproved: Record) -> Record:
+    """The same, as version 0.1.0 wrote it: the record does not say what the absence rests on."""
+    shop.redis.hdel(job_key(unproved.id), "unproved")
+    return record(shop)
+
+
+def test_an_absence_that_an_older_version_recorded_may_rest_on_the_login(
+    shop: SyncLedger, unsaid: Record
+) -> None:
+    """Such a job is not cancelled, and asked about instead of abandoned."""
+    event = ANNOUNCER.failed(EventType.CANCELLED, unsaid, 0, ())
+    assert shop(cancel(unsaid, DAY, event)) == Stale("unknown")
+    shop.redis.hset(job_key(unsaid.id), "deadline_at", 1)
+    held = shop(claim(unsaid.id, RULES, 0.5))
+    assert isinstance(held, Claim)
+    assert held.asking
+    concluded(shop, held, "absent")
+    assert isinstance(shop(claim(unsaid.id, RULES, 0.5)), Spent)
+
+
+def test_a_call_after_it_knows_the_doubt(shop: SyncLedger, unsaid: Record) -> None:
+    """Its worker believes no refusal without asking."""
+    assert claimed(shop).record.unproved == 1
+
+
 def test_an_end_keeps_no_doubt(shop: SyncLedger, unproved: Record) -> None:
     """The record of a registered job is as small as any."""
     concluded(shop, claimed(shop), "registered")

@@ -88,7 +88,10 @@ local function load_job(id, ...)
     'unknowns', 'asks', 'wakes', 'accepted_at', 'deadline_at', 'due_at', 'slot_at', 'claimed_at',
     'lease_until', 'settle_until', 'reopened', 'epoch', 'unproved', 'refusals', ...)
   if not f[1] then return nil end
+  local unsaid = not f[27]
   for i = 13, 28 do f[i] = f[i] and tonumber(f[i]) or 0 end
+  -- Workers of 0.1.0 do not write whether an absence was proved: it may not have been.
+  if unsaid and f[15] > 0 then f[27] = -1 end
   return {
     state = f[1], provider = f[2], account = f[3], fingerprint = f[4], lane = f[5] or USUAL.lane,
     if_exists = f[6] or USUAL.if_exists, reply_to = f[7] or USUAL.reply_to,

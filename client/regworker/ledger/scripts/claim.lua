@@ -29,9 +29,10 @@ local function granted(verdict)
   local lost = job.state == 'unknown'
     and job.log:match('\n%d+ (unknown: the lease of [^\n]*)\n[^\n]*\n$')
   weigh(#job.metadata + #(payload or ''))
+  local unproved = job.state == 'unknown' and math.max(0, job.unproved) or math.abs(job.unproved)
   return {verdict .. mine, at, lost or '', stray_at or '', job.state, job.provider, job.account, job.lane, job.fence,
     job.reopened, job.attempts, job.unknowns, job.asks, job.accepted_at, job.deadline_at, job.lease_until,
-    job.settle_until, job.why, job.unproved, job.refusals, job.if_exists, job.reply_to, job.metadata,
+    job.settle_until, job.why, unproved, job.refusals, job.if_exists, job.reply_to, job.metadata,
     key, trace, payload}
 end
 
