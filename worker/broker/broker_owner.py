@@ -78,10 +78,12 @@ class BrokerOwner:
                     return False
             with connection.channel() as channel:
                 channel.queue_bind(queue, OWNER)
-            self._claimed = True
+            # Another installation may have found it without a queue a moment ago.
+            self._claimed = self._declared(connection)
         except ChannelError as error:
             log.warning("it is not known whose broker this is (%s)", type(error).__name__)
-        return True
+            return True
+        return self._claimed
 
     def _declared(self, connection: Any) -> bool:
         """Whether the exchange has this installation's name, from now on or already."""
