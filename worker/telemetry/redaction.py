@@ -96,6 +96,16 @@ _OF_A_SETTING = re.compile(
     r" [a-z])"
 )
 
+#: What we say of a field of a registration (`registration.customer.password: is required`), as
+#: `InvalidJob` does: its path, and the beginning of a sentence.
+_PATH = re.compile(r"(?<![\w.-])registration\.(?:[\w-]+\.)*\Z")
+_OF_A_FIELD = re.compile(
+    r"(?:must|may|is|are|can|cannot|has|have|holds?|needs?) [a-z]|[A-Z][a-z]+ should [a-z]"
+)
+
+#: Longer than any path to a field.
+_LONGEST_PATH = 500
+
 
 #: Every text with a secret contains one of these; most texts contain none.
 _SIGNS = (":", "=", "', ", '", ', "eyJ", "whsec_", "rwt_")
@@ -167,7 +177,7 @@ def _without(text: str) -> Iterator[str]:
     kept = at = 0
     while found := _NAME.search(text, at):
         at = found.end()
-        if not is_secret(found["name"]) or _OF_A_SETTING.match(text, found.start()):
+        if not is_secret(found["name"]) or _of_ours(text, found):
             continue
         yield text[kept:at]
         in_query = found[0].endswith("=") and not found["name"].lower().endswith(_HEADERS)
@@ -182,6 +192,16 @@ def _without(text: str) -> Iterator[str]:
             at += len(line)
         kept = at
     yield text[kept:]
+
+
+def _of_ours(text: str, found: re.Match[str]) -> bool:
+    """Whether a name is followed by a sentence of ours about it, and not by its value."""
+    if _OF_A_SETTING.match(text, found.start()):
+        return True
+    if not _OF_A_FIELD.match(text, found.end()):
+        return False
+    start = found.start("name")
+    return _PATH.search(text, max(0, start - _LONGEST_PATH), start) is not None
 
 
 #: Packages whose exceptions mention servers and connections, not sent data.

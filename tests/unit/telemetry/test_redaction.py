@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from redis.exceptions import ConnectionError, ResponseError  # noqa: A004
 
 import worker
-from regworker.domain.errors import InvalidJob, LedgerUnavailable, Problem, RegistrationWorkerError
+from regworker.domain.errors import InvalidJob, LedgerUnavailable, RegistrationWorkerError
 from regworker.named_files import NO_FILE
 from regworker.sealing import seals
 from regworker.sealing.keyring import Keyring
+from regworker.testing import FakeProducer
+from tests.integration.jobs import open2b, skypostal
 from worker.telemetry.redaction import (
     is_secret,
     name_of,
@@ -237,7 +239,29 @@ def test_texts_of_exceptions_about_servers_are_told() -> None:
         == "No such file or directory"
     )
     assert text_of(LedgerUnavailable("the ledger did not answer"))
-    assert text_of(InvalidJob([Problem("invalid", "customer_email", "is required")]))
+
+
+def test_what_is_wrong_with_a_job_is_told() -> None:
+    """The whole text of `InvalidJob`, also about a password; and no value of such a field."""
+    wrong = open2b()
+    wrong["registration"]["customer"] |= {"password": "a", "privacyConsents": []}
+    wrong["registration"]["customer"]["address"] |= {"email": "@", "phoneNumber": "1" * 99}
+    wrong["registration"] |= {"verificationCode": 7}
+    more = skypostal()
+    more["registration"] |= {"customer_password": "", "customer_birth_date": "x"}
+    more["registration"]["customer_phone"][0].pop("phone_number")
+    for job in (wrong, more):
+        with pytest.raises(InvalidJob) as caught:
+            FakeProducer().enqueue(job)
+        assert len(caught.value.problems) > 2
+        assert scrub_text(str(caught.value)) == str(caught.value)
+    for text in (
+        f"registration.customer.password: {SECRET}",
+        f"customer.password: is {SECRET}",
+        f"password: must be {SECRET}",
+        f"registration.customer.password={SECRET}",
+    ):
+        assert SECRET not in scrub_text(text)
 
 
 def test_groups_and_circles_of_exceptions_end() -> None:
