@@ -5,7 +5,6 @@ the ledger, gets the answer, and returns its result. `carriers.py` carries out t
 thread or in an asyncio loop.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
@@ -29,7 +28,7 @@ from regworker.domain.errors import (
     problems_of,
 )
 from regworker.domain.event import EventType, moment
-from regworker.domain.job import Job, job_id
+from regworker.domain.job import Job, job_id, known_characters
 from regworker.domain.portable import flaw
 from regworker.domain.receipt import Receipt, Refused, Status
 from regworker.domain.states import State
@@ -234,7 +233,7 @@ class _Named(BaseModel):
 
     provider: _Text
     account: _Text
-    key: _Text
+    key: Annotated[_Text, AfterValidator(known_characters)]
 
 
 def named(id_: str | None, key: str | None, provider: str, account: str) -> str:
@@ -257,20 +256,6 @@ def identified(id_: str) -> str:
         return str(id_) if isinstance(id_, UUID) else _TEXT.validate_python(id_)
     except ValidationError as error:
         raise InvalidJob(problems_of(error, prefix="job_id")) from None
-
-
-def seconds(timeout: object) -> float:
-    """A `timeout` as given by the caller; anything else is named before anything is sent."""
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float):
-        raise TypeError(f"timeout must be a number of seconds, not {type(timeout).__name__}")
-    if math.isnan(timeout):
-        raise ValueError("timeout must be a number of seconds, not NaN")
-    return timeout
-
-
-def seconds_or_usual(timeout: object) -> float | None:
-    """The same for one call; None: as the constructor says."""
-    return None if timeout is None else seconds(timeout)
 
 
 def batches(jobs: Iterable[Given]) -> Iterator[list[tuple[int, Given]]]:

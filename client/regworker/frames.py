@@ -9,14 +9,41 @@ file names, lines and functions stay.
 import gc
 import sys
 import traceback
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from functools import cached_property, wraps
 from inspect import iscoroutinefunction
 from types import AsyncGeneratorType, FrameType, FunctionType, GeneratorType
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+
+
+class Lazy(Generic[T]):
+    """Does nothing before it is iterated, by `for` or `async for`; and warns if it never is."""
+
+    def __init__(self, items: Iterator[T] | AsyncIterator[T], warning: str) -> None:
+        self._items: Any = guarded_items(items)
+        self._warning = warning
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __aiter__(self) -> AsyncIterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        self._warning = ""
+        return next(self._items)  # type: ignore[no-any-return]
+
+    def __anext__(self) -> Any:
+        self._warning = ""
+        return anext(self._items)
+
+    def __del__(self) -> None:
+        if getattr(self, "_warning", ""):
+            warnings.warn(self._warning, RuntimeWarning, stacklevel=2, source=self)
 
 
 def guarded(kind: type[T]) -> type[T]:
@@ -106,15 +133,20 @@ def _guarded_sync(function: Callable[..., Any]) -> Callable[..., Any]:
         finally:
             # This frame cannot be emptied, since it raises.
             del args, kwargs
-        match found:
-            case GeneratorType():
-                return _each(found)
-            case AsyncGeneratorType():
-                return _each_awaited(found)
-            case _:
-                return found
+        return guarded_items(found)
 
     return called
+
+
+def guarded_items(found: Any) -> Any:
+    """What a generator yields, without its frames' variables in errors; anything else as it is."""
+    match found:
+        case GeneratorType():
+            return _each(found)
+        case AsyncGeneratorType():
+            return _each_awaited(found)
+        case _:
+            return found
 
 
 async def _each_awaited(items: AsyncIterator[Any]) -> AsyncIterator[Any]:

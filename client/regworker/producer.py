@@ -16,8 +16,9 @@ not the import of the name.
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
+from regworker.arguments import OfOneProcess, of_kind, seconds, seconds_or_usual, several
 from regworker.domain.receipt import Receipt, Refused, Status
-from regworker.frames import guarded
+from regworker.frames import Lazy, guarded
 
 if TYPE_CHECKING:
     from regworker import Job
@@ -29,9 +30,15 @@ __all__ = ["AsyncProducer", "Producer", "Receipt", "Refused", "Status"]
 #: The default number of seconds that a call may take while the ledger does not answer.
 TIMEOUT = 10.0
 
+#: Python warns of a coroutine in the same way: jobs would be lost without a word.
+NOT_ITERATED = (
+    "enqueue_many was not iterated, so none of its jobs is enqueued: use its results, or "
+    "list(producer.enqueue_many(jobs))"
+)
+
 
 @guarded
-class Producer:
+class Producer(OfOneProcess):
     """Enqueues jobs. Close it, or use it as a context manager. Thread-safe."""
 
     def __init__(
@@ -49,7 +56,6 @@ class Producer:
         seconds that a call may take while the ledger does not answer; each call can have its own,
         too.
         """
-        from regworker.core import seconds
         from regworker.several_ledgers.producer_shells import sync_shell
 
         patience = seconds(timeout)
@@ -84,9 +90,8 @@ class Producer:
         error is raised, and results were returned only up to the first job without one. Repeat all
         jobs: those that were accepted are recognized by their keys.
         """
-        from regworker.core import seconds_or_usual
-
-        return self._shell.enqueue_many(jobs, seconds_or_usual(timeout))
+        several(jobs)
+        return Lazy(self._shell.enqueue_many(jobs, seconds_or_usual(timeout)), NOT_ITERATED)
 
     def _each(self, jobs: "Iterable[Job | Mapping[str, Any]]", away: "Away") -> "Iterator[Result]":
         """As `enqueue_many`, for the outbox's relay: the error of one of several ledgers is the
@@ -106,7 +111,7 @@ class Producer:
 
         Raises `UnknownJob`, `UnreadableRecord`, and `InvalidJob` for an argument that is no text.
         """
-        from regworker.core import named, seconds_or_usual
+        from regworker.core import named
 
         id_, limit = named(id_, key, provider, account), seconds_or_usual(timeout)
         return self._shell.about(id_, self._shell.core.status(id_), limit)
@@ -116,13 +121,13 @@ class Producer:
 
         A job in `review` waits for a person, and so does this call, until the timeout.
         """
-        from regworker.core import identified, seconds
+        from regworker.core import identified
 
         return self._shell.wait(identified(id_), seconds(timeout))
 
     def cancel(self, id_: str, *, timeout: float | None = None) -> Status:
         """Cancel a job before any request is sent. Raises `JobNotCancellable`, `UnknownJob`."""
-        from regworker.core import identified, seconds_or_usual
+        from regworker.core import identified
 
         id_, limit = identified(id_), seconds_or_usual(timeout)
         return self._shell.about(id_, self._shell.core.cancel(id_), limit)
@@ -139,7 +144,7 @@ class Producer:
 
 
 @guarded
-class AsyncProducer:
+class AsyncProducer(OfOneProcess):
     """The same for asyncio: close it by `aclose`, or use it as an async context manager.
 
     It belongs to the event loop in which it is first used. All its commands share a connection,
@@ -156,7 +161,6 @@ class AsyncProducer:
         timeout: float = TIMEOUT,
     ) -> None:
         """As `Producer`."""
-        from regworker.core import seconds
         from regworker.several_ledgers.producer_shells import async_shell
 
         patience = seconds(timeout)
@@ -183,9 +187,8 @@ class AsyncProducer:
         self, jobs: "Iterable[Job | Mapping[str, Any]]", *, timeout: float | None = None
     ) -> AsyncIterator[Receipt | Refused]:
         """As `Producer.enqueue_many`: `async for`."""
-        from regworker.core import seconds_or_usual
-
-        return self._shell.enqueue_many(jobs, seconds_or_usual(timeout))
+        several(jobs)
+        return Lazy(self._shell.enqueue_many(jobs, seconds_or_usual(timeout)), NOT_ITERATED)
 
     async def status(
         self,
@@ -197,20 +200,20 @@ class AsyncProducer:
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> Status:
         """As `Producer.status`."""
-        from regworker.core import named, seconds_or_usual
+        from regworker.core import named
 
         id_, limit = named(id_, key, provider, account), seconds_or_usual(timeout)
         return await self._shell.about(id_, self._shell.core.status(id_), limit)
 
     async def wait(self, id_: str, timeout: float = 60.0) -> dict[str, Any]:  # noqa: ASYNC109
         """As `Producer.wait`. Ten thousand may wait at once."""
-        from regworker.core import identified, seconds
+        from regworker.core import identified
 
         return await self._shell.wait(identified(id_), seconds(timeout))
 
     async def cancel(self, id_: str, *, timeout: float | None = None) -> Status:  # noqa: ASYNC109
         """As `Producer.cancel`."""
-        from regworker.core import identified, seconds_or_usual
+        from regworker.core import identified
 
         id_, limit = identified(id_), seconds_or_usual(timeout)
         return await self._shell.about(id_, self._shell.core.cancel(id_), limit)
@@ -235,6 +238,7 @@ def _settings(
     given = {name: value for name, value in pairs.items() if value is not None}
     if settings is None:
         return Settings.load_for_client(**given)
+    of_kind("settings", settings, Settings, "Settings (or give redis_url= and sealing_keys=)")
     if given:
         raise TypeError(f"settings holds {' and '.join(given)}, too: give one of them")
     return settings

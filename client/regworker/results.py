@@ -33,6 +33,7 @@ import asyncio
 import logging
 import math
 import os
+import re
 import secrets
 import socket
 import threading
@@ -45,6 +46,7 @@ from typing import Any, Self, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from redis.exceptions import RedisError
 
+from regworker.arguments import OfOneProcess, of_kind, seconds
 from regworker.clock import steady
 from regworker.domain.errors import (
     LedgerUnavailable,
@@ -57,7 +59,7 @@ from regworker.domain.event import Event, Notice
 from regworker.frames import guarded
 from regworker.ledger import AsyncLedger, SyncLedger
 from regworker.ledger.steps import Ask, Step, Steps, carry, carry_async
-from regworker.ledger.streams import LARGEST_EVENT, Found, GroupReader
+from regworker.ledger.streams import LARGEST_EVENT, LONG_AGO, PAGE, Found, GroupReader
 from regworker.ledger.transitions import PREFIX
 from regworker.membership import BLOCK, Membership
 from regworker.sealing import seals
@@ -83,6 +85,11 @@ ACK = 30.0
 #: Seconds for the last commands when a consumer is closed.
 FAREWELL = 2.0
 
+
+#: Seconds; then what a consumer released would not be claimed.
+LONGEST_CLAIM = LONG_AGO / 1000
+
+_START = re.compile(r"\$|\d{1,20}(-\d{1,20})?", re.ASCII)
 
 _EITHER: TypeAdapter[Event | Notice] = TypeAdapter(Event | Notice)
 
@@ -163,7 +170,7 @@ class Result:
         raise UnreadableEvent(what)  # here, so that it has no context: pydantic's has the event
 
 
-class _Consumer:
+class _Consumer(OfOneProcess):
     """The base of both consumers. See `ResultConsumer`."""
 
     def __init__(
@@ -173,11 +180,22 @@ class _Consumer:
         stream: str,
         start: str,
         claim_after: float,
+        page: int,
         sealed: bool | None,
         settings: Settings,
     ) -> None:
-        if claim_after <= 0:
-            raise ValueError("claim_after must be more than 0 seconds")
+        of_kind("settings", settings, Settings, "Settings")
+        for what, name in {"group": group, "stream": stream, "consumer": consumer or "any"}.items():
+            of_kind(what, name, str, "text")
+            if not name:
+                raise ValueError(f"{what} must not be empty")
+        if not _START.fullmatch(str(start)):
+            raise ValueError('start must be "0", "$" or the id of an entry ("1767225600000-0")')
+        if not 0 < seconds(claim_after, "claim_after") <= LONGEST_CLAIM:
+            raise ValueError("claim_after must be more than 0 seconds, and at most a week")
+        of_kind("page", page, int, "a number of events")
+        if not 1 <= page <= PAGE:
+            raise ValueError(f"page must be from 1 to {PAGE}")
         self.group = group
         self.ledger = settings.ledger
         self._user: dict[str, int] = {}
@@ -188,8 +206,8 @@ class _Consumer:
         self.stream = stream
         self.claim_after = claim_after
         self._member = Membership(
-            GroupReader(stream, group, self.consumer, LARGEST_EVENT),
-            start,
+            GroupReader(stream, group, self.consumer, LARGEST_EVENT, page),
+            str(start),
             claim_after,
             named=consumer is not None,
         )
@@ -249,6 +267,9 @@ class ResultConsumer(_Consumer):
 
     `claim_after`: seconds after which what was given out and not acknowledged is given out again.
     Longer than handling one event takes, or two consumers handle it at a time.
+
+    `page`: the most events that it fetches, and that `receive` returns, at a time: 1 to 50. The
+    other consumers of the group do not get what this one has fetched.
     """
 
     def __init__(
@@ -259,12 +280,13 @@ class ResultConsumer(_Consumer):
         stream: str = RESULTS,
         start: str = "0",
         claim_after: float = 60.0,
+        page: int = PAGE,
         sealed: bool | None = None,
         settings: Settings | None = None,
     ) -> None:
         """Connect lazily. `SettingsError` where the settings can't be used."""
         settings = settings or reader_settings()
-        super().__init__(group, consumer, stream, start, claim_after, sealed, settings)
+        super().__init__(group, consumer, stream, start, claim_after, page, sealed, settings)
         self._ledger = SyncLedger(settings.redis_url)
         self._turn = threading.Lock()
         self._all: AsyncResultConsumer | None = None
@@ -276,6 +298,7 @@ class ResultConsumer(_Consumer):
                 stream=stream,
                 start=start,
                 claim_after=claim_after,
+                page=page,
                 sealed=sealed,
                 settings=settings,
             )
@@ -295,6 +318,7 @@ class ResultConsumer(_Consumer):
 
     def take(self, patience: float = BLOCK) -> Result | None:
         """The next result, or None where none comes within `patience` seconds, or before `stop`."""
+        seconds(patience, "patience")
         self._begin()
         if self._all is not None:
             return self._read(self._all.take, patience)
@@ -310,6 +334,7 @@ class ResultConsumer(_Consumer):
         For a handler that takes many at a time; acknowledge them within `claim_after` seconds.
         While the server is away, this waits for it, however long.
         """
+        seconds(patience, "patience")
         self._begin()
         if self._all is not None:
             return self._read(self._all.receive, patience) or []
@@ -324,6 +349,7 @@ class ResultConsumer(_Consumer):
 
         Raises `LedgerUnavailable` if the server does not answer: then they are delivered again.
         """
+        _results(results)
         self._begin()
         if self._all is not None:
             self._thread.run(self._all.ack(*results))
@@ -437,12 +463,13 @@ class AsyncResultConsumer(_Consumer):
         stream: str = RESULTS,
         start: str = "0",
         claim_after: float = 60.0,
+        page: int = PAGE,
         sealed: bool | None = None,
         settings: Settings | None = None,
     ) -> None:
         """As `ResultConsumer`."""
         settings = settings or reader_settings()
-        super().__init__(group, consumer, stream, start, claim_after, sealed, settings)
+        super().__init__(group, consumer, stream, start, claim_after, page, sealed, settings)
         self._ledger = AsyncLedger(settings.redis_url)
         self._turn = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -453,6 +480,7 @@ class AsyncResultConsumer(_Consumer):
                 stream=stream,
                 start=start,
                 claim_after=claim_after,
+                page=page,
                 sealed=sealed,
                 settings=one,
             )
@@ -476,6 +504,7 @@ class AsyncResultConsumer(_Consumer):
 
     async def take(self, patience: float = BLOCK) -> Result | None:
         """As `ResultConsumer.take`."""
+        seconds(patience, "patience")
         async with self._alone():
             if self._others:
                 ready = await self._merged.ready(patience)
@@ -485,6 +514,7 @@ class AsyncResultConsumer(_Consumer):
 
     async def receive(self, patience: float = BLOCK) -> list[Result]:
         """As `ResultConsumer.receive`."""
+        seconds(patience, "patience")
         async with self._alone():
             if self._others:
                 ready = await self._merged.ready(patience)
@@ -494,6 +524,7 @@ class AsyncResultConsumer(_Consumer):
 
     async def ack(self, *results: Result) -> None:
         """As `ResultConsumer.ack`."""
+        _results(results)
         self._begin()
         own = [one.entry for one in results if one.ledger not in self._others]
         others = [
@@ -602,6 +633,11 @@ class _Source:
     def ready(self) -> bool:
         """Whether it has an entry that was delivered to nobody else meanwhile."""
         return bool(self.consumer._member.waiting) and not self.consumer._member.stale
+
+
+def _results(given: tuple[object, ...]) -> None:
+    for one in given:
+        of_kind("ack's argument", one, Result, "a result (of several: ack(*results))")
 
 
 async def _all(works: Iterable[Coroutine[Any, Any, None]]) -> None:

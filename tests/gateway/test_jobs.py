@@ -159,6 +159,18 @@ def test_a_name_that_no_job_can_have_is_that_of_no_job(
     assert answer.json()["type"].endswith(":unknown-job")
 
 
+def test_a_key_that_other_versions_of_unicode_read_otherwise_is_named(shop: httpx.Client) -> None:
+    """It is not unknown: another service may have accepted it."""
+    key = "order-\u0378"
+    enqueued = shop.post("/v1/jobs", json=open2b(idempotency_key=key))
+    looked_up = shop.get("/v1/jobs", params={"provider": "open2b", "key": key})
+    for answer, field in ((enqueued, "idempotency_key"), (looked_up, "key")):
+        assert answer.status_code == 422
+        [error] = answer.json()["errors"]
+        assert error["field"].endswith(field)
+        assert "a character that Unicode" in error["message"]
+
+
 def test_a_registration_may_come_sealed(shop: httpx.Client) -> None:
     """A JWE is accepted if it is bound to its job; for another job it is refused."""
     job = sealed(skypostal(), Keyring.parse(KEYS))

@@ -25,12 +25,13 @@ from regworker.settings import Settings
 from tests.integration.brokers import Message
 from tests.integration.installation import KEYS, PATIENCE, SECRET, Installation, installation
 from tests.integration.jobs import ACTOR, email_of, open2b, skypostal
+from tests.integration.ledger_steps import settings_of_a_host
 from worker.broker.wakeups import QUEUES
 from worker.cli.local import stack
 from worker.intake.quarantine import Quarantine
 from worker.monitoring import doctor
 from worker.operations.admin_actions import AdminActions
-from worker.operations.key_rotation import KINDS
+from worker.operations.key_rotation import KINDS, Rotation
 
 NEW = Keyring.new("new")
 BOTH = f"{NEW},{KEYS}"
@@ -249,6 +250,22 @@ def test_what_has_changed_meanwhile_is_left_as_it_is(ledger: SyncLedger) -> None
     assert ledger(reseal("{reg}:job:x", [("event", "second", "third")], "k")) == 1, "safe to repeat"
     assert ledger.redis.hget("{reg}:job:x", "event") == b"third"
     assert int(ledger.redis.pttl("{reg}:job:x")) > 0  # type: ignore[arg-type]
+
+
+def test_a_job_with_a_key_that_is_not_known_here_is_put_under_a_new_key(
+    ledger: SyncLedger, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A newer Python accepted it, and may have put its key into another form."""
+    own = settings_of_a_host(redis_url, ledger, KEYS)
+    with monkeypatch.context() as newer, Producer(own) as producer:
+        newer.setattr("regworker.domain.job.category", lambda _: "Mn")
+        newer.setattr("regworker.domain.job.normalize", lambda _, key: f"{key}.")
+        id_ = producer.enqueue(open2b(idempotency_key="order-\u0378")).job_id
+    with Rotation(Settings.load(redis_url=redis_url, sealing_keys=BOTH)) as rotation:
+        *_, tally = rotation.turns(writing=True)
+    assert (tally.resealed, dict(tally.shut)) == (2, {}), "its content and its fingerprint"
+    payload: Any = ledger.redis.hget(job_key(id_), "payload")
+    assert kid_of(payload.decode()) == "new"
 
 
 def test_a_sealed_text_says_its_key_and_what_is_none_says_so() -> None:

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from regworker.domain.errors import InvalidJob, UnknownJob
+from regworker.domain.errors import InvalidJob, LedgerUnavailable, UnknownJob
+from regworker.domain.job import Job
 from regworker.ledger import SyncLedger
 from regworker.producer import AsyncProducer, Producer
 from regworker.settings import Settings
-from regworker.testing import FakeProducer
+from regworker.testing import AsyncFakeProducer, FakeProducer
 from tests.gateway.service import serves
 from tests.integration.installation import KEYS
 from tests.integration.jobs import open2b
@@ -59,15 +60,18 @@ def settings(request: pytest.FixtureRequest, redis_url: str, ledger: SyncLedger)
     return Settings.load(redis_url=redis_url, sealing_keys=KEYS, ledgers={"b": other})
 
 
-@pytest.fixture(params=["sync", "async", "fake"])
+@pytest.fixture(params=["sync", "async", "fake", "async fake"])
 def call(request: pytest.FixtureRequest, settings: Settings) -> Iterator[Any]:
     """Calls a method of a producer of each kind, by its name."""
-    if request.param == "async":
+    if "async" in request.param:
         with asyncio.Runner() as runner:
-            producer = AsyncProducer(settings)
+            fake = "fake" in request.param
+            producer = AsyncFakeProducer() if fake else AsyncProducer(settings)
 
             async def made(name: str, *args: Any, **named: Any) -> Any:
-                return await getattr(producer, name)(*args, **named)
+                if name == "enqueue_many":
+                    return [one async for one in producer.enqueue_many(*args, **named)]
+                return await getattr(producer, {"close": "aclose"}.get(name, name))(*args, **named)
 
             yield lambda *args, **named: runner.run(made(*args, **named))
             runner.run(producer.aclose())
@@ -100,6 +104,51 @@ def test_each_method_names_the_argument(call: Any, odd: Any) -> None:
         assert SECRET not in str(caught.value)
     with pytest.raises(InvalidJob):
         call("enqueue", odd)
+
+
+@pytest.mark.parametrize("odd", [None, 5, "text", open2b(), Job.model_validate(open2b())], ids=type)
+def test_many_jobs_are_not_one(call: Any, odd: Any) -> None:
+    """A single one would be taken for many, each of them wrong: its fields."""
+    with pytest.raises(TypeError, match="jobs must be a list of jobs"):
+        list(call("enqueue_many", odd))
+
+
+def test_a_key_that_other_versions_would_read_otherwise_is_named(call: Any) -> None:
+    """It is not an unknown job: another process may have accepted it."""
+    key = "order-\u0378"
+    with pytest.raises(InvalidJob, match="idempotency_key: holds a character that Unicode"):
+        call("enqueue", {**open2b(), "idempotency_key": key})
+    with pytest.raises(InvalidJob, match="key: holds a character that Unicode"):
+        call("status", key=key, provider="open2b")
+
+
+def test_every_closed_producer_says_so(call: Any) -> None:
+    """Whatever is asked of it; a wrong argument is named before."""
+    id_ = call("enqueue", open2b()).job_id
+    call("close")
+    call("close")
+    for name, args in (
+        ("enqueue", [open2b()]),
+        ("enqueue", [{}]),
+        ("enqueue_many", [[open2b()]]),
+        ("status", [id_]),
+        ("wait", [id_, 5]),
+        ("cancel", [id_]),
+    ):
+        with pytest.raises(LedgerUnavailable, match=r"this (Async)?Producer is closed"):
+            list(call(name, *args))
+    with pytest.raises(InvalidJob, match="job_id"):
+        call("cancel", 5)
+    assert list(call("enqueue_many", [])) == []
+
+
+@pytest.mark.parametrize("limit", [0, -1.5])
+def test_a_limit_that_is_over_is_over(call: Any, limit: float) -> None:
+    """As if the ledger had not answered, also in a host's test with a fake."""
+    id_ = call("enqueue", open2b()).job_id
+    for name, arg in (("enqueue", open2b()), ("status", id_), ("cancel", id_)):
+        with pytest.raises(LedgerUnavailable, match=r"within \S+ s"):
+            call(name, arg, timeout=limit)
 
 
 def test_what_enqueue_takes_is_found(call: Any) -> None:

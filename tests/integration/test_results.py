@@ -516,6 +516,29 @@ def test_the_command_reads_as_a_group(ledger: SyncLedger, redis_url: str) -> Non
     assert pending["pending"] == 1, "what can't be read is left for somebody who can"
 
 
+@pytest.mark.parametrize("more", [(), ("--follow",)])
+def test_the_command_takes_no_more_than_it_prints(
+    ledger: SyncLedger, redis_url: str, more: tuple[str, ...]
+) -> None:
+    """The group's other consumers get the rest at once."""
+    first, *_ = publish(ledger, *range(9))
+    regworker(redis_url, "--group", "crm", "--count", "1", *more)
+    [group] = ledger.redis.xinfo_groups(RESULTS)
+    assert (group["pending"], group["last-delivered-id"].decode()) == (0, first)
+
+
+def test_a_page_has_at_most_so_many(ledger: SyncLedger, member: Any) -> None:
+    """What others could handle is left to them."""
+    publish(ledger, 1, 2, 3)
+    assert [subjects(member(page=2).receive(0)) for _ in range(2)] == [
+        ["job-1", "job-2"],
+        ["job-3"],
+    ]
+    left = member("other", page=1, claim_after=0.001)
+    die(left)
+    assert len(member("other", page=1, claim_after=0.001).receive()) == 1
+
+
 def test_the_command_opens_what_is_sealed(ledger: SyncLedger, redis_url: str) -> None:
     """With the sealing keys of its settings."""
     fields: Any = {

@@ -252,14 +252,17 @@ class _Record:
     def job(self) -> Job:
         """The job of the record, without its sealed fields."""
         values = USUAL | self.values
-        return Job.model_validate(
+        job = Job.model_validate(
             {
                 **{name: values[name] for name in ("provider", "account", "if_exists")},
                 **{name: json.loads(values[name]) for name in ("reply_to", "metadata")},
-                "idempotency_key": values["key"],
+                "idempotency_key": "any",
                 "registration": {},
             }
         )
+        # As they are: this process may not know each character of the key.
+        kept = {"idempotency_key": values["key"], "id": self.key.removeprefix(_JOB)}
+        return job.model_copy(update=kept)
 
     def count(self, tally: RotationTally) -> None:
         """Add it to a tally."""

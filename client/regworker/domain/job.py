@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
-from unicodedata import normalize
+from unicodedata import category, normalize, unidata_version
 
 from pydantic import (
     AfterValidator,
@@ -58,11 +58,26 @@ def one_form(key: str) -> str:
     return key if key.isascii() or len(key) > _LONGEST_GIVEN else normalize("NFC", key)
 
 
+def known_characters(key: str) -> str:
+    """The key, if this process knows each of its characters; else `FieldError`.
+
+    Each Python has its own version of Unicode, and puts characters that are newer in no order. So
+    two processes could make two jobs of one key, and then two customers. Among characters that both
+    know, the form is the same in all versions (Unicode's "Normalization Stability Policy").
+    """
+    if not key.isascii() and any(category(sign) == "Cn" for sign in key[:_LONGEST_GIVEN]):
+        raise FieldError(
+            f"holds a character that Unicode {unidata_version} does not have: this process cannot "
+            "compare it. Use other characters"
+        )
+    return key
+
+
 def _key(value: str) -> str:
     # Some characters are longer in their NFC form.
     key = one_form(value)
     if 1 <= len(key) <= LONGEST_KEY and not _NO_KEY.search(key):
-        return key
+        return known_characters(key)
     raise FieldError(
         "must be text of 1 to 255 characters, without control characters or line separators"
     )
@@ -125,7 +140,8 @@ class Job(Notation):
     provider: Name = Field(description="Which provider: `skypostal`, `open2b`.")
     account: Name = Field("default", description="Which configured account at the provider.")
     idempotency_key: Key = Field(
-        description="The producer's own key; one customer per key. Compared in Unicode form NFC."
+        description="The producer's own key; one customer per key. Compared in Unicode form NFC; "
+        "without characters that are newer than the worker's version of Unicode (14 or later)."
     )
     # Not `JsonValue`, which checks each value in Python: the provider's model checks anyway.
     registration: Annotated[dict[str, Any], BeforeValidator(_body)] = Field(

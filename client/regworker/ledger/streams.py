@@ -64,24 +64,26 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class GroupReader:
-    """A reader of a stream, in its group. `largest`: bytes of the largest entry that it accepts."""
+    """A reader of a stream, in its group. `largest`: bytes of the largest entry that it accepts;
+    `page`: the most entries that it gets at a time."""
 
     stream: str
     name: str
     reader: str
     largest: int
+    page: int = PAGE
 
     def read(self, after: str = "-", *, again: bool = False) -> Command[list[Found]]:
         """Its unacknowledged entries after one that it knows, and then new ones.
 
         `again`: only its unacknowledged entries, which count as delivered once more.
         """
-        args = (self.name, self.reader, after, int(again), PAGE, PAGE_BYTES, self.largest)
+        args = (self.name, self.reader, after, int(again), self.page, PAGE_BYTES, self.largest)
         return Command("read", (self.stream,), args, _found)
 
     def left(self, idle: float, cursor: str = START) -> Command[tuple[str, list[Found]]]:
         """Take over entries that any reader got `idle` seconds ago; `0-0`: all were searched."""
-        args = (self.name, self.reader, ms(idle), cursor, PAGE, PAGE_BYTES, self.largest)
+        args = (self.name, self.reader, ms(idle), cursor, self.page, PAGE_BYTES, self.largest)
         return Command(
             "left", (self.stream,), args, lambda answer: (text(answer[0]), _found(answer[1:]))
         )

@@ -3,11 +3,13 @@
 import json
 import logging
 from collections.abc import Callable
+from inspect import isawaitable, iscoroutinefunction
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Table, insert, select
 from sqlalchemy.exc import IntegrityError
 
+from regworker.arguments import of_kind
 from regworker.domain.event import Event, Notice
 from regworker.frames import emptied, guarded, traceback_of
 from regworker.outbox.tables import UNREADABLE, ascii_json, outcomes_table
@@ -15,7 +17,7 @@ from regworker.results import MissingKey, Result, ResultConsumer, UnreadableEven
 
 log = logging.getLogger(__name__)
 
-Handler = Callable[[Connection, Event], None]
+Handler = Callable[[Connection, Event], object]
 """The host's handler of an event, in the transaction that records it."""
 
 
@@ -39,6 +41,11 @@ class Outcomes:
         handler: Handler = lambda connection, event: None,
         table: Table = outcomes_table,
     ) -> None:
+        of_kind("engine", engine, Engine, "an Engine")
+        of_kind("consumer", consumer, ResultConsumer, "a ResultConsumer")
+        of_kind("handler", handler, Callable, "a function")  # type: ignore[arg-type]
+        if iscoroutinefunction(handler):
+            raise TypeError(f"handler {_NOT_ASYNC}")
         self._engine = engine
         self._consumer = consumer
         self._handler = handler
@@ -95,7 +102,7 @@ class Outcomes:
                     return False
                 connection.execute(insert(table).values(row))
                 if event is not None:
-                    self._handler(connection, event)
+                    _called(self._handler, connection, event)
         except IntegrityError:
             # Either another consumer recorded it at this moment, or the handler violated a
             # constraint of its own tables: only in the first case is the event done.
@@ -116,6 +123,18 @@ class Outcomes:
             "type": UNREADABLE,
             "event": json.dumps(kept),
         }
+
+
+_NOT_ASYNC = "must be a plain function: it runs in the transaction, and nobody would await it"
+
+
+def _called(handler: Handler, connection: Connection, event: Event) -> None:
+    """Its event would count as handled, whatever it left to be awaited."""
+    left = handler(connection, event)
+    if isawaitable(left):
+        if hasattr(left, "close"):
+            left.close()
+        raise TypeError(f"handler {_NOT_ASYNC}")
 
 
 def _text(value: bytes) -> str:

@@ -20,6 +20,7 @@ from sqlalchemy import Connection, Engine, Table, delete, select, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from regworker.arguments import of_kind
 from regworker.clock import steady
 from regworker.domain.errors import InvalidJob, Problem, RegistrationWorkerError
 from regworker.domain.receipt import Receipt, Refused
@@ -82,6 +83,10 @@ class Relay:
     """Moves rows. A row that is refused stays, with its `problem`, and holds up no other."""
 
     def __init__(self, producer: Producer, table: Table = outbox_table, batch: int = BATCH) -> None:
+        of_kind("producer", producer, Producer, "a Producer")
+        of_kind("batch", batch, int, "a number of rows")
+        if batch < 1:
+            raise ValueError("batch must be at least 1")
         self._producer = producer
         self._table = table
         self._batch = batch
@@ -94,6 +99,7 @@ class Relay:
         stay that are left.
         The next turn then begins at the oldest row.
         """
+        of_kind("engine", engine, Engine, "an Engine (for an AsyncEngine, await turn_async)")
         with _unlocking(engine).begin() as connection:
             rows = self._take(connection)
             turn = self._settle(connection, rows, self._hand_over(rows))
@@ -101,6 +107,7 @@ class Relay:
 
     async def turn_async(self, engine: AsyncEngine) -> Turn:
         """The same for a loop of asyncio, which goes on meanwhile."""
+        of_kind("engine", engine, AsyncEngine, "an AsyncEngine (for an Engine, use turn)")
         async with _unlocking(engine).begin() as connection:
             rows = await connection.run_sync(self._take)
             results = await asyncio.to_thread(self._hand_over, rows)

@@ -1,14 +1,16 @@
 """A producer in memory: the real checks and errors, and outcomes as a test plans them."""
 
-import secrets
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Self
+from typing import Any, TypeVar
+
+from pydantic import SecretStr
 
 from regworker.acceptance import Intake
-from regworker.core import identified, late, named, seconds, seconds_or_usual
+from regworker.arguments import of_kind, seconds, seconds_or_usual, several
+from regworker.core import batches, identified, late, named
 from regworker.domain.errors import (
     IdempotencyConflict,
     InvalidJob,
@@ -18,16 +20,17 @@ from regworker.domain.errors import (
     UnknownJob,
 )
 from regworker.domain.event import EventType
-from regworker.domain.job import Job
+from regworker.domain.job import Job, one_form
 from regworker.domain.receipt import Receipt, Refused, Status
 from regworker.domain.states import State
 from regworker.forms.registry import Forms
+from regworker.frames import Lazy
+from regworker.producer import NOT_ITERATED, AsyncProducer, Producer
 from regworker.sealing.keyring import Keyring
 from regworker.settings import Settings
 from regworker.testing.events import Ending, cancelled, event, registered
 
-#: Seconds, the default of the setting.
-_DEADLINE = 86400.0
+T = TypeVar("T")
 
 
 @dataclass
@@ -42,7 +45,7 @@ class _Held:
     finished_at: datetime | None = None
 
 
-class FakeProducer:
+class FakeProducer(Producer):
     """A replacement for `Producer` in tests; nothing runs, and nothing is awaited.
 
     It checks jobs as the real one does, knows repeats and conflicts, and ends a job when `wait` is
@@ -55,20 +58,27 @@ class FakeProducer:
         ending: Ending | None = registered(),  # noqa: B008 -- it is frozen
         accounts: Iterable[str] | None = None,
         endpoints: Iterable[str] | None = None,
+        settings: Settings | None = None,
     ) -> None:
         """`ending`: of jobs without a plan; None: they stay queued.
 
         `accounts` (`open2b/default`) and `endpoints` (`results`): what workers serve; a job for
-        another one is refused. Default: all are served.
+        another one is refused. Default: all are served. `settings`: with the keys that your code
+        seals jobs with, for an outbox; default: settings with a key of its own.
         """
-        providers: list[str] = Settings.model_fields["providers"].default
-        self._intake = Intake(Forms(providers), Keyring.parse(Keyring.new("fake")), _DEADLINE)
-        self._salt = secrets.token_bytes(16)
+        if settings is not None:
+            of_kind("settings", settings, Settings, "Settings")
+        self._settings = settings or _settings()
+        keys = self._settings.sealing_keys.get_secret_value()
+        self._intake = Intake(
+            Forms(self._settings.providers), Keyring.parse(keys), self._settings.deadline
+        )
         self._ending = ending
         self._plans: dict[str, Ending] = {}
         self._accounts = None if accounts is None else frozenset(accounts)
         self._endpoints = None if endpoints is None else frozenset(endpoints)
         self._held: dict[str, _Held] = {}
+        self._closed = ""
         self.unavailable = False
         """Set it, and every call raises `LedgerUnavailable`, as while the ledger is away."""
 
@@ -86,13 +96,13 @@ class FakeProducer:
 
     def plan(self, key: str, ending: Ending) -> None:
         """Say how the job with this idempotency key will end."""
-        self._plans[key] = ending
+        self._plans[one_form(key)] = ending
 
     def finish(self, key: str, ending: Ending | None = None) -> dict[str, Any]:
         """End the job with this idempotency key now; its event."""
         for held in self._held.values():
-            if held.job.idempotency_key == key:
-                chosen = ending or self._plans.get(key) or self._ending
+            if held.job.idempotency_key == one_form(key):
+                chosen = ending or self._plans.get(one_form(key)) or self._ending
                 if chosen is None:
                     raise ValueError(f"no ending is planned for the job with key {key!r}")
                 return self._end(held, chosen)
@@ -100,24 +110,17 @@ class FakeProducer:
 
     # -- for the code under test ---------------------------------------------------------------
 
-    def enqueue(self, job: Job | Mapping[str, Any], *, timeout: float | None = None) -> Receipt:
-        """As `Producer.enqueue`."""
-        seconds_or_usual(timeout)
-        [result] = self.enqueue_many([job])
-        if isinstance(result, Refused):
-            raise result.error
-        return result
+    @property
+    def settings(self) -> Settings:
+        """As `Producer.settings`: for `Outbox(producer.settings)`, for instance."""
+        return self._settings
 
     def enqueue_many(
         self, jobs: Iterable[Job | Mapping[str, Any]], *, timeout: float | None = None
     ) -> Iterator[Receipt | Refused]:
         """As `Producer.enqueue_many`."""
-        seconds_or_usual(timeout)
-        for number, given in enumerate(jobs):
-            try:
-                yield self._accept(given)
-            except (InvalidJob, IdempotencyConflict) as error:
-                yield Refused(number, error)
+        several(jobs)
+        return Lazy(self._accepted(jobs, seconds_or_usual(timeout)), NOT_ITERATED)
 
     def _each(
         self, jobs: Iterable[Job | Mapping[str, Any]], _away: object
@@ -134,25 +137,25 @@ class FakeProducer:
         timeout: float | None = None,
     ) -> Status:
         """As `Producer.status`."""
-        seconds_or_usual(timeout)
-        return self._status(self._find(named(id_, key, provider, account)))
+        id_, limit = named(id_, key, provider, account), seconds_or_usual(timeout)
+        return self._status(self._find(id_, limit))
 
     def wait(self, id_: str, timeout: float = 60.0) -> dict[str, Any]:
         """As `Producer.wait`; a job that nothing would end raises `TimeoutError` at once."""
-        seconds(timeout)
+        id_, limit = identified(id_), seconds(timeout)
         held = self._find(id_)
         if held.event is None:
             planned = self._plans.get(held.job.idempotency_key) or self._ending
             if planned is not None:
                 self._end(held, planned)
         if held.event is None or held.finished_at is None:
-            raise late(self._status(held), timeout)
+            raise late(self._status(held), limit)
         return deepcopy(held.event)
 
     def cancel(self, id_: str, *, timeout: float | None = None) -> Status:
         """As `Producer.cancel`."""
-        seconds_or_usual(timeout)
-        held = self._find(id_)
+        id_, limit = identified(id_), seconds_or_usual(timeout)
+        held = self._find(id_, limit)
         if held.state is State.CANCELLED:
             return self._status(held)
         if held.state is not State.QUEUED:
@@ -164,27 +167,33 @@ class FakeProducer:
 
     def close(self) -> None:
         """As `Producer.close`; what the fake saw stays."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        self._closed = "this Producer is closed"
 
     # -- internal ------------------------------------------------------------------------------
 
+    def _accepted(
+        self, jobs: Iterable[Job | Mapping[str, Any]], limit: float | None
+    ) -> Iterator[Receipt | Refused]:
+        for batch in batches(jobs):
+            self._open(limit)
+            # All of a batch before its first result, as the real one does.
+            yield from [self._result(*one) for one in batch]
+
+    def _result(self, number: int, given: Job | Mapping[str, Any]) -> Receipt | Refused:
+        try:
+            return self._accept(given)
+        except (InvalidJob, IdempotencyConflict) as error:
+            return Refused(number, error)
+
     def _accept(self, given: Job | Mapping[str, Any]) -> Receipt:
         job, registration = self._intake.check(given)
-        self._reachable()
+        self._answers()
         self._served(job)
-        content = job.content(registration)
-        held = self._held.get(job.id)
-        repeat = held is not None
-        if held is None:
-            held = self._held[job.id] = _Held(job, content, datetime.now(UTC))
-        elif held.content != content:
+        new = _Held(job, job.content(registration), datetime.now(UTC))
+        held = self._held.setdefault(job.id, new)
+        if held.content != new.content:
             raise IdempotencyConflict(job.id, job.idempotency_key)
-        return Receipt(job.id, job.idempotency_key, held.state, held.at, repeat)
+        return Receipt(job.id, job.idempotency_key, held.state, held.at, held is not new)
 
     def _served(self, job: Job) -> None:
         problems = []
@@ -200,13 +209,19 @@ class FakeProducer:
         if problems:
             raise InvalidJob(problems)
 
-    def _reachable(self) -> None:
+    def _open(self, limit: float | None = None) -> None:
+        if self._closed:
+            raise LedgerUnavailable(self._closed)
+        if limit is not None and limit <= 0:
+            raise LedgerUnavailable(f"the ledger did not answer within {limit:g} s")
+
+    def _answers(self) -> None:
         if self.unavailable:
             raise LedgerUnavailable("the ledger did not answer (as this test wants it)")
 
-    def _find(self, id_: str) -> _Held:
-        id_ = identified(id_)
-        self._reachable()
+    def _find(self, id_: str, limit: float | None = None) -> _Held:
+        self._open(limit)
+        self._answers()
         found = self._held.get(id_)
         if found is None:
             raise UnknownJob(f"no job {id_}: never accepted here, or past its retention")
@@ -240,7 +255,7 @@ class FakeProducer:
             state=held.state,
             attempts=0 if held.event is None else held.event["data"]["attempts"],
             accepted_at=held.at,
-            deadline=job.deadline or held.at + timedelta(seconds=_DEADLINE),
+            deadline=job.deadline or held.at + timedelta(seconds=self._settings.deadline),
             due=held.at if held.state is State.QUEUED else None,
             finished_at=held.finished_at,
             why="",
@@ -249,30 +264,24 @@ class FakeProducer:
         )
 
 
-class AsyncFakeProducer:
+class AsyncFakeProducer(AsyncProducer):
     """The same for asyncio: stands in for an `AsyncProducer`. `fake` is what a test looks at."""
 
     def __init__(self, fake: FakeProducer | None = None) -> None:
         self.fake = fake or FakeProducer()
 
-    async def enqueue(
-        self,
-        job: Job | Mapping[str, Any],
-        *,
-        timeout: float | None = None,  # noqa: ASYNC109 -- as the real one
-    ) -> Receipt:
-        """As `FakeProducer.enqueue`."""
-        return self.fake.enqueue(job, timeout=timeout)
+    @property
+    def settings(self) -> Settings:
+        """As `FakeProducer.settings`."""
+        return self.fake.settings
 
-    async def enqueue_many(
-        self,
-        jobs: Iterable[Job | Mapping[str, Any]],
-        *,
-        timeout: float | None = None,  # noqa: ASYNC109
+    def enqueue_many(
+        self, jobs: Iterable[Job | Mapping[str, Any]], *, timeout: float | None = None
     ) -> AsyncIterator[Receipt | Refused]:
         """As `FakeProducer.enqueue_many`."""
-        for result in self.fake.enqueue_many(jobs, timeout=timeout):
-            yield result
+        several(jobs)
+        results = self.fake._accepted(jobs, seconds_or_usual(timeout))
+        return Lazy(_awaited(results), NOT_ITERATED)
 
     async def status(
         self,
@@ -281,7 +290,7 @@ class AsyncFakeProducer:
         key: str | None = None,
         provider: str = "",
         account: str = "default",
-        timeout: float | None = None,  # noqa: ASYNC109
+        timeout: float | None = None,  # noqa: ASYNC109 -- as the real one
     ) -> Status:
         """As `FakeProducer.status`."""
         return self.fake.status(id_, key=key, provider=provider, account=account, timeout=timeout)
@@ -295,11 +304,17 @@ class AsyncFakeProducer:
         return self.fake.cancel(id_, timeout=timeout)
 
     async def aclose(self) -> None:
-        """As `FakeProducer.close`."""
-        self.fake.close()
+        """As `AsyncProducer.aclose`; what the fake saw stays."""
+        self.fake._closed = "this AsyncProducer is closed"
 
-    async def __aenter__(self) -> Self:
-        return self
 
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
+async def _awaited(results: Iterator[T]) -> AsyncIterator[T]:
+    for result in results:
+        yield result
+
+
+def _settings() -> Settings:
+    """Settings that read no environment: a host's tests need none. No server has this address."""
+    return Settings.model_construct(
+        redis_url="redis://fake.invalid:6379/0", sealing_keys=SecretStr(Keyring.new("fake"))
+    )

@@ -110,11 +110,14 @@ def results(
         raise typer.BadParameter(
             "$ means only new entries: it needs --follow", param_hint="--since"
         )
+    from regworker.ledger.streams import PAGE
     from regworker.results import reader_settings
 
     settings = reader_settings()
     shown, last = 0, ""
-    with _reading(settings, stream, since, group, follow=follow) as (found, done):
+    # No more than is printed: what is fetched, the group's other consumers get later.
+    page = min(count or PAGE, PAGE)
+    with _reading(settings, stream, since, group, page, follow=follow) as (found, done):
         for result in found:
             event = _event(result)
             if event is None:
@@ -204,7 +207,13 @@ def drop_group(
 
 @contextmanager
 def _reading(
-    settings: "Settings", stream: str, since: str | None, group: str | None, *, follow: bool
+    settings: "Settings",
+    stream: str,
+    since: str | None,
+    group: str | None,
+    page: int,
+    *,
+    follow: bool,
 ) -> Iterator[tuple[Iterator["Result"], Callable[["Result"], None]]]:
     """The present and future entries, and the callback for each printed result."""
     if group is None:
@@ -218,7 +227,9 @@ def _reading(
         return
     from regworker.results import ResultConsumer
 
-    with ResultConsumer(group, stream=stream, start=since or "0", settings=settings) as consumer:
+    with ResultConsumer(
+        group, stream=stream, start=since or "0", page=page, settings=settings
+    ) as consumer:
         if follow:
             note(f"following {stream} as {consumer.consumer} of group {group}")
         found = iter(consumer) if follow else iter(lambda: consumer.take(0), None)

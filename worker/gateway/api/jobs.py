@@ -4,10 +4,11 @@ import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
+from pydantic import AfterValidator
 
 from regworker.domain.actor import Actor
 from regworker.domain.errors import UnknownJob
-from regworker.domain.job import JobId, job_id
+from regworker.domain.job import JobId, job_id, known_characters
 from regworker.domain.receipt import Status
 from worker.gateway.api import answers
 from worker.gateway.api.admission import Anybody, Reader
@@ -23,7 +24,7 @@ LONGEST_WAIT = 60.0
 Wait = Annotated[float, Query(ge=0, le=LONGEST_WAIT, allow_inf_nan=False)]
 _Name = Annotated[str, Query(min_length=1, max_length=64)]
 #: Longer than the longest key: a key is shorter once it is normalized.
-_Key = Annotated[str, Query(min_length=1, max_length=1024)]
+_Key = Annotated[str, Query(min_length=1, max_length=1024), AfterValidator(known_characters)]
 
 _JSON = "application/json"
 

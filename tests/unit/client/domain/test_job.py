@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from regworker.domain.job import NAME, Job, canonical, job_id
+from regworker.domain.job import NAME, Cancel, Job, canonical, job_id
 
 PLAIN: dict[str, Any] = {
     "provider": "skypostal",
@@ -20,7 +20,7 @@ PLAIN: dict[str, Any] = {
 }
 NAMES = st.text("ab9", min_size=1, max_size=4)
 KEYS = st.text(
-    st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1, max_size=255
+    st.characters(exclude_categories=["Cc", "Cn", "Cs", "Zl", "Zp"]), min_size=1, max_size=255
 ).filter(lambda key: len(normalize("NFC", key)) <= 255)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=9),
@@ -65,6 +65,7 @@ def test_what_is_missing_is_named(field: str) -> None:
         {"idempotency_key": "a\x85"},
         {"idempotency_key": "a\u2028"},
         {"idempotency_key": "a\ud800"},
+        {"idempotency_key": "a\u0378"},
         {"idempotency_key": 17},
         {"idempotency_key": "k" * 256},
         {"idempotency_key": "\ufb2c" * 100},  # three characters each in NFC
@@ -89,6 +90,18 @@ def test_what_a_job_may_not_hold_is_refused(more: dict[str, Any]) -> None:
 def test_a_jobs_text_does_not_show_its_registration() -> None:
     """A job in a log shows no password."""
     assert "canary" not in repr(job())
+
+
+@pytest.mark.parametrize("key", ["order-\u0378", "\U000e0080", "a\uffff"])
+def test_a_character_that_is_not_known_here_makes_no_job(key: str) -> None:
+    """Another Python may know it, and put the key into another form: that would be another job."""
+    with pytest.raises(
+        ValidationError, match=r"a character that Unicode .* does not have"
+    ) as caught:
+        job(idempotency_key=key)
+    with pytest.raises(ValidationError, match="does not have"):
+        Cancel(provider="open2b", idempotency_key=key)
+    assert [error["loc"] for error in caught.value.errors()] == [("idempotency_key",)]
 
 
 @given(KEYS)

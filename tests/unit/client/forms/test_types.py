@@ -12,11 +12,14 @@ from tests.integration.installation import PATIENCE
 
 #: A host's module. Each wrong line ends with the kind of its error.
 HOST = """
+import asyncio
 from datetime import UTC, datetime
 
 from regworker import AsyncProducer, Job, Producer, Receipt
 from regworker import Open2bAddress, Open2bCustomer, Open2bRegistration
 from regworker import SkyPostalAddress, SkyPostalPhone, SkyPostalRegistration
+from regworker.outbox import Outbox, Relay
+from regworker.testing import AsyncFakeProducer, FakeProducer
 
 address = SkyPostalAddress(
     city_code=1, locality_town="a", neighborhood="b", address_01="c", zip_code="d"
@@ -62,6 +65,14 @@ def sign_up(producer: Producer) -> Receipt:
 
 async def sign_up_later(producer: AsyncProducer) -> Receipt:
     return await producer.enqueue(most)
+
+
+def test(fake: FakeProducer, other: AsyncFakeProducer) -> Relay:
+    sign_up(fake)
+    asyncio.run(sign_up_later(other))
+    Outbox(fake.settings).statement(fake.jobs[0])
+    sign_up(other)  # arg-type
+    return Relay(fake)
 
 
 address.city_code = "1"  # assignment

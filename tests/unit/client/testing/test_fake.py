@@ -3,13 +3,17 @@
 import asyncio
 import inspect
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import FunctionType
+from typing import Any, get_type_hints
 
 import pytest
+from sqlalchemy import create_engine
 from standardwebhooks import Webhook
 
+import regworker.producer
 from regworker.domain.errors import (
     IdempotencyConflict,
     InvalidJob,
@@ -18,7 +22,12 @@ from regworker.domain.errors import (
     UnknownJob,
 )
 from regworker.domain.event import Event, EventType
+from regworker.domain.job import Job
+from regworker.outbox import Outbox, Relay, metadata
 from regworker.producer import AsyncProducer, Producer, Refused
+from regworker.sealing.keyring import Keyring
+from regworker.settings import Settings
+from regworker.several_ledgers import producer_shells as several_ledgers
 from regworker.testing import (
     AsyncFakeProducer,
     Ending,
@@ -48,21 +57,66 @@ ENDINGS: list[Ending] = [
 ]
 
 
-def methods(kind: type) -> dict[str, Any]:
-    """The public methods of a producer, by name."""
-    found = inspect.getmembers(kind, inspect.isfunction)
-    return {name: one for name, one in found if not name.startswith("_")}
+#: Names that differ, since one is awaited.
+SAME = {"aclose": "close", "__aenter__": "__enter__", "__aexit__": "__exit__"}
+
+#: What a test does with a fake.
+OF_TESTS = {"jobs", "events", "plan", "finish", "unavailable", "fake"}
+
+#: What the annotations name.
+NAMES = {**vars(regworker.producer), "Job": Job, "Settings": Settings}
+NAMES |= {name: getattr(several_ledgers, name) for name in ("Away", "Result")}
+
+
+def signature(member: Any) -> list[tuple[Any, ...]]:
+    """The parameters of a method or a property, and what comes back: its type, once awaited."""
+    member = inspect.unwrap(member.fget if isinstance(member, property) else member)
+    types = get_type_hints(member, NAMES)
+    returned = str(types.pop("return", None)).replace("abc.AsyncIterator", "abc.Iterator")
+    taken = inspect.signature(member).parameters.values()
+    found = [(one.name, one.kind, one.default, types.get(one.name)) for one in taken]
+    return [*found, ("return", returned)]
+
+
+def public(kind: type) -> dict[str, list[tuple[Any, ...]]]:
+    """The public members of a producer, by name."""
+    names = (
+        {*vars(kind), *vars(kind.__bases__[0])} - OF_TESTS - vars(object).keys() - {"__module__"}
+    )
+    found = {name: inspect.getattr_static(kind, name) for name in names}
+    return {
+        SAME.get(name, name): signature(one)
+        for name, one in found.items()
+        if (not name.startswith("_") or name in SAME or name in SAME.values())
+        and isinstance(one, property | FunctionType)
+    }
+
+
+@pytest.mark.parametrize("kind", [AsyncProducer, FakeProducer, AsyncFakeProducer])
+def test_all_producers_take_and_return_the_same(kind: type) -> None:
+    """Each public member exists, with the same parameters, defaults and types."""
+    wanted = public(Producer)
+    assert {"enqueue", "settings", "close", "__enter__"} <= wanted.keys()
+    found = public(kind)
+    assert found.keys() == wanted.keys()
+    for name, one in wanted.items():
+        assert found[name] == one, name
 
 
 @pytest.mark.parametrize(
     ("fake", "real"), [(FakeProducer, Producer), (AsyncFakeProducer, AsyncProducer)]
 )
-def test_a_fake_takes_what_a_producer_takes(fake: type, real: type) -> None:
-    """Each public method exists, with the same parameters and defaults."""
-    for name, method in methods(real).items():
-        wanted = [(one.name, one.default) for one in inspect.signature(method).parameters.values()]
-        taken = inspect.signature(methods(fake)[name]).parameters.values()
-        assert [(one.name, one.default) for one in taken] == wanted, name
+def test_a_fake_inherits_nothing_that_needs_a_ledger(fake: type, real: type) -> None:
+    """It is a producer to a type checker, and makes all of it itself but `enqueue`."""
+    assert issubclass(fake, real)
+    needing = {name for name, one in vars(real).items() if "_shell" in _code(one)}
+    assert len(needing) > 5
+    assert needing - vars(fake).keys() - {"_each"} == set()
+
+
+def _code(member: Any) -> tuple[str, ...]:
+    member = inspect.unwrap(member.fget if isinstance(member, property) else member)
+    return member.__code__.co_names if isinstance(member, FunctionType) else ()
 
 
 def test_a_job_is_checked_as_by_a_producer(fake_producer: FakeProducer) -> None:
@@ -176,6 +230,8 @@ def test_the_ledger_can_be_away(call: Callable[[FakeProducer, str], Any]) -> Non
     producer.unavailable = True
     with pytest.raises(LedgerUnavailable):
         call(producer, id_)
+    with pytest.raises(InvalidJob):
+        producer.enqueue({})  # as by a producer, without asking the ledger
     producer.unavailable = False
     call(producer, id_)
 
@@ -269,3 +325,53 @@ def test_each_caller_gets_an_event_of_its_own(fake_producer: FakeProducer) -> No
     assert found is not None
     found["data"].clear()
     assert fake_producer.status(id_).event == whole == fake_producer.wait(id_)
+
+
+def test_an_outbox_leads_to_a_fake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relay moves its rows there, whichever settings the host's code seals them with."""
+    own = Settings.load(redis_url="redis://127.0.0.1:1/0", sealing_keys=Keyring.new("host"))
+    monkeypatch.setenv("REGWORKER_NO_SETTING", "a fake reads no environment")
+    engine = create_engine("sqlite://")
+    metadata.create_all(engine)
+    for producer in (FakeProducer(), FakeProducer(settings=own)):
+        outbox, relay = Outbox(producer.settings), Relay(producer)
+        with engine.begin() as connection:
+            id_ = outbox.add(connection, open2b())
+        producer.unavailable = True
+        with pytest.raises(LedgerUnavailable):
+            relay.turn(engine)
+        producer.unavailable = False
+        assert relay.turn(engine).moved == 1
+        assert [job.id for job in producer.jobs] == [id_]
+    engine.dispose()
+
+
+def test_many_jobs_are_accepted_as_by_a_producer(fake_producer: FakeProducer) -> None:
+    """None before the first result is asked for, and then 500 of them."""
+    results = fake_producer.enqueue_many(skypostal() for _ in range(501))
+    assert fake_producer.jobs == []
+    next(results)
+    assert len(fake_producer.jobs) == 500
+
+
+def test_one_of_several_threads_is_the_first(fake_producer: FakeProducer) -> None:
+    """The others repeat its job."""
+    job, begin, repeats = open2b(), threading.Barrier(8), list[bool]()
+
+    def host() -> None:
+        begin.wait()
+        repeats.append(fake_producer.enqueue(job).repeat)
+
+    threads = [threading.Thread(target=host) for _ in range(8)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    assert sorted(repeats) == [False] + [True] * 7
+
+
+def test_a_plan_is_found_in_any_form_of_its_key(fake_producer: FakeProducer) -> None:
+    """Keys are compared in NFC."""
+    fake_producer.plan("cafe\u0301", rejected())
+    id_ = fake_producer.enqueue(open2b(idempotency_key="caf\u00e9")).job_id
+    assert fake_producer.wait(id_)["type"] == "registration.rejected"
