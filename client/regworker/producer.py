@@ -73,7 +73,7 @@ class Producer(OfOneProcess):
         `LedgerUnavailable` (it is unknown whether the job was accepted; enqueue it again, its key
         makes that safe).
         """
-        [result] = self.enqueue_many([job], timeout=timeout)
+        [result] = self._many([job], seconds_or_usual(timeout))
         if isinstance(result, Refused):
             raise result.error
         return result
@@ -91,7 +91,12 @@ class Producer(OfOneProcess):
         jobs: those that were accepted are recognized by their keys.
         """
         several(jobs)
-        return Lazy(self._shell.enqueue_many(jobs, seconds_or_usual(timeout)), NOT_ITERATED)
+        return Lazy(self._many(jobs, seconds_or_usual(timeout)), NOT_ITERATED)
+
+    def _many(
+        self, jobs: "Iterable[Job | Mapping[str, Any]]", timeout: float | None
+    ) -> Iterator[Receipt | Refused]:
+        return self._shell.enqueue_many(jobs, timeout)
 
     def _each(self, jobs: "Iterable[Job | Mapping[str, Any]]", away: "Away") -> "Iterator[Result]":
         """As `enqueue_many`, for the outbox's relay: the error of one of several ledgers is the
@@ -178,7 +183,7 @@ class AsyncProducer(OfOneProcess):
         timeout: float | None = None,  # noqa: ASYNC109 -- as the sync one
     ) -> Receipt:
         """As `Producer.enqueue`."""
-        [result] = [one async for one in self.enqueue_many([job], timeout=timeout)]
+        [result] = [one async for one in self._many([job], seconds_or_usual(timeout))]
         if isinstance(result, Refused):
             raise result.error
         return result
@@ -188,7 +193,12 @@ class AsyncProducer(OfOneProcess):
     ) -> AsyncIterator[Receipt | Refused]:
         """As `Producer.enqueue_many`: `async for`."""
         several(jobs)
-        return Lazy(self._shell.enqueue_many(jobs, seconds_or_usual(timeout)), NOT_ITERATED)
+        return Lazy(self._many(jobs, seconds_or_usual(timeout)), NOT_ITERATED)
+
+    def _many(
+        self, jobs: "Iterable[Job | Mapping[str, Any]]", timeout: float | None
+    ) -> AsyncIterator[Receipt | Refused]:
+        return self._shell.enqueue_many(jobs, timeout)
 
     async def status(
         self,

@@ -4,12 +4,12 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import SecretStr
 
 from regworker.acceptance import Intake
-from regworker.arguments import of_kind, seconds, seconds_or_usual, several
+from regworker.arguments import of_kind, seconds, seconds_or_usual
 from regworker.core import batches, identified, late, named
 from regworker.domain.errors import (
     IdempotencyConflict,
@@ -24,13 +24,10 @@ from regworker.domain.job import Job, one_form
 from regworker.domain.receipt import Receipt, Refused, Status
 from regworker.domain.states import State
 from regworker.forms.registry import Forms
-from regworker.frames import Lazy
-from regworker.producer import NOT_ITERATED, AsyncProducer, Producer
+from regworker.producer import AsyncProducer, Producer
 from regworker.sealing.keyring import Keyring
 from regworker.settings import Settings
 from regworker.testing.events import Ending, cancelled, event, registered
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -115,17 +112,10 @@ class FakeProducer(Producer):
         """As `Producer.settings`: for `Outbox(producer.settings)`, for instance."""
         return self._settings
 
-    def enqueue_many(
-        self, jobs: Iterable[Job | Mapping[str, Any]], *, timeout: float | None = None
-    ) -> Iterator[Receipt | Refused]:
-        """As `Producer.enqueue_many`."""
-        several(jobs)
-        return Lazy(self._accepted(jobs, seconds_or_usual(timeout)), NOT_ITERATED)
-
     def _each(
         self, jobs: Iterable[Job | Mapping[str, Any]], _away: object
     ) -> Iterator[Receipt | Refused]:
-        return self.enqueue_many(jobs)
+        return self._many(jobs, None)
 
     def status(
         self,
@@ -171,11 +161,11 @@ class FakeProducer(Producer):
 
     # -- internal ------------------------------------------------------------------------------
 
-    def _accepted(
-        self, jobs: Iterable[Job | Mapping[str, Any]], limit: float | None
+    def _many(
+        self, jobs: Iterable[Job | Mapping[str, Any]], timeout: float | None
     ) -> Iterator[Receipt | Refused]:
         for batch in batches(jobs):
-            self._open(limit)
+            self._open(timeout)
             # All of a batch before its first result, as the real one does.
             yield from [self._result(*one) for one in batch]
 
@@ -275,13 +265,13 @@ class AsyncFakeProducer(AsyncProducer):
         """As `FakeProducer.settings`."""
         return self.fake.settings
 
-    def enqueue_many(
-        self, jobs: Iterable[Job | Mapping[str, Any]], *, timeout: float | None = None
+    async def _many(
+        self,
+        jobs: Iterable[Job | Mapping[str, Any]],
+        timeout: float | None,  # noqa: ASYNC109 -- as the real one
     ) -> AsyncIterator[Receipt | Refused]:
-        """As `FakeProducer.enqueue_many`."""
-        several(jobs)
-        results = self.fake._accepted(jobs, seconds_or_usual(timeout))
-        return Lazy(_awaited(results), NOT_ITERATED)
+        for result in self.fake._many(jobs, timeout):
+            yield result
 
     async def status(
         self,
@@ -306,11 +296,6 @@ class AsyncFakeProducer(AsyncProducer):
     async def aclose(self) -> None:
         """As `AsyncProducer.aclose`; what the fake saw stays."""
         self.fake._closed = "this AsyncProducer is closed"
-
-
-async def _awaited(results: Iterator[T]) -> AsyncIterator[T]:
-    for result in results:
-        yield result
 
 
 def _settings() -> Settings:

@@ -107,7 +107,7 @@ def test_all_producers_take_and_return_the_same(kind: type) -> None:
     ("fake", "real"), [(FakeProducer, Producer), (AsyncFakeProducer, AsyncProducer)]
 )
 def test_a_fake_inherits_nothing_that_needs_a_ledger(fake: type, real: type) -> None:
-    """It is a producer to a type checker, and makes all of it itself but `enqueue`."""
+    """It is a producer to a type checker, and replaces all of it that needs one."""
     assert issubclass(fake, real)
     needing = {name for name, one in vars(real).items() if "_shell" in _code(one)}
     assert len(needing) > 5
