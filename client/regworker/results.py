@@ -434,7 +434,8 @@ class ResultConsumer(_Consumer):
         except LedgerUnavailable as error:
             log.warning("%s; retrying", error)
         answer = self._ledger.patiently(unless_stopped, math.inf)
-        log.warning("the server answers again")
+        if not self._member.stopping:
+            log.warning("the server answers again")
         return answer
 
     def _carry(self, steps: Steps[T]) -> T:
@@ -609,7 +610,8 @@ class AsyncResultConsumer(_Consumer):
         except LedgerUnavailable as error:
             log.warning("%s; retrying", error)
         answer = await self._ledger.patiently(unless_stopped, math.inf)
-        log.warning("the server answers again")
+        if not self._member.stopping:
+            log.warning("the server answers again")
         return answer
 
     async def _carry(self, steps: Steps[T]) -> T:

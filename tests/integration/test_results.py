@@ -287,6 +287,21 @@ def test_a_group_that_began_now_is_made_again_where_it_began(
     assert subjects(consumer.receive(PATIENCE)) == ["job-2"]
 
 
+def test_a_consumer_that_is_stopped_says_nothing_of_a_server_that_is_away(
+    member: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log names no answer that never came."""
+    monkeypatch.setattr("regworker.results.QUIET", 0.1)
+    nobody = Settings.load(redis_url="redis://127.0.0.1:1/0", sealing_keys=KEYS)
+    consumer = member(settings=nobody)
+    reading = threading.Thread(target=consumer.take, args=(PATIENCE,))
+    reading.start()
+    stack.until(lambda: "retrying" in caplog.text, "the warning", PATIENCE)
+    consumer.stop()
+    reading.join()
+    assert "answers again" not in caplog.text
+
+
 def test_a_consumer_survives_a_restart_of_the_server(tmp_path: Path) -> None:
     """It waits for the server, and misses nothing from before or after."""
     folder = tmp_path / "data"
