@@ -1,5 +1,6 @@
 """What a type checker reports in a host's code: right fields pass, and wrong ones are errors."""
 
+import os
 import re
 import subprocess
 import sys
@@ -8,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from regworker.domain.job import Job
-from tests.integration.installation import PATIENCE
+from tests.integration.guide import blocks
+from tests.integration.installation import PATIENCE, ROOT
 
 #: A host's module. Each wrong line ends with the kind of its error.
 HOST = """
@@ -92,6 +94,20 @@ sky.customer_password = 5  # assignment
 """
 
 
+def errors(folder: Path, *files: str) -> str:
+    """What mypy says of the files of a host, by the `mypy.ini` of their folder."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--no-error-summary", "--hide-error-context", *files],
+        cwd=folder,
+        env={**os.environ, "MYPY_CACHE_DIR": str(folder / "cache")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode in {0, 1}, done.stdout + done.stderr
+    return done.stdout
+
+
 @pytest.mark.timeout(PATIENCE * 3)
 @pytest.mark.parametrize("plugin", ["", "pydantic.mypy"])
 def test_wrong_fields_and_types_are_errors(plugin: str, tmp_path: Path) -> None:
@@ -99,24 +115,17 @@ def test_wrong_fields_and_types_are_errors(plugin: str, tmp_path: Path) -> None:
     host = tmp_path / "host.py"
     host.write_text(HOST)
     (tmp_path / "mypy.ini").write_text(f"[mypy]\nstrict = true\nplugins = {plugin}\n")
-    command = ["--config-file", "mypy.ini", "--cache-dir", str(tmp_path / "cache"), "host.py"]
-    done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--no-error-summary", "--hide-error-context", *command],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    found = errors(tmp_path, "host.py")
     said = {
         (int(line), kind)
-        for line, kind in re.findall(r"^host\.py:(\d+): error: .*\[([a-z-]+)\]$", done.stdout, re.M)
+        for line, kind in re.findall(r"^host\.py:(\d+): error: .*\[([a-z-]+)\]$", found, re.M)
     }
     wanted = {
-        (number, found[1])
+        (number, kind[1])
         for number, line in enumerate(HOST.splitlines(), 1)
-        if (found := re.search(r"  # ([a-z-]+)$", line))
+        if (kind := re.search(r"  # ([a-z-]+)$", line))
     }
-    assert said == wanted, done.stdout + done.stderr
+    assert said == wanted, found
 
 
 def test_each_field_of_a_job_can_be_given() -> None:
@@ -124,3 +133,36 @@ def test_each_field_of_a_job_can_be_given() -> None:
     most = re.search(r"^most = Job\((.*?)^\)", HOST, re.M | re.S)
     assert most is not None
     assert set(re.findall(r"^    (\w+)=", most[1], re.M)) == set(Job.model_fields)
+
+
+#: Pages with Python that a host copies.
+PAGES = ["cookbook", *(f"guide/{one}" for one in ("idempotency", "integrate", "jobs"))]
+PAGES += ["guide/outbox", "guide/results", "guide/testing"]
+
+#: What is not ours: other packages' types, and a page's second function of one name.
+OTHERS = ("attr-defined", "import-untyped", "no-any-return", "no-redef", "no-untyped-call")
+OTHERS += ("untyped-decorator",)
+
+#: The form on a page that shows what is wrong with it.
+MEANT = 'error: Missing named argument "privacyConsents"'
+
+
+@pytest.mark.timeout(PATIENCE * 3)
+def test_what_a_host_copies_from_a_page_passes(tmp_path: Path) -> None:
+    """mypy in strict mode finds no wrong use of this package."""
+    (tmp_path / "mypy.ini").write_text(
+        f"[mypy]\nstrict = true\ndisable_error_code = {', '.join(OTHERS)}\n"
+    )
+    names = []
+    for page in (ROOT / "docs" / f"{name}.md" for name in PAGES):
+        python = [one for one in blocks(page) if one.language == "python"]
+        for one in python:
+            if one.file:
+                (tmp_path / one.file).write_text(one.text, "utf-8")
+        loose = "\n\n".join(one.text for one in python if not one.file)
+        assert loose
+        names.append(f"page_{page.stem}.py")
+        (tmp_path / names[-1]).write_text(loose, "utf-8")
+    found = [line for line in errors(tmp_path, *names).splitlines() if ": error: " in line]
+    assert [line for line in found if MEANT not in line] == []
+    assert len(found) == 1, "the wrong form is found"
