@@ -13,7 +13,13 @@ from regworker.arguments import of_kind
 from regworker.domain.event import Event, Notice
 from regworker.frames import emptied, guarded, traceback_of
 from regworker.outbox.tables import UNREADABLE, ascii_json, outcomes_table
-from regworker.results import MissingKey, Result, ResultConsumer, UnreadableEvent
+from regworker.results import (
+    AsyncResultConsumer,
+    MissingKey,
+    Result,
+    ResultConsumer,
+    UnreadableEvent,
+)
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +48,8 @@ class Outcomes:
         table: Table = outcomes_table,
     ) -> None:
         of_kind("engine", engine, Engine, "an Engine")
-        of_kind("consumer", consumer, ResultConsumer, "a ResultConsumer")
+        if isinstance(consumer, AsyncResultConsumer):
+            raise TypeError("consumer must be a ResultConsumer, not AsyncResultConsumer")
         of_kind("handler", handler, Callable, "a function")  # type: ignore[arg-type]
         if iscoroutinefunction(handler):
             raise TypeError(f"handler {_NOT_ASYNC}")

@@ -372,6 +372,6 @@ def test_one_of_several_threads_is_the_first(fake_producer: FakeProducer) -> Non
 
 def test_a_plan_is_found_in_any_form_of_its_key(fake_producer: FakeProducer) -> None:
     """Keys are compared in NFC."""
-    fake_producer.plan("cafe\u0301", rejected())
-    id_ = fake_producer.enqueue(open2b(idempotency_key="caf\u00e9")).job_id
+    fake_producer.plan("e\u0301-1", rejected())
+    id_ = fake_producer.enqueue(open2b(idempotency_key="\u00e9-1")).job_id
     assert fake_producer.wait(id_)["type"] == "registration.rejected"
