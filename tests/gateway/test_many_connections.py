@@ -27,6 +27,8 @@ MOST = 20
 
 LARGE = 64 * 1024 * 1024
 
+MIDDLING = 128 * 1024
+
 
 @contextmanager
 def serving(app: Any, **options: Any) -> Iterator[tuple[str, uvicorn.Server]]:
@@ -138,6 +140,29 @@ def test_the_usual_limit_of_open_files_is_raised(gateway: Gateway, tmp_path: Pat
             assert one.recv(12) == b"HTTP/1.1 200"
 
 
+def unread(url: str, request: bytes) -> socket.socket:
+    """A connection on which many answers are asked for, and none is read."""
+    address = urlsplit(url)
+    made = socket.socket()
+    # The service's buffer grows with what the client's takes.
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    made.connect((address.hostname, address.port))
+    made.sendall(request * 800)
+    return made
+
+
+def test_clients_that_read_nothing_keep_nobody_out(gateway: Gateway, small: str) -> None:
+    """However many send requests and read no answer, probes and jobs are answered."""
+    headers = {"authorization": f"Bearer {gateway.token()}"}
+    request = b"GET /static/pages.css HTTP/1.1\r\n" + _HOST + b"\r\n"
+    with ExitStack() as running:
+        for _ in range(2 * MOST):
+            running.enter_context(closing(unread(small, request)))
+            assert httpx.get(f"{small}/v1/health", timeout=30).status_code == 200
+            answer = httpx.post(f"{small}/v1/jobs", json=open2b(), headers=headers, timeout=30)
+            assert answer.status_code == 201
+
+
 async def large(_scope: Any, _receive: Any, send: Any) -> None:
     """An application whose answer no buffer holds."""
     headers = [(b"content-length", b"%d" % LARGE), (b"connection", b"close")]
@@ -151,6 +176,24 @@ def test_an_answer_that_nobody_reads_keeps_no_connection(monkeypatch: pytest.Mon
     with (
         serving(large, lifespan="off") as (url, server),
         closing(opened(url, b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")) as client,
+    ):
+        assert client.recv(1) == b"H"
+        stack.until(lambda: not server.server_state.connections, "it is ended", 60)
+
+
+async def middling(_scope: Any, _receive: Any, send: Any) -> None:
+    """An application of whose answers no buffer holds many; its connections are kept."""
+    headers = [(b"content-length", b"%d" % MIDDLING)]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": bytes(MIDDLING)})
+
+
+def test_answers_that_nobody_reads_keep_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does a client that sends request after request."""
+    monkeypatch.setattr(connection, "UNREAD", 0.1)
+    with (
+        serving(middling, lifespan="off") as (url, server),
+        closing(unread(url, b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")) as client,
     ):
         assert client.recv(1) == b"H"
         stack.until(lambda: not server.server_state.connections, "it is ended", 60)

@@ -30,6 +30,9 @@ MOST_CONNECTIONS = 2000
 #: Seconds for a client to read the rest of an answer after its connection was closed here.
 LINGER = 30.0
 
+#: Seconds for a client to read what was written to it, before more is written.
+UNREAD = 60.0
+
 #: In a request's `state`: the process has too many connections.
 FULL = "full"
 
@@ -94,8 +97,9 @@ class BoundedConnection(HttpToolsProtocol):
     _body_awaited = False
     """Whether the timer of a body has still to be started."""
     _idle_since: float | None = None
-    """Since when it waits for its client: for a request, or for a body that is not streamed; None
-    while it does not. The loop's time."""
+    """Since when it waits for its client: for a request, for a body that is not streamed, or for it
+    to read; None while it does not. The loop's time."""
+    _unread: asyncio.TimerHandle | None = None
     _begun = 0
     """Bytes since the end of the last request, of its headers, or since a part of its body."""
 
@@ -109,8 +113,9 @@ class BoundedConnection(HttpToolsProtocol):
         self._await(HEADER_TIME)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Cancel the timer."""
+        """Cancel the timers."""
         self._stop()
+        self._read()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -201,6 +206,20 @@ class BoundedConnection(HttpToolsProtocol):
             self._idle_since = self.loop.time()
         super().on_response_complete()
 
+    def pause_writing(self) -> None:
+        """The client does not read its answers. So none of its requests ends, and uvicorn's timer
+        for an idle connection does not start."""
+        super().pause_writing()
+        self._idle_since = self.loop.time()
+        self._unread = self.loop.call_later(UNREAD, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """The client has read what was written."""
+        self._read()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._idle_since = None
+        super().resume_writing()
+
     def send_400_response(self, msg: str) -> None:
         """Refuse the request, and close the connection."""
         head = "HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain; charset=utf-8\r\n"
@@ -268,6 +287,11 @@ class BoundedConnection(HttpToolsProtocol):
         if self._clock is not None:
             self._clock.cancel()
             self._clock = None
+
+    def _read(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def _end(self, answer: bytes) -> None:
         self._stop()

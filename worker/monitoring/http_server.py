@@ -8,15 +8,20 @@ import socket
 import socketserver
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from errno import EADDRNOTAVAIL
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from typing import Self
+from typing import Any, Self
 
 from regworker.domain.errors import RegistrationWorkerError
 
 #: Seconds for a client to send its request: a silent client must not occupy a thread.
 PATIENCE = 10.0
+
+#: The most connections: more than all probes and scrapes of a process need. Beyond it, each new one
+#: ends the oldest.
+MOST = 20
 
 #: Ports tried, starting with the wanted one: each process on a host takes the next free port.
 PORTS = 100
@@ -50,7 +55,14 @@ class MetricsServer(socketserver.ThreadingMixIn, HTTPServer):
     """Serves pages; each is made anew for every request."""
 
     daemon_threads = True
+    request_queue_size = 128  # with the library's 5, a few clients delay others by seconds
     pages: Pages
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        super().__init__(address, handler)
+        self._lock = threading.Lock()
+        self._open: dict[socket.socket, None] = {}
+        """The connections of all threads, the oldest first."""
 
     @classmethod
     def start(cls, address: str, port: int, pages: Pages, ports: int = PORTS) -> Self:
@@ -83,6 +95,26 @@ class MetricsServer(socketserver.ThreadingMixIn, HTTPServer):
         """Stop serving."""
         self.shutdown()
         self.server_close()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread. Clients that send nothing, or a byte now and then, neither occupy
+        threads without end nor keep others out."""
+        with self._lock:
+            self._open[request] = None
+            for oldest in list(self._open)[:-MOST]:
+                with suppress(OSError):
+                    oldest.shutdown(socket.SHUT_RDWR)
+            full = len(self._open) > 2 * MOST  # so many pages are still being made
+        if full:
+            self.shutdown_request(request)
+        else:
+            super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close a connection."""
+        with self._lock:
+            self._open.pop(request, None)
+        super().shutdown_request(request)
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Ignore clients that disconnected during the answer."""
