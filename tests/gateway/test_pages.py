@@ -315,6 +315,17 @@ def test_signing_in_leads_nowhere_else(site: Site, to: str) -> None:
         assert client.post("/sign-in", data=form).headers["location"] == "/"
 
 
+def test_signing_in_leads_to_any_path(site: Site) -> None:
+    """Also to one that a header cannot carry as it is."""
+    with site.at("127.0.0.4") as client:
+        asked = client.get("/jobs/%E6%97%A5?x=%20").headers["location"]
+        shown = html.unescape(client.get(asked).text)
+        to = re.search(r'name="next" value="([^"]*)"', shown)
+        assert to is not None
+        form = {"name": "ann", "password": PASSWORD, "next": to[1]}
+        assert client.post("/sign-in", data=form).headers["location"] == "/jobs/%E6%97%A5"
+
+
 def test_wrong_passwords_are_limited(site: Site) -> None:
     """After ten from one address, no password works for some minutes, not even the right one."""
     with site.at("127.0.0.9") as client:
@@ -423,6 +434,8 @@ def test_a_body_that_is_no_form_is_refused(site: Site, kind: str, body: bytes, s
 QUERIES = [
     ("/jobs?state=nonsense", 422), ("/jobs?metadata=novalue", 422), ("/jobs?after=nonsense", 422),
     ("/jobs?age=9y", 422), ("/jobs?account=%00/%00", 200), ("/audit?before=nonsense", 422),
+    ("/audit?before=%D9%A1-%D9%A1", 422), ("/audit?before=1-99999999999999999999", 422),
+    ("/audit?before=0-0", 422),
     ("/reviews?after=nonsense", 422), ("/deliveries?after=nonsense", 422),
     ("/deliveries?state=x&skip=-1", 200), ("/jobs/none", 404),
     ("/deliveries?skip=99999999999999999999", 200), ("/runbook/nonsense", 404),
@@ -688,6 +701,19 @@ def test_each_alert_is_in_the_rules_and_in_the_runbook() -> None:
     assert len(names) > 12
     assert not [name for name in names if f"alert: {name}\n" not in rules]
     assert all(alerts.runbook(name) for name in names)
+
+
+def test_a_pause_until_the_end_of_time_is_shown(site: Site) -> None:
+    """In UTC it ends in the year 10000, which Python does not have."""
+    with site.client() as client:
+        form = {"form_token": token(client.get("/").text), "confirm": "yes", "why": "never"}
+        there = "/accounts/skypostal/default"
+        pause = {**form, "until": "9999-12-31T23:59:59-12:00"}
+        assert client.post(f"{there}/pause", data=pause).status_code == 303
+        shown = client.get("/accounts")
+        client.post(f"{there}/resume", data=form)
+    assert shown.status_code == 200
+    assert "9999-12-31" in shown.text
 
 
 def test_a_pause_ends_when_it_says(ledger: SyncLedger) -> None:

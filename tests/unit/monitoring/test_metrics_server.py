@@ -63,10 +63,9 @@ def test_a_page_that_is_not_made_takes_no_threads_without_end() -> None:
     with serving({"/metrics": page}) as server, ExitStack() as running:
         try:
             connections(running, server, b"GET /metrics HTTP/1.1\r\n\r\n")
-            with socket.create_connection(("127.0.0.1", server.port), 30) as last:
-                # It is refused once all before it have their threads.
-                with suppress(ConnectionError):
-                    assert last.recv(1) == b""
+            last = running.enter_context(socket.create_connection(("127.0.0.1", server.port), 30))
+            with suppress(ConnectionError):
+                assert last.recv(1) == b""  # it is refused once all before it have their threads
             assert threading.active_count() - before <= 2 * MOST + 1
         finally:
             made.set()

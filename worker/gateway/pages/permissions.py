@@ -15,6 +15,9 @@ from worker.gateway.pages.sessions import COOKIE, Visitor
 from worker.gateway.problems import HttpProblem, NotTaken
 from worker.gateway.services import services
 
+#: Characters of a path and its query that a header can contain.
+_AS_IT_IS = "/?&=%:+,;@!$'()*~"
+
 #: Limits of one form.
 MOST_BYTES, MOST_FIELDS = 64 * 1024, 300
 
@@ -121,7 +124,8 @@ def acting(role: Role, *, confirmed: bool = True) -> Callable[..., Awaitable[Act
 def local(path: str) -> str:
     """A path of this service to redirect to; `/` instead of anything that leads elsewhere."""
     fits = path.startswith("/") and not path.startswith(("//", "/\\")) and path.isprintable()
-    return path if fits and "\\" not in path and len(path) < 500 else "/"
+    # A header takes only some characters as they are.
+    return quote(path, safe=_AS_IT_IS) if fits and "\\" not in path and len(path) < 500 else "/"
 
 
 def by_https(request: Request) -> bool:

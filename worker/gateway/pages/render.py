@@ -11,6 +11,7 @@ from fastapi import Request, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from regworker.domain import event
 from regworker.domain.portable import plain
 from worker.operations import words
 
@@ -108,7 +109,7 @@ def after(milliseconds: float) -> str:
 
 def moment(at: float) -> str:
     """A time (ms) in full, UTC."""
-    return f"{datetime.fromtimestamp(at / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC" if at else "–"
+    return f"{event.moment(at):%Y-%m-%d %H:%M:%S} UTC" if at else "–"
 
 
 def number(value: float) -> str:
@@ -117,7 +118,7 @@ def number(value: float) -> str:
 
 
 def _iso(at: float) -> str:
-    return datetime.fromtimestamp(at / 1000, UTC).isoformat()
+    return event.moment(at).isoformat()
 
 
 def _asset(name: str) -> Markup:

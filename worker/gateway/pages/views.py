@@ -38,7 +38,7 @@ MOST, BUDGET = 50, 750
 #: The most accounts in a list to choose from; if there are more, people write the name.
 CHOICES = 200
 
-_ENTRY = re.compile(r"\d{1,15}-\d{1,20}")
+_ENTRY = re.compile(r"[1-9][0-9]{,14}-[0-9]{1,19}")
 
 
 @router.get("/")
