@@ -1,11 +1,13 @@
 """`regworker serve` with a certificate serves HTTPS only, and its cookies stay on HTTPS."""
 
 import re
+import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -20,6 +22,7 @@ from tests.integration.jobs import open2b
 from tests.tls import Authority
 from worker.cli.app import app
 from worker.cli.local import stack
+from worker.gateway.tls_listener import MOST_BEGINNING
 from worker.operations.tokens import TokenStore
 
 
@@ -94,6 +97,19 @@ def test_plain_http_and_strange_authorities_get_nowhere(site: Site) -> None:
         httpx.get(f"{site.url}/v1/health", timeout=60)
     trusted = httpx.get(f"{site.url}/v1/health", verify=site.trusted, timeout=60)
     assert trusted.status_code == 200
+
+
+def test_clients_that_begin_no_tls_give_way(site: Site) -> None:
+    """However many are silent, the oldest is closed, and others are answered."""
+    address = urlsplit(site.url)
+    with ExitStack() as running:
+        silent = [
+            running.enter_context(socket.create_connection((address.hostname, address.port), 30))
+            for _ in range(MOST_BEGINNING + 1)
+        ]
+        assert silent[0].recv(1) == b""
+        answer = httpx.get(f"{site.url}/v1/health", verify=site.trusted, timeout=30)
+        assert answer.status_code == 200
 
 
 def test_every_cookie_is_secure(site: Site) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import uvicorn
 from fastapi import FastAPI
@@ -18,6 +19,7 @@ from worker.gateway import api
 from worker.gateway.app import create_app
 from worker.gateway.connection import MOST_CONNECTIONS, BoundedConnection
 from worker.gateway.middleware import Edge
+from worker.gateway.tls_listener import TlsListener
 
 #: Seconds for which an idle connection is kept. A proxy in front must close its own earlier.
 KEEP_ALIVE = 75
@@ -45,12 +47,20 @@ class _Server(uvicorn.Server):
         self._on_ready = on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        context = self.config.ssl
+        await super().startup(sockets if context is None else [])
         if self.started:
+            if context is not None:
+                tls = [TlsListener(one, context, self._protocol) for one in sockets or ()]
+                self.servers = cast(list[asyncio.Server], tls)
             # The garbage collector need not scan permanent objects again.
             gc.collect()
             gc.freeze()
             self._on_ready()
+
+    def _protocol(self) -> asyncio.Protocol:
+        state = self.server_state
+        return BoundedConnection(self.config, state, self.lifespan.state)
 
 
 def serve(settings: Settings, listen: Listen, on_ready: Callable[[str], None]) -> None:
