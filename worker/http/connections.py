@@ -211,15 +211,14 @@ class Watched(ResponseHandler):
             # request. (Without data, aiohttp parses what it has kept.)
             self._doubt()
         self._parsing = True
-        if not self._headed and (end := data.find(_END) + len(_END)) >= len(_END):
-            # The head alone: aiohttp drops it if what follows it in the same bytes is no HTTP.
-            self._headed = True
-            super().data_received(data[:end])
-            data = data[end:]
-            if data and not self._exception:
-                super().data_received(data)
-        else:
-            super().data_received(data)
+        # Each head alone: aiohttp drops it if what follows it in the same bytes is no HTTP.
+        at = 0
+        while not self._headed and not self._exception and (end := data.find(_END, at)) >= 0:
+            super().data_received(data[at : end + len(_END)])
+            at = end + len(_END)
+            self._headed = not self._interim()
+        if at == 0 or (at < len(data) and not self._exception):
+            super().data_received(data[at:])
         self._parsing = False
         if self._exception and self._payload is not None and not self._payload.is_eof():
             # aiohttp reports it only to whoever waits for an answer's head.
@@ -236,6 +235,13 @@ class Watched(ResponseHandler):
         self.set_exception(error)
         if payload is not None:
             payload.set_exception(error)
+
+    def _interim(self) -> bool:
+        """Whether the head that was read last announces another one (RFC 9110, section 15.2)."""
+        if not self._buffer:
+            return False
+        (message, _), _ = self._buffer[-1]
+        return 100 <= message.code < 200 and message.code != 101
 
     def _has_more(self) -> bool:
         """Whether something came behind the answer."""

@@ -210,3 +210,20 @@ def test_an_interim_answer_is_not_the_answer(head: bytes, status: int) -> None:
             assert (await asked(client, url))[0] == status
 
     assert served(handler, use) == 2
+
+
+def test_a_broken_body_loses_no_status_behind_an_interim_answer() -> None:
+    """Although all of it arrives together."""
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        interim = b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n"
+        writer.write(interim + b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nno chunk\r\n")
+        await reader.read()
+
+    async def use(client: HttpClient, url: URL) -> None:
+        response = await client.request(HttpExchange(lambda: None), "POST", url, {}, b"")
+        response.close()
+        assert response.status == 200
+
+    served(handler, use)
