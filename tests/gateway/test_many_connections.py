@@ -181,6 +181,30 @@ def test_an_answer_that_nobody_reads_keeps_no_connection(monkeypatch: pytest.Mon
         stack.until(lambda: not server.server_state.connections, "it is ended", 60)
 
 
+async def patient(_scope: Any, receive: Any, send: Any) -> None:
+    """An application that reads the body before it answers."""
+    while (await receive()).get("more_body", False):
+        pass
+    await send({"type": "http.response.start", "status": 204, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
+@pytest.mark.parametrize("path", [b"/v1/jobs:batch", b"/v1/jobs%3Abatch?x=y"])
+def test_a_batch_may_take_its_time(monkeypatch: pytest.MonkeyPatch, path: bytes) -> None:
+    """Another body, which began later, is ended first; in whatever way the path is written."""
+    monkeypatch.setattr(connection, "BODY_TIME", 0.1)
+    half = b" HTTP/1.1\r\n" + _HOST + b"content-length: 2\r\n\r\na"
+    with (
+        serving(patient, lifespan="off") as (url, server),
+        closing(opened(url, b"POST " + path + half)) as batch,
+    ):
+        stack.until(lambda: bool(server.server_state.tasks), "it reads the batch", 60)
+        with closing(opened(url, b"POST /v1/jobs" + half)) as other:
+            assert other.recv(12) == b"HTTP/1.1 408"
+        batch.sendall(b"b")
+        assert batch.recv(12) == b"HTTP/1.1 204"
+
+
 async def middling(_scope: Any, _receive: Any, send: Any) -> None:
     """An application of whose answers no buffer holds many; its connections are kept."""
     headers = [(b"content-length", b"%d" % MIDDLING)]

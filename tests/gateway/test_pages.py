@@ -4,6 +4,7 @@ harm."""
 import html
 import re
 import time
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -701,6 +702,18 @@ def test_each_alert_is_in_the_rules_and_in_the_runbook() -> None:
     assert len(names) > 12
     assert not [name for name in names if f"alert: {name}\n" not in rules]
     assert all(alerts.runbook(name) for name in names)
+
+
+def test_names_that_no_section_of_the_runbook_has_are_not_kept() -> None:
+    """However many somebody asks for, and however long they are."""
+    alerts.runbook("none")
+    tracemalloc.start()
+    try:
+        for number in range(100):
+            assert alerts.runbook(f"{number}" + "a" * 10_000) is None
+        assert tracemalloc.get_traced_memory()[0] < 100_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_pause_until_the_end_of_time_is_shown(site: Site) -> None:

@@ -39,7 +39,8 @@ FULL = "full"
 #: In a request's `state`: all of its body is here.
 ARRIVED = "arrived"
 
-_STREAMED = b"/v1/jobs:batch"
+#: A path whose body has no limit of length or time: its route limits each line, and its slowness.
+STREAMED = "/v1/jobs:batch"
 
 _SLOW = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 _LARGE = (
@@ -175,11 +176,11 @@ class BoundedConnection(HttpToolsProtocol):
         if self.transport.is_closing() or self.parser.should_upgrade():
             return
         self._stop()
-        self._body_awaited = self.url.partition(b"?")[0] != _STREAMED
-        if not self._body_awaited:
-            self._idle_since = None  # its route limits how long it waits
         self.scope["state"][FULL] = len(self.connections) > MOST_CONNECTIONS
         super().on_headers_complete()  # it raises if the URL is none
+        self._body_awaited = self.scope["path"] != STREAMED
+        if not self._body_awaited:
+            self._idle_since = None  # its route limits how long it waits
         self._reading, self._begun = False, 0
 
     def on_body(self, body: bytes) -> None:

@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 
 from regworker.domain.request import MOST_BYTES
 from worker.gateway.auth import Principal
-from worker.gateway.connection import FULL
+from worker.gateway.connection import FULL, STREAMED
 from worker.gateway.problems import Full, problem_of
 
 log = structlog.get_logger("worker.gateway.access")
@@ -26,9 +26,6 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-#: A path whose body has no length limit: its route limits each line.
-STREAMED = "/v1/jobs:batch"
 
 #: The path of probes. It is answered also if there are too many connections: its process works.
 HEALTH = "/v1/health"

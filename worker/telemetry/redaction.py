@@ -59,7 +59,7 @@ _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 #: Secrets that are recognized by their form, anywhere.
 _LOOKS: tuple[tuple[re.Pattern[str], str], ...] = (
     # A JWE or JWT in compact form begins with `{"` in base64.
-    (re.compile(r"eyJ[\w-]{6,}(?:\.[\w-]*){2,4}"), "[sealed]"),
+    (re.compile(r"eyJ[\w-]{6,}+(?:\.[\w-]*){2,4}"), "[sealed]"),
     (re.compile(r"(whsec|rwt)_[\w+/=-]+"), SECRET),
     # An entry of the keyring: `kid:` and 32 bytes in base64url.
     (re.compile(r"(?<![\w.-])([\w.-]{1,64}):[\w-]{43}=?(?![\w=-])"), rf"\1:{SECRET}"),

@@ -92,17 +92,22 @@ def _firing(found: Overview) -> Iterator[Alert]:
         yield Alert("RegworkerBrokerDown", "critical", what)
 
 
-@cache
 def runbook(name: str) -> Markup | None:
     """A section of the runbook as HTML; None if it does not exist."""
+    found = _sections().get(name)
+    # Our own document; it contains no HTML.
+    return Markup(_markdown(found)) if found else None  # noqa: S704
+
+
+@cache
+def _sections() -> dict[str, str]:
+    """The runbook's sections by their names."""
     # Beside the sources, or in an installed package.
     here = Path(__file__).resolve()
     for file in (here.parents[3] / "docs" / RUNBOOK, here.parent / "data" / RUNBOOK):
         if file.is_file():
-            found = re.search(rf"^### {re.escape(name)}\n(.*?)(?=^##)", file.read_text("utf-8"), _M)
-            # Our own document; it contains no HTML.
-            return Markup(_markdown(found[1])) if found else None  # noqa: S704
-    return None
+            return dict(re.findall(r"^### (.*?)\n(.*?)(?=^##)", file.read_text("utf-8"), _M))
+    return {}
 
 
 _M = re.MULTILINE | re.DOTALL
