@@ -181,6 +181,30 @@ def test_an_answer_that_nobody_reads_keeps_no_connection(monkeypatch: pytest.Mon
         stack.until(lambda: not server.server_state.connections, "it is ended", 60)
 
 
+def test_requests_that_follow_each_other_wait_outside() -> None:
+    """A client that sends any number of requests, and reads their answers in turn, has few of them
+    in the process's memory, and gets all answers."""
+    many, waiting = 20_000, []
+
+    async def counting(scope: Any, _receive: Any, send: Any) -> None:
+        waiting.append(max(len(one.pipeline) for one in server.server_state.connections))
+        headers = [(b"content-length", b"0")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b""})
+
+    last = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+    sent = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n" * many + last
+    with serving(counting, lifespan="off") as (url, server), closing(opened(url)) as client:
+        thread = threading.Thread(target=client.sendall, args=(sent,))
+        thread.start()
+        answers = b""
+        while part := client.recv(1024 * 1024):
+            answers += part
+        thread.join(60)
+    assert answers.count(b"HTTP/1.1 200") == many + 1
+    assert max(waiting) < 200
+
+
 async def patient(_scope: Any, receive: Any, send: Any) -> None:
     """An application that reads the body before it answers."""
     while (await receive()).get("more_body", False):

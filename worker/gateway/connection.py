@@ -8,6 +8,7 @@ import asyncio
 from typing import Any
 
 import httptools
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 #: Bytes of a request's first line and headers; about as many between two parts of a body.
@@ -29,6 +30,10 @@ MOST_CONNECTIONS = 2000
 
 #: Seconds for a client to read the rest of an answer after its connection was closed here.
 LINGER = 30.0
+
+#: Bytes that are parsed at a time: they may hold some hundred requests, of which each takes memory
+#: until it is answered.
+PART = 4096
 
 #: Seconds for a client to read what was written to it, before more is written.
 UNREAD = 60.0
@@ -89,6 +94,19 @@ class _Joined:
             self._transport.write(held)
 
 
+class _Flow(FlowControl):
+    """uvicorn reads on after each answer, and parses all that arrives: one client could have any
+    number of requests in memory."""
+
+    def __init__(self, connection: "BoundedConnection") -> None:
+        super().__init__(connection.transport)
+        self._connection = connection
+
+    def resume_reading(self) -> None:
+        if not self._connection.held:
+            super().resume_reading()
+
+
 class BoundedConnection(HttpToolsProtocol):
     """Ends a connection whose request comes too slowly, or whose headers are too large."""
 
@@ -101,6 +119,9 @@ class BoundedConnection(HttpToolsProtocol):
     """Since when it waits for its client: for a request, for a body that is not streamed, or for it
     to read; None while it does not. The loop's time."""
     _unread: asyncio.TimerHandle | None = None
+    _rest = b""
+    """Bytes that were received and are not parsed yet."""
+    _was_held = False
     _begun = 0
     """Bytes since the end of the last request, of its headers, or since a part of its body."""
 
@@ -108,19 +129,39 @@ class BoundedConnection(HttpToolsProtocol):
         """Start the timer for its first request; make room for it if there is none."""
         super().connection_made(transport)
         self.transport = _Joined(transport, self.loop)  # type: ignore[assignment]
+        self.flow = _Flow(self)
         if len(self.connections) > MOST_CONNECTIONS:
             self._make_room()
         self._idle_since = self.loop.time()
         self._await(HEADER_TIME)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Cancel the timers."""
+        """Cancel the timers, and drop what is not parsed."""
         self._stop()
         self._read()
+        self._rest = b""
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Check sizes before anything is parsed; then start or cancel the timer."""
+        """Parse bytes, as long as no request waits for the answer to another one."""
+        self._rest += data
+        while self._rest and not self.pipeline and not self.transport.is_closing():
+            part, self._rest = self._rest[:PART], self._rest[PART:]
+            self._received(part)
+        if self.transport.is_closing():
+            return
+        if self.held:
+            self._hold()
+        else:
+            self._expect()
+
+    @property
+    def held(self) -> bool:
+        """Whether more of its requests arrived than are worked on: none is read or parsed."""
+        return bool(self._rest or self.pipeline)
+
+    def _received(self, data: bytes) -> None:
+        """Check sizes before anything is parsed."""
         self._begun += len(data)
         if self._reading:
             end = data.find(b"\r\n\r\n")
@@ -135,9 +176,9 @@ class BoundedConnection(HttpToolsProtocol):
             self.send_400_response("Invalid HTTP request received.")
         if not self._reading and self._begun > MOST_HEADERS:
             self._end(_LARGE)  # a chunk's extension, or a trailer: httptools reads it to its end
-        # A request that arrived whole needs no timer.
-        if self.transport.is_closing():
-            return
+
+    def _expect(self) -> None:
+        """Start the timer of what the client has begun to send. What arrived whole needs none."""
         # After an answer, each byte of the body ends uvicorn's own timer for an idle connection.
         answered = self.cycle is not None and self.cycle.response_complete
         if self._reading and self._begun:
@@ -148,6 +189,21 @@ class BoundedConnection(HttpToolsProtocol):
         elif self._body_awaited or (answered and self._clock is None):
             self._body_awaited = False
             self._await(BODY_TIME)
+
+    def _go_on(self) -> None:
+        """Parse and read what was held, now that no request waits for another one's answer."""
+        self.data_received(b"")
+        full = not self.cycle.response_complete and len(self.cycle.body) > HIGH_WATER_LIMIT
+        if not self.transport.is_closing() and not full:
+            self.flow.resume_reading()
+
+    def _hold(self) -> None:
+        """Let the client wait; its own time does not pass."""
+        self._was_held = True
+        self.flow.pause_reading()
+        if self._clock is not None:
+            self._body_awaited = not self._reading
+            self._stop()
 
     def on_message_begin(self) -> None:
         """The next request may start in the same bytes as the end of the last one."""
@@ -206,6 +262,9 @@ class BoundedConnection(HttpToolsProtocol):
         if not self.pipeline:
             self._idle_since = self.loop.time()
         super().on_response_complete()
+        if self._was_held and not self.pipeline:
+            self._was_held = False
+            self.loop.call_soon(self._go_on)
 
     def pause_writing(self) -> None:
         """The client does not read its answers. So none of its requests ends, and uvicorn's timer
