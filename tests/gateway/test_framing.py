@@ -5,6 +5,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -14,6 +15,7 @@ from tests.chaos.proxy import free_port
 from tests.gateway.service import Gateway, start
 from tests.gateway.stage import PROXY, SERVE
 from tests.integration.jobs import open2b
+from worker.cli.local import stack
 
 HEALTH = b"GET /v1/health HTTP/1.1\r\nhost: x\r\n\r\n"
 
@@ -40,6 +42,13 @@ def port(gateway: Gateway) -> int:
 def request(line: str, *headers: str, body: bytes = b"") -> bytes:
     """A request's bytes."""
     return "\r\n".join([f"{line} HTTP/1.1", "host: x", *headers, "", ""]).encode() + body
+
+
+@pytest.fixture(scope="module")
+def desk(gateway: Gateway) -> Iterator[httpx.Client]:
+    """A client that may do everything."""
+    with gateway.client("--may", "enqueue,read,operate") as client:
+        yield client
 
 
 def bearer(shop: httpx.Client) -> str:
@@ -185,6 +194,25 @@ def test_many_offers_are_read_one_after_another(port: int) -> None:
     offer = request("GET /v1/health", *OFFERS["h2c"])
     last = request("GET /v1/health", "connection: close")
     assert statuses(port, offer * 2000 + last) == [200] * 2001
+
+
+@pytest.mark.parametrize("path", ["/sign-in", "/v1/jobs", "/v1/jobs:export"])
+def test_a_client_that_goes_away_is_no_fault_of_ours(
+    gateway: Gateway, port: int, desk: httpx.Client, path: str
+) -> None:
+    """Its request is logged and counted without a status."""
+    form = "content-type: application/x-www-form-urlencoded"
+    seen = gateway.log.stat().st_size
+    with socket.create_connection(("127.0.0.1", port), 60) as connection:
+        connection.sendall(request(f"POST {path}", bearer(desk), form, "content-length: 9"))
+
+    def line() -> dict[str, Any]:
+        said = gateway.log.read_bytes()[seen:].splitlines()
+        found = (json.loads(one) for one in said if f'"{path}"'.encode() in one)
+        return next(found, {})
+
+    stack.until(lambda: bool(line()), "its line in the log", 60)
+    assert line()["status"] == 0
 
 
 AMBIGUOUS = {

@@ -104,7 +104,7 @@ class Edge:
         try:
             await app(scope, bounded, answer)
         except ClientDisconnect:
-            pass  # the client went away while it was sending
+            status = 0  # the client went away while it was sending; nobody got an answer
         except Exception as error:
             log.exception("a request failed")
             if not status:
