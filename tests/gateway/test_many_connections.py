@@ -202,7 +202,7 @@ def test_requests_that_follow_each_other_wait_outside() -> None:
             answers += part
         thread.join(60)
     assert answers.count(b"HTTP/1.1 200") == many + 1
-    assert max(waiting) < 200
+    assert max(waiting) < 50
 
 
 async def patient(_scope: Any, receive: Any, send: Any) -> None:

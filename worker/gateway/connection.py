@@ -31,9 +31,9 @@ MOST_CONNECTIONS = 2000
 #: Seconds for a client to read the rest of an answer after its connection was closed here.
 LINGER = 30.0
 
-#: Bytes that are parsed at a time: they may hold some hundred requests, of which each takes memory
-#: until it is answered.
-PART = 4096
+#: Bytes that are parsed at a time: they may hold some forty requests, of which each takes memory
+#: until it is answered. Most requests have one or two parts.
+PART = 1024
 
 #: Seconds for a client to read what was written to it, before more is written.
 UNREAD = 60.0
