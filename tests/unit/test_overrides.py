@@ -21,7 +21,7 @@ from worker.process import consumer, remote_control, wake_requests
 
 LIBRARIES = {
     *("celery", "kombu", "amqp", "redis", "aiohttp"),
-    *("pydantic_settings", "typer", "greenlet"),
+    *("pydantic_settings", "typer", "greenlet", "uvicorn"),
 }
 
 #: These act when they are imported; only a process's start imports them.
@@ -65,8 +65,15 @@ OWN = {
     "Connector": {"__init__", "lend"},
     "Watched": {
         *("settled", "write", "rest", "_quiet", "_give_up", "_in_a_message", "_stray", "_doubt"),
-        *("unsent", "_in_order", "_has_more", "fault"),
+        *("unsent", "_in_order", "_has_more", "_interim", "fault"),
     },
+    "BoundedConnection": {
+        *("held", "_received", "_expect", "_go_on", "_hold", "_parse", "_fault", "_make_room"),
+        *("_await", "_await_another", "_stop", "_read", "_end", "_clock", "_unread", "_begun"),
+        *("_reading", "_body_awaited", "_idle_since", "_rest", "_was_held"),
+    },
+    "_Flow": {"__init__"},
+    "_Server": {"__init__", "_protocol"},
     "_Environment": {"__init__"},
     "LookUps": {"__init__", "addresses", "stop", "_end"},
     "_Guard": {"__init__", "open_socket", "check_target", "_check"},

@@ -1,5 +1,6 @@
 """The address that a request came from, also behind a trusted proxy."""
 
+import re
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any
@@ -46,9 +47,15 @@ class Proxies:
         return str(read or found)
 
 
+#: As some proxies write an address: with its port.
+_WITH_PORT = re.compile(r"([0-9.]+):[0-9]+|\[(.*)\](?::[0-9]+)?")
+
+
 def _read(address: str) -> IPv4Address | IPv6Address | None:
+    if found := _WITH_PORT.fullmatch(address):
+        address = found[1] or found[2]
     try:
-        found = ip_address(address)
+        read = ip_address(address)
     except ValueError:
         return None
-    return getattr(found, "ipv4_mapped", None) or found
+    return getattr(read, "ipv4_mapped", None) or read
