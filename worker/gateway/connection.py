@@ -144,10 +144,11 @@ class BoundedConnection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse bytes, as long as no request waits for the answer to another one."""
-        self._rest += data
-        while self._rest and not self.pipeline and not self.transport.is_closing():
-            part, self._rest = self._rest[:PART], self._rest[PART:]
-            self._received(part)
+        data, at = self._rest + data, 0
+        while at < len(data) and not self.pipeline and not self.transport.is_closing():
+            self._received(data[at : at + PART])
+            at += PART
+        self._rest = data[at:]
         if self.transport.is_closing():
             return
         if self.held:
