@@ -5,18 +5,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import redis.asyncio
 from kombu import Connection
+from redis import Redis
 
 from regworker.ledger.identity import IDENTITY
+from regworker.settings import Settings
 from tests.integration.brokers import BROKERS
-from tests.integration.installation import PATIENCE, installation
+from tests.integration.installation import KEYS, PATIENCE, Installation, installation
 from tests.integration.jobs import skypostal
 from tests.rabbitmq import borrowed, rabbitmqctl
 from worker.broker.broker_owner import OWNER, BrokerOwner
 from worker.cli.local import stack
+from worker.monitoring import prometheus
+from worker.monitoring.overview import Observer
+from worker.operations.admin_actions import AdminActions
 
 
 @contextmanager
@@ -58,6 +64,47 @@ def test_a_worker_notices_another_installation_and_keeps_working(tmp_path: Path)
         here.ledger.ask(lambda redis: redis.set(OWNER, "another"))
         here.wait_for_line("the broker belongs to another installation")
         assert here.run(skypostal())["type"] == "registration.registered"
+        until_the_doctor_says(here, "unsafe")
+        assert b'regworker_workers_at_broker{owner="other"} 1.0' in metrics(here)
+        here.ledger.ask(lambda redis: redis.delete(OWNER))
+        until_the_doctor_says(here, "ok")
+        assert b'regworker_workers_at_broker{owner="this"} 1.0' in metrics(here)
+
+
+def test_a_worker_that_may_not_look_whose_broker_it_is_says_so(tmp_path: Path) -> None:
+    """Its jobs go on; otherwise nobody would know that a second installation is not noticed."""
+    with stack.valkey(tmp_path) as server:
+        url = urlsplit(server.connection_url)
+        # A key that is denied to a user who may use all others.
+        with Redis.from_url(server.connection_url) as broker:
+            ours = ["registrations", "registrations[^.]*", "registrations.[b-hj-z]*"]
+            broker.acl_setuser(
+                "narrow", enabled=True, passwords=["+pw"], categories=["+@all"], channels=["*"],
+                keys=["_kombu.*", "unacked*", "celeryev*", "*.pidbox*", *ours],
+            )  # fmt: skip
+        narrow = url._replace(netloc=f"narrow:pw@{url.netloc}").geturl()
+        with installation(tmp_path, broker_url=narrow) as here:
+            here.wait_for_line("it is not known whose broker this is")
+            until_the_doctor_says(here, "warning")
+
+
+def until_the_doctor_says(here: Installation, level: str) -> None:
+    """Wait until the doctor reports the broker's owner so."""
+    settings = Settings.load(redis_url=here.environment["REGWORKER_REDIS_URL"], sealing_keys=KEYS)
+
+    def said() -> bool:
+        with AdminActions(settings) as admin:
+            found = {one.subject: one.level for one in admin.examine()}
+        return found.get("broker's owner") == level
+
+    stack.until(said, f"the doctor says {level}", PATIENCE)
+
+
+def metrics(here: Installation) -> bytes:
+    """What the exporter shows."""
+    url = here.environment["REGWORKER_REDIS_URL"]
+    with Observer(Settings.load_for_client(redis_url=url, sealing_keys="")) as observer:
+        return prometheus.of_all(observer.look())
 
 
 def test_an_emptied_ledger_keeps_its_broker(tmp_path: Path) -> None:
@@ -96,7 +143,7 @@ def test_workers_agree_after_ledger_and_broker_were_emptied(tmp_path: Path) -> N
 
             async def look(worker: BrokerOwner) -> bool:
                 await worker.learn(server)
-                return await worker.claim(server)
+                return await worker.claim(server) == "this"
 
             assert await look(old)
             await server.flushall()

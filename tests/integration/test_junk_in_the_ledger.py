@@ -1,13 +1,14 @@
 """Whoever has access to the ledger may write anything: it costs what it replaces, and no more."""
 
+import json
 from typing import Any
 
 import pytest
 
 from regworker.ledger import SyncLedger
 from regworker.ledger.records import Delivery, Idle
-from regworker.ledger.snapshot import INDEXES
-from regworker.ledger.transitions import DEAD, STATS, account_key, deliver, delivery_key
+from regworker.ledger.snapshot import INDEXES, Beat, beat, worker_key
+from regworker.ledger.transitions import CONFIGURED, DEAD, STATS, account_key, deliver, delivery_key
 from regworker.settings import Settings
 from tests.gateway.service import serves
 from tests.integration.ledger_steps import KEYS, claimed, concluded, job, take_in
@@ -143,6 +144,57 @@ def test_a_number_that_json_cannot_hold_costs_no_view(
     server.hset("{reg}:endpoint:crm", field, value)
     assert "regworker_ledger_up 1.0" in cli("exporter", "--once")
     cli("deliveries", "endpoints")
+
+
+#: Values of fields that can be parsed, and are no number that JSON can hold, or no such thing.
+ODD = {
+    "worker": [
+        *(("up", "inf"), ("parts", '{"loop": [NaN, 30]}'), ("parts", '{"loop": ["a", "b"]}')),
+        *(("parts", "{}"), ("parts", "[" * 100_000), ("lacks", "[1]"), ("lacks", "7")),
+        ("broker", "[nobody's]"),
+    ],
+    "account": [
+        *(("interval", "nan"), ("own_interval", "-1e400"), ("burst", "inf"), ("tat", "inf")),
+        *(("retry_at", "inf"), ("failures", "nan")),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value"),
+    [(kind, field, value) for kind, found in ODD.items() for field, value in found],
+    ids=lambda one: one[:20],
+)
+def test_a_field_that_can_be_parsed_and_is_none_costs_no_view(
+    ledger: SyncLedger, spoilt: tuple[Any, Cli], kind: str, field: str, value: str
+) -> None:
+    """Of a worker's or an account's record; and all JSON can be read by other programs."""
+    server, cli = spoilt
+    ledger(beat(Beat("w:1:a", "w", 1, "1", "loop", 1, 1, 0, "", {"loop": (0, 30)}, 0), 600))
+    key = worker_key("w:1:a") if kind == "worker" else account_key("acme", "default")
+    server.hset(key, field, value)
+    for command in LOOKS:
+        for more in ([], ["--json"]):
+            said = cli(*command, *more, code=None)
+            assert "unexpectedly" not in said, (command, said)
+            for line in said.splitlines() if more else ():
+                if line.startswith('{"'):
+                    json.loads(line, parse_constant=pytest.fail)
+    assert "regworker_ledger_up 1.0" in cli("exporter", "--once")
+
+
+def test_a_name_with_markup_is_shown_as_it_is(ledger: SyncLedger, spoilt: tuple[Any, Cli]) -> None:
+    """And with its control codes escaped; it ends no list."""
+    server, cli = spoilt
+    name = "[/red]\x1b[2J"
+    server.sadd(CONFIGURED, f"account:acme:{name}", f"endpoint:{name}")
+    ledger(beat(Beat(name, "w", 1, "1", "loop", 1, 1, 0, "", {"loop": (0, 30)}, 0), 600))
+    for command in (*LOOKS, ["top", "--once"]):
+        said = cli(*command, code=None)
+        assert "unexpectedly" not in said, (command, said)
+        # What the exporter serves is for programs.
+        assert "\x1b[2J" not in said or command[0] == "exporter", command
+    assert r"acme/[/red]\x1b[2J" in cli("providers", "list")
 
 
 @pytest.mark.parametrize("command", ["zcount", "zcard", "scard", "hvals", "hlen", "hincrby"])

@@ -7,17 +7,16 @@ expires some time after the last of them, or in an exchange of RabbitMQ that is 
 last connection. So nobody must clear it.
 """
 
-import logging
 from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
 from amqp.exceptions import ChannelError, PreconditionFailed
+from redis.exceptions import NoPermissionError
 
 from regworker.ledger.identity import IDENTITY
+from regworker.ledger.snapshot import BrokerOf
 from worker.broker.wakeups import REQUESTS
-
-log = logging.getLogger(__name__)
 
 #: The key, or exchange, beside the lanes.
 OWNER = f"{REQUESTS}.installation"
@@ -49,8 +48,14 @@ class BrokerOwner:
         elif found != self._name:
             await ledger.hset(IDENTITY, _FIELD, self._name)
 
-    async def claim(self, broker: Any) -> bool:
-        """Whether the broker belongs to this installation, from now on or already."""
+    async def claim(self, broker: Any) -> BrokerOf:
+        """Whose broker it is; this installation's from now on, if it was nobody's."""
+        try:
+            return "this" if await self._claims(broker) else "other"
+        except NoPermissionError:
+            return "unknown"
+
+    async def _claims(self, broker: Any) -> bool:
         if await broker.set(OWNER, self._name, nx=True, ex=int(KEPT)):
             self._claimed = True
             return True
@@ -62,7 +67,7 @@ class BrokerOwner:
         self._claimed = True
         return True
 
-    def claim_rabbitmq(self, connection: Any, worker: str) -> bool:
+    def claim_rabbitmq(self, connection: Any, worker: str) -> BrokerOf:
         """The same on RabbitMQ, as long as this connection lasts. `worker`: a unique name."""
         self._claimed = False
         try:
@@ -75,15 +80,14 @@ class BrokerOwner:
                 with suppress(ChannelError), connection.channel() as channel:
                     channel.exchange_delete(OWNER, if_unused=True)
                 if not self._declared(connection):
-                    return False
+                    return "other"
             with connection.channel() as channel:
                 channel.queue_bind(queue, OWNER)
             # Another installation may have found it without a queue a moment ago.
             self._claimed = self._declared(connection)
-        except ChannelError as error:
-            log.warning("it is not known whose broker this is (%s)", type(error).__name__)
-            return True
-        return self._claimed
+        except ChannelError:
+            return "unknown"
+        return "this" if self._claimed else "other"
 
     def _declared(self, connection: Any) -> bool:
         """Whether the exchange has this installation's name, from now on or already."""

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from worker.cli import time_arguments
 from worker.cli.output import new_table, plain
+from worker.monitoring import doctor
 from worker.monitoring.totals import finished
 
 if TYPE_CHECKING:
@@ -152,6 +153,7 @@ def _attention(found: "Overview") -> list[Text]:
     said = [
         (not g.workers, "no worker sends a heartbeat"),
         (bad, f"{_many(len(bad), 'worker')} stuck or silent: regworker health --worker NAME"),
+        (g.shares_broker, "another installation uses the broker, too: regworker doctor"),
         (found.queues is None, "the broker does not answer: only the alarm clock wakes jobs"),
         (
             g.overdue_by > 60,
@@ -159,8 +161,21 @@ def _attention(found: "Overview") -> list[Text]:
             "rings them",
         ),
         (
-            found.server.aof_enabled and not found.server.aof_ok,
-            "the ledger cannot write its append-only file: regworker doctor",
+            found.server.written is False,
+            "the ledger's append-only file is not written: regworker doctor",
+        ),
+        (
+            (found.server.memory_used or 0) > doctor.NEARLY_FULL,
+            f"the ledger's memory is {found.server.memory_used or 0:.0%} full; at 100% it takes no "
+            "jobs: regworker doctor",
+        ),
+        (
+            not found.server.primary,
+            "the ledger's server is a replica, which takes no writes: regworker doctor",
+        ),
+        (
+            g.unreadable,
+            f"{_many(len(g.unreadable), 'record')} of the ledger cannot be read: regworker doctor",
         ),
         (
             g.reviews,

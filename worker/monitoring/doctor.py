@@ -228,6 +228,32 @@ def sealing_key(mark: str, names: Sequence[str]) -> Finding:
     return Finding("ok", "sealing key", f"{mark.partition(':')[0]}: not refused by workers")
 
 
+def broker_owner(seen: Snapshot) -> Iterator[Finding]:
+    """Whether live workers share their broker with another installation."""
+    found = [one.broker for one in seen.workers if one.condition(seen.at) != "silent"]
+    subject, setting = "broker's owner", "broker_url"
+    if others := found.count("other"):
+        yield Finding(
+            "unsafe",
+            subject,
+            f"{others} workers share it with another installation: both lose messages to each "
+            "other",
+            f"give each ledger a broker (or database, or virtual host) of its own, in "
+            f"{variable(setting)}",
+            setting,
+        )
+    elif unknown := found.count("unknown"):
+        yield Finding(
+            "warning",
+            subject,
+            f"{unknown} workers may not see it: another installation on it would not be noticed",
+            GIVE_RIGHTS,
+            setting,
+        )
+    elif found:
+        yield Finding("ok", subject, "this installation", setting=setting)
+
+
 def lacking(seen: Snapshot, names: Sequence[str]) -> list[Finding]:
     """What jobs and deliveries need and a worker does not have."""
     found = []
@@ -273,7 +299,9 @@ def waiting_for_a_person(reviews: int) -> Finding:
     """How many jobs are in review."""
     if not reviews:
         return Finding("ok", "reviews", "none")
-    return Finding("warning", "reviews", f"{reviews} jobs wait for a person", "regworker review")
+    return Finding(
+        "warning", "reviews", f"{reviews} jobs wait for a person", "regworker review list"
+    )
 
 
 def seals(kid: str, count: int) -> Finding:
@@ -395,7 +423,30 @@ def _aof(info: Mapping[str, Any]) -> Finding:
     if info.get("aof_last_write_status", "ok") != "ok":
         advice = "check the server's disk: it cannot write its append-only file"
         return Finding("unsafe", "persistence", "the append-only file is not written", advice)
+    if info.get("aof_last_bgrewrite_status", "ok") != "ok":
+        found = "the append-only file could not be rewritten, so it grows until the disk is full"
+        advice = "make room on its disk, then run: valkey-cli bgrewriteaof"
+        return Finding("warning", "persistence", found, advice)
     return Finding("ok", "persistence", "append-only file")
+
+
+#: The share of its memory from which on a server is nearly full, as in RegworkerLedgerMemory.
+NEARLY_FULL = 0.8
+
+
+def memory(info: Mapping[str, Any]) -> Iterator[Finding]:
+    """How full the memory of the ledger's server is; nothing if it shows no limit."""
+    used, limit = int(info.get("used_memory", 0)), int(info.get("maxmemory", 0))
+    if not limit:
+        return
+    found = f"{used / limit:.0%} of {limit / 2**20:.0f} MiB are used"
+    advice = "`regworker stats` shows what fills it; docs/alerts.md, RegworkerLedgerMemory"
+    if used >= limit:
+        yield Finding("unsafe", "memory", f"{found}: no job is accepted", advice)
+    elif used > NEARLY_FULL * limit:
+        yield Finding("warning", "memory", found, advice)
+    else:
+        yield Finding("ok", "memory", found)
 
 
 def is_primary(info: Mapping[str, Any]) -> bool:

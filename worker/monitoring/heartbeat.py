@@ -21,7 +21,7 @@ from regworker.domain.liveness import silent
 from regworker.ledger import AsyncLedger, replication
 from regworker.ledger.admin import Limits, announce, announced_names, format_
 from regworker.ledger.endpoints import serve
-from regworker.ledger.snapshot import Beat, beat, resign
+from regworker.ledger.snapshot import Beat, BrokerOf, beat, resign
 from regworker.ledger.transitions import Command
 from regworker.settings import Settings, StreamEndpoint, variable
 from worker import __version__
@@ -121,6 +121,8 @@ class Heartbeat:
         self._meter = meter
         self._liveness = liveness
         self._server: MetricsServer | None = None
+        self.broker: BrokerOf = "this"
+        """Whose broker this worker uses, as far as it has seen."""
 
     @property
     def counted(self) -> tuple[Counted, ...]:
@@ -195,6 +197,7 @@ class Heartbeat:
             parts=self._liveness.parts(),
             at=0,
             lacks=self._lacks(),
+            broker=self.broker,
         )
 
     def _lacks(self) -> tuple[str, ...]:

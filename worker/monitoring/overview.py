@@ -37,6 +37,18 @@ class Server:
     primary: bool
     clients: int | None
 
+    @property
+    def memory_used(self) -> float | None:
+        """The used share of its memory; None: it shows none, or has no limit."""
+        if not self.memory_limit or self.memory is None:
+            return None
+        return self.memory / self.memory_limit
+
+    @property
+    def written(self) -> bool | None:
+        """Whether it writes an append-only file; None: it does not show this, or needs none."""
+        return self.aof_enabled and self.aof_ok
+
     @classmethod
     def read(cls, info: Mapping[str, Any], durability: str = "aof") -> Self:
         """Read a server's `INFO`; `durability`: `REGWORKER_DURABILITY`."""

@@ -7,7 +7,7 @@ more values than the settings have names, except consumer groups, which the read
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, get_args
 
 from prometheus_client import ProcessCollector, generate_latest
 from prometheus_client.core import (
@@ -18,7 +18,7 @@ from prometheus_client.core import (
 )
 
 from regworker.domain.states import FINAL
-from regworker.ledger.snapshot import AccountSnapshot, Snapshot
+from regworker.ledger.snapshot import AccountSnapshot, BrokerOf, Snapshot
 from worker import __version__
 from worker.monitoring.account_series import OTHERS, AccountSeries, folded
 from worker.monitoring.metrics import Counted, Reading, Timing
@@ -382,6 +382,14 @@ def _workers(g: Snapshot) -> Iterator[Metric]:
         ("kind", "name"),
     )
     alive = [one for one in g.workers if one.condition(g.at) != "silent"]
+    owners = Counter(one.broker for one in alive)
+    yield _gauge(
+        "regworker_workers_at_broker",
+        "Live workers, by the owner of their broker: this installation; other: another one uses "
+        "it, too; unknown: the worker's user may not look.",
+        (((owner,), owners[owner]) for owner in get_args(BrokerOf)),
+        ("owner",),
+    )
     slots = sum(one.slots for one in alive)
     yield _gauge(
         "regworker_slots", "Jobs that all workers together can run at a time.", [((), slots)]

@@ -10,7 +10,7 @@ from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from regworker.acceptance import Intake
 from regworker.announced import accounts_of, check_key
-from regworker.core import ProducerCore, record_of
+from regworker.core import ProducerCore, fault_of, record_of
 from regworker.domain.actor import Actor
 from regworker.domain.errors import (
     IdempotencyConflict,
@@ -184,13 +184,17 @@ class AdminActions:
         """Retry an abandoned job with its content, which the producer sends again.
 
         A lookup comes before any call. Raises `InvalidJob`, `IdempotencyConflict`, `NotRedrivable`,
-        `UnknownJob`.
+        `UnknownJob`, `UnreadableRecord`.
         """
         job, registration = self._intake.check(given)
         self._check_key()
         fingerprints = self._intake.fingerprints(job, registration)
         payload = self._keyring.seal(registration, seals.payload(job))
-        done = self._ledger(redrive(job, payload, fingerprints, self._settings.deadline, actor))
+        command = redrive(job, payload, fingerprints, self._settings.deadline, actor)
+        try:
+            done = self._ledger(command)
+        except ResponseError as error:
+            raise carry(fault_of(job.id, error), self._ledger.carry) from None
         match done:
             case Conflict():
                 raise IdempotencyConflict(job.id, job.idempotency_key)
@@ -280,6 +284,7 @@ class AdminActions:
         ledger, settings = self._ledger, self._settings
         info = ledger.ask(lambda redis: look_at_server(redis, settings.replicas), 3)
         findings = doctor.server(info, settings.replicas, settings.durability)
+        findings += doctor.memory(info)
         findings += availability.examine(ledger.redis, info, settings.replicas, settings.redis_url)
 
         def by_workers() -> Iterator[doctor.Finding]:
@@ -290,6 +295,7 @@ class AdminActions:
             if ALARMS not in seen.broken:
                 yield doctor.alarms(seen.overdue_by)
             yield doctor.announced(names, seen)
+            yield from doctor.broker_owner(seen)
             yield from doctor.lacking(seen, names)
             yield from doctor.of_another_ledger(settings, seen, names)
             if REVIEWS not in seen.broken:

@@ -158,11 +158,11 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
 
     def _claim_broker(self) -> None:
         """Refuse to start on another installation's RabbitMQ; later, report it."""
-        owns = runtime(self.app).owner.claim_rabbitmq(self.connection, own_name())
-        if not owns and not liveness.consumer().happened():
+        found = runtime(self.app).owner.claim_rabbitmq(self.connection, own_name())
+        if found == "other" and not liveness.consumer().happened():
             name = variable("broker_url")
             raise SystemExit(f"registration-worker cannot start:\n  {name}: {ONE_BROKER}")
-        runtime(self.app).note_owner(owns=owns)
+        runtime(self.app).note_owner(found)
 
     def on_ready(self) -> None:
         """Called with each connection, once the queues are consumed."""

@@ -31,7 +31,7 @@ from regworker.ledger.calls import scripts
 from regworker.ledger.identity import IDENTITY, Memory
 from regworker.ledger.replication import Wanted
 from regworker.ledger.servers import WrongServer, async_client
-from regworker.ledger.snapshot import repair
+from regworker.ledger.snapshot import BrokerOf, repair
 from regworker.ledger.transitions import ClaimRules, SettleRules
 from regworker.sealing.keyring import Keyring
 from regworker.settings import Settings, variable
@@ -180,7 +180,6 @@ class Runtime:
         late = 2 * settings.call_budget + LATE
         self._stop_watch = StopWatch(self.loop, self._liveness, late)
         self.owner = BrokerOwner()
-        self._owned = True
         self._beats: list[asyncio.Task[None]] = []
         self._end_export: Callable[[], None] = lambda: None
 
@@ -228,13 +227,17 @@ class Runtime:
         self.loop.close()
         self._end_export()
 
-    def note_owner(self, *, owns: bool) -> None:
-        """Report an installation that came to use the broker, too. For any thread."""
-        if not owns and self._owned:
-            log.error(
-                "the broker belongs to another installation", alert="broker", advice=ONE_BROKER
-            )
-        self._owned = owns
+    def note_owner(self, found: BrokerOf) -> None:
+        """Report an installation that came to use the broker, too, or that this cannot be seen. For
+        any thread."""
+        if found != self._heartbeat.broker:
+            if found == "other":
+                log.error(
+                    "the broker belongs to another installation", alert="broker", advice=ONE_BROKER
+                )
+            elif found == "unknown":
+                log.warning("it is not known whose broker this is", advice=doctor.GIVE_RIGHTS)
+        self._heartbeat.broker = found
 
     def pause(self, seconds: float) -> None:
         """Wait; blocks the calling task, not the loop."""
@@ -276,19 +279,21 @@ class Runtime:
                 "a newer version wrote them; install that version here"
             )
             raise SettingsError([(variable("redis_url"), what)])
-        if await self._owns_broker() is False:
+        owner = await self._whose_broker()
+        if owner == "other":
             raise SettingsError([(variable("broker_url"), ONE_BROKER)])
+        self.note_owner(owner or "this")
 
     async def _own_broker(self) -> float:
         with suppress(SettingsError):  # another kind of server, for the moment
-            owns = await self._owns_broker()
-            if owns is not None:
-                self.note_owner(owns=owns)
+            found = await self._whose_broker()
+            if found is not None:
+                self.note_owner(found)
         return LOOK
 
-    async def _owns_broker(self) -> bool | None:
-        """Whether no other installation uses the broker; None: it cannot be seen here, as on
-        RabbitMQ, where the consumer's connection claims it."""
+    async def _whose_broker(self) -> BrokerOf | None:
+        """Whose broker it is; None: it is away, or a RabbitMQ, which the consumer's connection
+        claims."""
         try:
             await self.ledger.patiently(lambda: self.ledger.ask(self.owner.learn))
         except (RedisError, LedgerUnavailable):

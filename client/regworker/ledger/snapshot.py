@@ -7,6 +7,7 @@ that none holds up the ledger (`whole`).
 """
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -15,7 +16,7 @@ from typing import Any, Literal, Self, TypeVar
 from regworker.domain.liveness import silent
 from regworker.domain.states import State
 from regworker.ledger.client import SyncLedger
-from regworker.ledger.records import text
+from regworker.ledger.records import UNREADABLE, text
 from regworker.ledger.scans import scanned
 from regworker.ledger.transitions import (
     ALARMS,
@@ -153,6 +154,10 @@ Condition = Literal["well", "stuck", "silent"]
 """The condition of a worker: one part may be `stuck`, or the whole worker `silent`."""
 
 
+BrokerOf = Literal["this", "other", "unknown"]
+"""Whose broker a worker uses: this installation's, another one's too, or it may not look."""
+
+
 @dataclass(frozen=True, slots=True)
 class Beat:
     """A worker process's last heartbeat. `parts`: seconds since each last worked, and the allowed
@@ -174,6 +179,8 @@ class Beat:
     lacks: tuple[str, ...] = ()
     """What jobs and deliveries needed lately and this worker lacks: `account:...`, `endpoint:...`,
     `key:...`."""
+    broker: str = "this"
+    """Whose broker it uses (`BrokerOf`)."""
 
     def fields(self) -> tuple[Argument, ...]:
         """The arguments of `beat.lua`."""
@@ -188,6 +195,7 @@ class Beat:
             *("metrics", self.metrics),
             *("parts", json.dumps(dict(self.parts))),
             *("lacks", json.dumps(self.lacks)),
+            *("broker", self.broker),
         )
 
     def since(self, at: int) -> float:
@@ -214,13 +222,36 @@ class Beat:
             version=found["version"],
             pool=found["pool"],
             slots=int(found["slots"]),
-            up=float(found["up"]),
+            up=_finite(found["up"]),
             in_flight=int(found["in_flight"]),
             metrics=found["metrics"],
-            parts={name: (age, limit) for name, (age, limit) in json.loads(found["parts"]).items()},
+            parts=_parts(json.loads(found["parts"])),
             at=int(found["at"]),
-            lacks=tuple(json.loads(found.get("lacks", "[]"))),
+            lacks=tuple(map(_word, json.loads(found.get("lacks", "[]")))),
+            broker=found.get("broker", "this"),
         )
+
+
+def _parts(found: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, float]]:
+    """The parts of a worker; each has a loop, by which it is judged."""
+    parts = {name: (_finite(age), _finite(limit)) for name, (age, limit) in found.items()}
+    if "loop" not in parts:
+        raise ValueError("a worker without a loop")
+    return parts
+
+
+def _finite(value: Any) -> float:
+    """A number that JSON can hold."""
+    found = float(value)
+    if not math.isfinite(found):
+        raise ValueError("not finite")
+    return found
+
+
+def _word(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("not a text")
+    return value
 
 
 #: Keys without which jobs are not accepted, or not processed, or not counted.
@@ -255,6 +286,13 @@ class Snapshot:
     partial: bool = False
     """There are too many accounts, endpoints or streams for one script: they and `stats` are
     missing."""
+
+    @property
+    def shares_broker(self) -> bool:
+        """Whether a live worker has found another installation at its broker."""
+        return any(
+            one.broker == "other" and one.condition(self.at) != "silent" for one in self.workers
+        )
 
     @property
     def broken(self) -> list[str]:
@@ -417,7 +455,7 @@ def _each(
     for one in found:
         try:
             whole.append(read(one))
-        except (LookupError, ValueError, TypeError, AttributeError):
+        except (*UNREADABLE, AttributeError):
             unreadable.append(f"{PREFIX}{kind}:{one.get('name', '?')}")
     return whole
 
@@ -448,11 +486,11 @@ def _account(found: Mapping[str, Any], at: int) -> AccountSnapshot:
         in_flight=found["in_flight"],
         max_in_flight=int(found.get("max_in_flight") or 0),
         waiting=found["waiting"],
-        interval=float(found.get("own_interval") or found.get("interval") or 0),
-        burst=float(found.get("own_burst") or found.get("burst") or 0),
+        interval=_finite(found.get("own_interval") or found.get("interval") or 0),
+        burst=_finite(found.get("own_burst") or found.get("burst") or 0),
         own_pace=str(found.get("own_pace") or ""),
-        booked=max(0.0, float(found.get("tat") or 0) - at),
-        retry_at=int(float(found.get("retry_at") or 0)),
+        booked=max(0.0, _finite(found.get("tat") or 0) - at),
+        retry_at=int(_finite(found.get("retry_at") or 0)),
         stray_at=int(found.get("stray_at") or 0),
     )
 

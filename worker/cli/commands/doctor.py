@@ -42,9 +42,9 @@ def doctor(
             print_json(asdict(finding))
             continue
         sign, style = _SIGNS[finding.level]
-        line = Text.assemble((f"{sign:<7}", style), f"{finding.subject}: {plain(finding.found)}")
+        line = Text.assemble((f"{sign:<7}", style), plain(f"{finding.subject}: {finding.found}"))
         if finding.advice:
-            line.append(f"\n       → {finding.advice}")
+            line.append(f"\n       → {plain(finding.advice)}")
         print_line(line)
     if any(finding.level == "unsafe" for finding in findings):
         raise typer.Exit(1)

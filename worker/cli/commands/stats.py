@@ -99,6 +99,7 @@ def numbers(found: "Overview") -> dict[str, Any]:
                 "seen_seconds_ago": one.since(g.at),
                 "version": one.version,
                 "metrics": one.metrics,
+                "broker": one.broker,
             }
             for one in g.workers
         ],
@@ -107,7 +108,7 @@ def numbers(found: "Overview") -> dict[str, Any]:
             "version": found.server.version,
             "memory_bytes": found.server.memory,
             "memory_limit_bytes": found.server.memory_limit,
-            "aof_ok": found.server.aof_enabled and found.server.aof_ok,
+            "aof_ok": found.server.written,
             "primary": found.server.primary,
         },
     }

@@ -79,17 +79,27 @@ def _firing(found: Overview) -> Iterator[Alert]:
             what = f"The endpoint {endpoint.name} has accepted nothing for "
             what += length((g.at - endpoint.failing_since) / 1000)
             yield Alert("RegworkerEndpointFailing", "warning", what, "/deliveries")
-    if server.aof_enabled and not server.aof_ok:
-        what = "The ledger cannot write its append-only file"
+    strays = [f"{one.provider}/{one.account}" for one in g.accounts if one.stray_at]
+    for name in [*strays, *(one.name for one in g.endpoints if one.stray_at)]:
+        what = f"{name} sent an answer to no request"
+        yield Alert("RegworkerStrayAnswers", "critical", what)
+    if g.unreadable:
+        what = f"{_many(len(g.unreadable), 'record')} of the ledger cannot be read"
+        yield Alert("RegworkerRecordsUnreadable", "warning", what)
+    if server.written is False:
+        what = "The ledger's append-only file is not written"
         yield Alert("RegworkerLedgerNotWritten", "critical", what)
     if not server.primary:
         yield Alert("RegworkerLedgerNotPrimary", "critical", "The ledger's server is a replica")
-    limit, used = server.memory_limit, server.memory
-    if limit and used is not None and used > 0.8 * limit:
+    if server.memory_used is not None and server.memory_used > doctor.NEARLY_FULL:
         yield Alert("RegworkerLedgerMemory", "critical", "The ledger's memory is nearly full")
     if found.queues is None:
         what = "The broker does not answer: only the alarm clock wakes jobs"
         yield Alert("RegworkerBrokerDown", "critical", what)
+    if g.shares_broker:
+        yield Alert(
+            "RegworkerBrokerShared", "critical", "Another installation uses the broker, too"
+        )
 
 
 def runbook(name: str) -> Markup | None:
