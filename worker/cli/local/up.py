@@ -141,8 +141,8 @@ def up(
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Keep other installations out of a folder; the lock ends with this process. Two servers that
-    write the same files would lose jobs."""
+    """Keep other installations out of a folder. The lock ends with this process; if it is killed,
+    its Valkey lives on, and `stack.valkey` refuses to start another one."""
     with (folder / "lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
