@@ -196,7 +196,7 @@ def _readable(id_: str) -> Iterator[None]:
     except ResponseError as error:
         if not str(error).startswith(("WRONGTYPE", "TOOLARGE")):
             raise
-        raise UnreadableRecord(id_) from None
+        raise UnreadableRecord(id_, _code(error)) from None
     except UNREADABLE:
         raise UnreadableRecord(id_) from None
 
@@ -212,7 +212,13 @@ def fault_of(id_: str, error: Exception) -> Steps[Exception]:
     said = str(error)
     of_others = said.startswith("WRONGTYPE") or "Script killed" in said
     of_others = of_others or (isinstance(error, ResponseError) and denied(error))
-    return error if record is None or of_others else UnreadableRecord(id_)
+    return error if record is None or of_others else UnreadableRecord(id_, _code(error))
+
+
+def _code(error: Exception) -> str:
+    """The first word of a server's error, such as WRONGTYPE; the rest may quote what it read."""
+    code = str(error).partition(" ")[0]
+    return code if isinstance(error, ResponseError) and code.isalpha() and code.isupper() else ""
 
 
 def _valid(value: str) -> str:

@@ -59,7 +59,7 @@ class Slot:
     @property
     def refused(self) -> bool:
         """Whether its process did not start because no ledger answered; its log says what to do."""
-        return b"cannot start: the ledger did not answer" in self.log.read_bytes()[self._written :]
+        return b"cannot start: the ledger " in self.log.read_bytes()[self._written :]
 
     @property
     def most_memory(self) -> int:

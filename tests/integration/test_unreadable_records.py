@@ -203,7 +203,7 @@ def test_the_outbox_names_it_and_moves_the_others(client: Settings, ledger: Sync
         problems = list(connection.execute(select(outbox_table.c.problem)).scalars())
     engine.dispose()
     assert [one for one in problems if "is not JSON" not in one] == [
-        str(UnreadableRecord(id_of(jobs[3]))),
+        str(UnreadableRecord(id_of(jobs[3]), "WRONGTYPE")),
         "must be an object",
     ]
 

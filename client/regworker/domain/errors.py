@@ -115,14 +115,15 @@ class UnreadableRecord(RegistrationWorkerError):  # noqa: N818
     """Raised when the ledger's record of a job cannot be read: something else was written there.
 
     Nothing was done. The job may have been accepted before, so another key could make a second
-    customer. An operator repairs the record.
+    customer. An operator repairs the record. `code`: the server's (`WRONGTYPE`), or ''.
     """
 
-    def __init__(self, job_id: str) -> None:
-        self.job_id = job_id
+    def __init__(self, job_id: str, code: str = "") -> None:
+        self.job_id, self.code = job_id, code
+        why = f" ({code})" if code else ""
         super().__init__(
-            f"the ledger's record of job {job_id} cannot be read, and nothing was done; tell an "
-            "operator"
+            f"the ledger's record of job {job_id} cannot be read{why}, and nothing was done; tell "
+            "an operator"
         )
 
 

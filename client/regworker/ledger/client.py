@@ -697,7 +697,11 @@ def _unavailable(error: RedisError) -> LedgerUnavailable:
             "`regworker doctor`",
             error.answer,
         )
-    return LedgerUnavailable(
-        f"the ledger did not answer ({type(error).__name__}: {error}); "
-        "check REGWORKER_REDIS_URL and the server behind it"
-    )
+    what, advice = "did not answer", "check REGWORKER_REDIS_URL and the server behind it"
+    if isinstance(error, OutOfMemoryError):
+        what, advice = "takes no writes", "its memory is full: give its server more"
+    elif str(error).startswith("MISCONF"):
+        what, advice = "takes no writes", "check the disk of its server"
+    elif isinstance(error, ReadOnlyError):
+        advice = "REGWORKER_REDIS_URL leads to a replica: it must name the primary"
+    return LedgerUnavailable(f"the ledger {what} ({type(error).__name__}: {error}); {advice}")

@@ -93,7 +93,7 @@ MADE: dict[type[RegistrationWorkerError], tuple[Any, ...]] = {
     InvalidOutcome: (PROBLEMS,),
     IdempotencyConflict: ("job-1", "key-1"),
     JobForgotten: ("job-1", "key-1"),
-    UnreadableRecord: ("job-1",),
+    UnreadableRecord: ("job-1", "WRONGTYPE"),
     SettingsError: ([("REGWORKER_X", "is missing")],),
     NoSealingKeys: ([("REGWORKER_X", "is missing")],),
     NotReplicated: ("too few replicas", [b"1", 2]),
