@@ -3,6 +3,7 @@ after a kill."""
 
 import itertools
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -183,6 +184,45 @@ def test_nothing_is_done_before_a_yes(
         assert shop.redis.pttl(key) > 0, "a plan is not kept for ever"
 
 
+def ended_in_the_middle(
+    shop: SyncLedger, environment: dict[str, str], command: list[str], by: signal.Signals
+) -> tuple[int, str]:
+    """End a command by a signal once it has begun to act; return its exit code, and all it said."""
+    assert AuditLog(shop).last() == "0-0"
+    port = urlsplit(environment["REGWORKER_REDIS_URL"]).port
+    assert port
+    with Proxy() as proxy:
+        # So far away that this process is in time to end it.
+        link = proxy.add("ledger", port, distance=0.05)
+        far = {"REGWORKER_REDIS_URL": f"redis://127.0.0.1:{link.port}"}
+        with stack.process(
+            [sys.executable, "-m", "worker.cli", *command, "--yes"],
+            {**environment, **far},
+            Path.cwd(),
+            subprocess.PIPE,
+        ) as process:
+            stack.until(
+                lambda: shop.redis.xread({AUDIT: "0"}, block=1000), "the first act", PATIENCE
+            )
+            process.send_signal(by)
+            said, _ = process.communicate(timeout=PATIENCE)
+            return process.returncode, said.decode()
+
+
+def test_what_was_interrupted_says_how_far_it_came_and_how_to_go_on(
+    shop: SyncLedger, environment: dict[str, str], cli: Cli
+) -> None:
+    """Ctrl-C in the middle: the command names its plan, which nobody would find otherwise."""
+    make, command, _ = ACTS["job.cancel"]
+    ids = make(shop, environment, 100)
+    code, said = ended_in_the_middle(shop, environment, command, signal.SIGINT)
+    [plan] = cli.json("plans", "list")
+    assert code == 130
+    assert re.search(rf"interrupted: \d+ of 100 are done; .*plans resume {plan['id']}`", said)
+    cli("plans", "resume", plan["id"])
+    assert audited(shop, "job.cancel") == Counter(ids)
+
+
 @pytest.mark.parametrize("what", ACTS)
 def test_what_was_killed_goes_on_and_does_nothing_twice(
     shop: SyncLedger, environment: dict[str, str], cli: Cli, what: str
@@ -191,25 +231,7 @@ def test_what_was_killed_goes_on_and_does_nothing_twice(
     make, command, _ = ACTS[what]
     count = 2000 if what.startswith("delivery") else 100
     ids = make(shop, environment, count)
-    log = AuditLog(shop)
-    assert log.last() == "0-0"
-    port = urlsplit(environment["REGWORKER_REDIS_URL"]).port
-    assert port
-    with Proxy() as proxy:
-        # So far away that this process is in time to kill it.
-        link = proxy.add("ledger", port, distance=0.05)
-        far = {"REGWORKER_REDIS_URL": f"redis://127.0.0.1:{link.port}"}
-        with stack.process(
-            [sys.executable, "-m", "worker.cli", *command, "--yes"],
-            {**environment, **far},
-            Path.cwd(),
-            subprocess.DEVNULL,
-        ) as process:
-            stack.until(
-                lambda: shop.redis.xread({AUDIT: "0"}, block=1000), "the first act", PATIENCE
-            )
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+    ended_in_the_middle(shop, environment, command, signal.SIGKILL)
     [plan] = cli.json("plans", "list")
     assert plan["total"] == count
     assert plan["left"] > 0, "it was over before it was killed"

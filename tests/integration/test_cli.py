@@ -679,6 +679,35 @@ def test_follow_shows_what_comes_from_now_on(cli: Cli, ledger: SyncLedger) -> No
         assert process.wait(30) == 0
 
 
+def test_following_a_quiet_stream_blames_no_server(cli: Cli, ledger: SyncLedger) -> None:
+    """However long nothing comes."""
+    ledger.redis.config_resetstat()
+
+    def waits() -> int:
+        found: Any = ledger.redis.info("commandstats")
+        return int(found.get("cmdstat_xread", {"calls": 0})["calls"])
+
+    with cli.running("results", "--follow", "--count", "1") as process:
+        stack.until(lambda: waits() >= 3, "it has waited several times", 60)
+        publish(ledger, {"subject": "after"})
+        _, said = process.communicate(timeout=60)
+    assert "did not answer" not in said
+
+
+def test_json_of_an_odd_event_can_be_read_by_all(cli: Cli, ledger: SyncLedger) -> None:
+    """Others write to streams, too: NaN, which is no JSON, and lists in thousands of lists."""
+    publish(ledger, '{"subject": "job-1", "data": {"n": [NaN, -Infinity, 1]}}')
+    publish(ledger, '{"subject": ' + "[" * 100_000)
+    publish(ledger, {"subject": "job-2"})
+    done = cli("results", "--json")
+    first, second = (
+        json.loads(one, parse_constant=pytest.fail) for one in done.stdout.splitlines()
+    )
+    assert first["data"]["n"] == [None, None, 1]
+    assert second == {"subject": "job-2"}
+    assert "unexpectedly" not in done.stderr
+
+
 def test_following_survives_a_restart_of_the_server(tmp_path: Path) -> None:
     """After the restart it continues where it was, and nothing is missed."""
     folder = tmp_path / "data"
@@ -704,6 +733,46 @@ def test_following_survives_a_restart_of_the_server(tmp_path: Path) -> None:
     finally:
         ledger.close()
         server.stop()
+
+
+def test_a_status_is_shown_without_the_key_of_its_event(cli: Cli, registered: str) -> None:
+    """After a rotation, for example: who is called at night needs the timeline most."""
+    other = {"REGWORKER_SEALING_KEYS": Keyring.new("other")}
+    for line in (["status", registered], ["status", "--key", "k-1", "--provider", "skypostal"]):
+        done = cli(*line, "--json", **other)
+        found = json.loads(done.stdout)
+        assert (found["state"], found["event"]) == ("registered", None)
+        assert "its event is not shown: sealed under kid 'test'" in done.stderr
+
+
+# terminals
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+@pytest.mark.parametrize("line", [["stats"], ["top", "--once"], ["doctor", "--offline"]])
+def test_a_terminal_that_is_not_utf8_shows_everything(
+    cli: Cli, line: list[str], encoding: str
+) -> None:
+    """What it has no character for is escaped; the command does not fail."""
+    done = cli(*line, PYTHONIOENCODING=encoding)
+    assert done.returncode == 0, done.stderr
+    assert "unexpectedly" not in done.stderr
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+def test_a_closed_stream_is_no_error(cli: Cli, closed: str) -> None:
+    """As a supervisor may start it: without a stdin, a stdout or a stderr."""
+    line = [*_command(("cancel", "--all", "--json")), "--yes"]
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *line],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=cli.environment,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
 
 
 # keys and sandbox

@@ -154,6 +154,12 @@ def test_a_command_says_that_it_uses_only_one_ledger(ledgers: Ledgers, line: lis
     assert "not exist any more" not in chosen
 
 
+@pytest.mark.parametrize("line", [["health", "--any"], ["exporter", "--once"]])
+def test_a_probe_does_not_say_which_ledger_it_uses(ledgers: Ledgers, line: list[str]) -> None:
+    """A supervisor runs it every few seconds, and keeps what it says."""
+    assert "uses only" not in _complained(line, ledgers.environment)
+
+
 @pytest.mark.parametrize("act", [["pause"], ["resume"], ["trust"], ["pace", "9/1s"]])
 def test_a_command_names_the_ledger_of_an_account(ledgers: Ledgers, act: list[str]) -> None:
     """There it works."""

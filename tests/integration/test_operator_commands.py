@@ -1,5 +1,6 @@
 """What an operator's commands say and do when it matters: at night, for many, and beside junk."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,12 @@ import pytest
 from regworker.ledger import SyncLedger
 from regworker.ledger.admin import Limits, announce, stray
 from regworker.ledger.endpoints import endpoint_key
-from regworker.ledger.transitions import STATS, account_key
+from regworker.ledger.transitions import CONFIGURED, STATS, account_key, job_key
+from tests.integration.entry_points import id_of
+from tests.integration.jobs import open2b
 from tests.integration.ledger_steps import KEYS
 from tests.integration.outbox import Cli
+from worker.cli.local import stack
 from worker.cli.local.up import alone
 from worker.operations.audit import AuditFilter, AuditLog
 
@@ -137,6 +141,49 @@ def test_a_second_development_server_does_not_touch_the_folder_of_the_first(
     assert [one.name for one in tmp_path.iterdir()] == ["lock"]
     with alone(tmp_path):
         pass
+
+
+def test_a_server_that_outlived_its_parent_keeps_its_folder(tmp_path: Path) -> None:
+    """The lock ends with a killed `regworker up`; its Valkey may still write the same files."""
+    server = stack.start_valkey(tmp_path, appendonly="yes")
+    try:
+        said = f"a Valkey still runs on port {server.port}"
+        with pytest.raises(stack.StackError, match=said), stack.valkey(tmp_path):
+            pass
+        assert server.is_running()
+    finally:
+        server.stop()
+    with stack.valkey(tmp_path) as another:
+        assert another.is_running()
+
+
+# redriving a file
+
+
+def test_a_line_whose_record_cannot_be_read_stops_no_other(
+    ledger: SyncLedger, cli: Cli, tmp_path: Path
+) -> None:
+    """Each line has an answer of its own."""
+    jobs = [open2b() for _ in range(2)]
+    ledger.redis.set(job_key(id_of(jobs[0])), "junk")
+    file = tmp_path / "abandoned.ndjson"
+    file.write_text("".join(f"{json.dumps(one)}\n" for one in jobs))
+    said = cli("redrive", str(file), "--json", code=1)
+    assert {"redriven": 0, "refused": 2} in map(json.loads, said.splitlines()[:1])
+    assert f"line 1: the ledger's record of job {id_of(jobs[0])} cannot be read (WRONGTYPE)" in said
+    assert f"line 2: no job {id_of(jobs[1])}" in said
+
+
+def test_a_fault_of_every_line_ends_the_file_at_once(
+    ledger: SyncLedger, cli: Cli, tmp_path: Path
+) -> None:
+    """Otherwise each line of thousands would wait for the ledger."""
+    ledger.redis.sadd(CONFIGURED, "key:another:0123456789abcdef")
+    file = tmp_path / "abandoned.ndjson"
+    file.write_text("".join(f"{json.dumps(open2b())}\n" for _ in range(2)))
+    said = cli("redrive", str(file), code=1)
+    assert "line 1" not in said
+    assert "no worker has the first key" in said
 
 
 # texts and numbers

@@ -3,6 +3,8 @@
 import os
 import sys
 from collections.abc import Iterator
+from io import TextIOWrapper
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -196,6 +198,7 @@ def regworker(
 
 def run(arguments: list[str] | None = None) -> int:
     """Run a command line. Tracebacks are shown only if `REGWORKER_DEBUG` is set."""
+    _open_streams()
     try:
         return _run(arguments)
     except KeyboardInterrupt:
@@ -210,6 +213,18 @@ def run(arguments: list[str] | None = None) -> int:
         for sentence in _sentences(error):
             sys.stderr.write(f"regworker: {plain(sentence)}\n")
         return FAILED
+
+
+def _open_streams() -> None:
+    """Make the standard streams usable, however this process was started."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            # The caller has closed it; a connection must not get its number.
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 -- to the end
+        elif mode == "w" and isinstance(stream, TextIOWrapper):
+            # A terminal that is not UTF-8 gets escapes instead of what it cannot show.
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _run(arguments: list[str] | None) -> int:

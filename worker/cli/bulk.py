@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from worker.cli.connection import open_ledger
-from worker.cli.output import err, note, plain, print_json, print_line, progress
+from worker.cli.output import (
+    err,
+    note,
+    plain,
+    print_json,
+    print_line,
+    progress,
+    saying_how_far,
+)
 
 if TYPE_CHECKING:
     from regworker.domain.actor import Actor
@@ -98,7 +106,12 @@ def carry_out(
     """Carry a plan out, with a progress bar on a terminal; exit code 1 if any item was left."""
     counts = dict.fromkeys(words, 0)
     left: list[Done] = []
-    with progress() as shown:
+    rest = f"`regworker plans resume {plan.id}` carries out the rest"
+
+    def how_far() -> str:
+        return f"{sum(counts.values())} of {plan.left} are done; {rest}"
+
+    with saying_how_far(how_far), progress() as shown:
         for one in shown.track(bulk.carry_out(plan, person), total=plan.left):
             counts[one.word] = counts.get(one.word, 0) + 1
             if not one.well:

@@ -8,7 +8,7 @@ from worker.cli.output import note
 
 if TYPE_CHECKING:
     from regworker.ledger import SyncLedger
-    from regworker.producer import Producer
+    from regworker.producer import Producer, Status
     from regworker.settings import Settings
     from worker.monitoring.overview import Observer
     from worker.operations.admin_actions import AdminActions
@@ -32,15 +32,44 @@ def open_producer(settings: "Settings | None" = None) -> Iterator["Producer"]:
         yield producer
 
 
+def status_of(
+    job_id: str | None, *, key: str | None = None, provider: str = "", account: str = "default"
+) -> "Status":
+    """A job's status. Without the key of its event, a note says so, and the rest is shown."""
+    from regworker.core import ProducerCore, named
+    from regworker.domain.errors import SealingError
+    from regworker.ledger.steps import carry
+    from regworker.sealing.keyring import Keyring
+    from regworker.settings import Settings
+
+    try:
+        with open_producer() as producer:
+            return producer.status(job_id, key=key, provider=provider, account=account)
+    except SealingError as error:
+        settings = Settings.load_for_client(sealing_keys="")
+        if settings.ledgers:
+            raise  # the job may be in any of them
+        note(f"its event is not shown: {error}")
+    with open_ledger(settings) as ledger:
+        core = ProducerCore(settings, Keyring.of(settings))
+        return carry(core.status(named(job_id, key, provider, account)), ledger.carry)
+
+
 @contextmanager
-def open_ledger(settings: "Settings | None" = None) -> Iterator["SyncLedger"]:
-    """A connection to the ledger, for a command that neither seals nor opens anything."""
+def open_ledger(
+    settings: "Settings | None" = None, *, probe: bool = False
+) -> Iterator["SyncLedger"]:
+    """A connection to the ledger, for a command that neither seals nor opens anything.
+
+    `probe`: every few seconds a supervisor runs it, whose log keeps what it prints.
+    """
     from regworker.ledger import SyncLedger
     from regworker.settings import Settings
 
     # Reading published events needs no key.
     settings = settings or Settings.load_for_client(sealing_keys="")
-    say_which(settings)
+    if not probe:
+        say_which(settings)
     ledger = SyncLedger(settings.redis_url)
     try:
         yield ledger
@@ -62,13 +91,15 @@ def open_admin(ledger: str | None = None) -> Iterator["AdminActions"]:
 
 
 @contextmanager
-def open_observer() -> Iterator["Observer"]:
-    """The reader of the whole installation's state, closed at the end; it needs no key."""
+def open_observer(*, probe: bool = False) -> Iterator["Observer"]:
+    """The reader of the whole installation's state, closed at the end; it needs no key. `probe` as
+    for `open_ledger`."""
     from regworker.settings import Settings
     from worker.monitoring.overview import Observer
 
     settings = Settings.load_for_client(sealing_keys="")
-    say_which(settings)
+    if not probe:
+        say_which(settings)
     observer = Observer(settings)
     with observer:
         yield observer

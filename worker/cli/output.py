@@ -1,9 +1,11 @@
 """Output: results on stdout, for people or as JSON; notes on stderr."""
 
 import json
+import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
@@ -69,9 +71,17 @@ def progress() -> "Progress":
     )
 
 
+class _Table(Table):
+    """Shows texts as they are: a name in the ledger may contain rich's markup, or control codes."""
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        shown = (Text(plain(cell)) if isinstance(cell, str) else cell for cell in cells)
+        super().add_row(*shown, **options)
+
+
 def new_table(*headings: str) -> Table:
     """A table in our style: no lines, and columns that wrap long text."""
-    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    table = _Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
     for heading in headings:
         table.add_column(heading, overflow="fold")
     return table
@@ -82,6 +92,18 @@ def note(text: str) -> None:
     err().print(Text(plain(text), style="dim"), soft_wrap=True)
 
 
+@contextmanager
+def saying_how_far(said: Callable[[], str]) -> Iterator[None]:
+    """If a long command is interrupted or fails, print on stderr how far it came; '': nowhere."""
+    try:
+        yield
+    except (KeyboardInterrupt, Exception) as error:
+        begun = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        if how_far := said():
+            note(f"{begun}: {how_far}")
+        raise
+
+
 def note_unreadable(keys: Sequence[str]) -> None:
     """Print on stderr which records a list has left out."""
     for key in keys:
@@ -90,8 +112,21 @@ def note_unreadable(keys: Sequence[str]) -> None:
 
 def print_json(value: Any) -> None:
     """Print one JSON object as a line of stdout. ASCII, so that no locale can break it."""
-    sys.stdout.write(json.dumps(value) + "\n")
+    try:
+        line = json.dumps(value, allow_nan=False)
+    except ValueError:
+        line = json.dumps(_without_nan(value))
+    sys.stdout.write(line + "\n")
     sys.stdout.flush()
+
+
+def _without_nan(value: Any) -> Any:
+    """The value, with null for each number that JSON does not allow: others write streams, too."""
+    if isinstance(value, Mapping):
+        return {name: _without_nan(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def print_line(line: Text | str) -> None:

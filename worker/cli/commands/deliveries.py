@@ -27,6 +27,7 @@ from worker.cli.output import (
     print_json,
     print_line,
     progress,
+    saying_how_far,
     time_text,
 )
 
@@ -251,9 +252,14 @@ def enable(
         if with_replay and before.disables:
             # Also if it is enabled already: the command that enabled it may have been interrupted.
             died = list(outbox.died(name, before.since))
-            with progress() as bar:
-                done = bar.track(outbox.replay(died, person), total=len(died))
-                replayed = sum(word == "replayed" for _, word in done)
+
+            def how_far() -> str:
+                again = "run the command again, which replays the rest"
+                return f"{name} is enabled, {replayed} of {len(died)} are replayed; {again}"
+
+            with saying_how_far(how_far), progress() as bar:
+                for _, word in bar.track(outbox.replay(died, person), total=len(died)):
+                    replayed += word == "replayed"
     if json:
         print_json({"endpoint": name, "was_disabled": before.disabled, "replayed": replayed})
         return

@@ -74,7 +74,7 @@ def exporter(
         return
     series = AccountSeries(per_account_limit, accounts)
 
-    with open_observer() as observer:
+    with open_observer(probe=once) as observer:
         if once:
             found = _look(observer)
             sys.stdout.write(prometheus.of_all(found, series).decode())

@@ -47,7 +47,7 @@ def health(
     if worker is not None and any_:
         raise typer.BadParameter("say --worker or --any, not both")
     try:
-        with open_ledger() as ledger:
+        with open_ledger(probe=True) as ledger:
             found = ledger(snapshot(), PATIENCE)
     except LedgerUnavailable as error:
         _tell(json, [], str(error))
@@ -90,7 +90,7 @@ def _shown(one: "Beat", at: int) -> dict[str, Any]:
     condition = one.condition(at)
     silent = one.silent(at)
     if condition == "silent":
-        why = "sends no heartbeat: it is stopped or dead, or cannot reach the ledger"
+        why = "sends no heartbeat: it is stopped or dead, or cannot write to the ledger"
     else:
         why = "; ".join(SILENT.get(part, part) for part in silent)
     return {

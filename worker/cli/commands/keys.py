@@ -22,6 +22,7 @@ from worker.cli.output import (
     print_json,
     print_line,
     progress,
+    saying_how_far,
     time_text,
 )
 
@@ -187,10 +188,17 @@ def _watched(
     rotation: "Rotation", *, writing: bool, person: "Actor | None" = None
 ) -> "RotationTally":
     """Read all records, with a progress bar if stderr is a terminal."""
-    with progress() as shown:
+    read = sealed = 0
+
+    def how_far() -> str:
+        done = f"{read} records were read" + (f", {sealed} values sealed anew" if writing else "")
+        return f"{done}; run the command again, which reads all of them" if read else ""
+
+    with saying_how_far(how_far), progress() as shown:
         task = shown.add_task("records", total=rotation.size())
         for tally in rotation.turns(writing=writing, actor=person):
             shown.update(task, completed=tally.done)
+            read, sealed = tally.done, tally.resealed
     return tally
 
 

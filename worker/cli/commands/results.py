@@ -42,7 +42,8 @@ T = TypeVar("T")
 #: server.
 _BLOCK = 2.0
 
-#: Seconds without an answer, after which `--follow` reports that the server does not answer.
+#: Seconds without an answer (beyond the wait), after which `--follow` reports that the server does
+#: not answer.
 _QUIET = 2.0
 
 app = new_app(invoke_without_command=True)
@@ -265,7 +266,7 @@ class _Reader:
         wait = 0.0
         while True:
             command = page(self._stream, last)
-            found = self._patiently(command, asking(command, self._stream, last, wait))
+            found = self._patiently(command, asking(command, self._stream, last, wait), wait)
             for one in found:
                 last = one.entry
                 yield self._result(last, one.fields, 1, one.size, self._open, self._sealed)
@@ -273,18 +274,21 @@ class _Reader:
                 return
             wait = 0.0 if found else _BLOCK
 
-    def _patiently(self, command: "Command[T]", asked: "Asking") -> T:
+    def _patiently(self, command: "Command[T]", asked: "Asking", wait: float = 0.0) -> T:
+        """`wait`: seconds for which the server itself may wait for an entry."""
+
         def ask() -> T:
             return command.read(self._ledger.exchange(asked))
 
+        quiet = wait + _QUIET
         try:
-            return self._ledger.patiently(ask, min(_QUIET, self._patience))
+            return self._ledger.patiently(ask, min(quiet, self._patience))
         except LedgerUnavailable as error:
-            if self._patience <= _QUIET:
+            if self._patience <= quiet:
                 raise
             if self._patience == math.inf:
                 note(f"{error}; retrying")
-        answer = self._ledger.patiently(ask, self._patience - _QUIET)
+        answer = self._ledger.patiently(ask, self._patience - quiet)
         if self._patience == math.inf:
             note("the server answers again")
         return answer
@@ -299,7 +303,7 @@ def _event(result: "Result") -> dict[str, Any] | None:
     except UnreadableEvent as error:
         note(str(error))
         return None
-    except ValueError:
+    except (ValueError, RecursionError):
         event = None
     if not isinstance(event, dict):
         note(f"entry {result.entry} holds no event that this command can read")

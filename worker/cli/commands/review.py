@@ -31,7 +31,7 @@ from worker.cli.commands.jobs import (
     job_filter,
 )
 from worker.cli.commands.status import show as show_status
-from worker.cli.connection import open_admin, open_producer
+from worker.cli.connection import open_admin, status_of
 from worker.cli.lazy import new_app, texts
 from worker.cli.output import (
     AsJson,
@@ -122,8 +122,7 @@ def show(
     Examples:
         regworker review show 6a1f0b0e-9b58-8f0c-8d4e-0f0e3f1f2a3b
     """
-    with open_producer() as producer:
-        found = producer.status(job_id)
+    found = status_of(job_id)
     if json:
         print_json(status_json(found, show_outcome=False))
     else:
@@ -256,7 +255,7 @@ def _outcome(file: Path | None) -> dict[str, Any]:
     try:
         content = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
         found = json_.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise typer.BadParameter("the file is not JSON", param_hint="--outcome") from None
     if not isinstance(found, dict):
         raise typer.BadParameter("the file is not a JSON object", param_hint="--outcome")

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from worker.cli import time_arguments
-from worker.cli.connection import open_producer
+from worker.cli.connection import status_of
 from worker.cli.output import (
     AsJson,
     ShowOutcome,
@@ -48,8 +48,7 @@ def status(
         raise typer.BadParameter("name the job by ID, or by --key and --provider")
     if key is not None and provider is None:
         raise typer.BadParameter("--key needs --provider")
-    with open_producer() as producer:
-        found = producer.status(job_id, key=key, provider=provider or "", account=account)
+    found = status_of(job_id, key=key, provider=provider or "", account=account)
     if json:
         print_json(status_json(found, show_outcome=show_outcome))
     else:
