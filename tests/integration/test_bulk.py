@@ -18,7 +18,7 @@ import pytest
 from regworker.domain.event import EventType
 from regworker.event_builder import EventBuilder
 from regworker.ledger import SyncLedger
-from regworker.ledger.admin import Limits, announce, quarantine
+from regworker.ledger.admin import PLANS, Limits, announce, plan_key, quarantine
 from regworker.ledger.endpoints import pending_key, serve
 from regworker.ledger.records import Claim, Settled
 from regworker.ledger.transitions import (
@@ -297,6 +297,39 @@ def test_wrong_use_is_refused(shop: SyncLedger, cli: Cli) -> None:
     assert "no plan" in cli("plans", "drop", "0123456789ab", code=1)
     [nothing] = cli.json("cancel", "--all", "--yes")
     assert (nothing["count"], nothing["cancelled"]) == (0, 0)
+
+
+@pytest.mark.parametrize("content", [None, "{}", "[", '{"act": "x", "total": "many"}'])
+def test_a_plan_that_cannot_be_read_hides_no_other(
+    shop: SyncLedger, environment: dict[str, str], cli: Cli, content: str | None
+) -> None:
+    """It is named, and can be dropped."""
+    queued(shop, environment, 2)
+    [shown] = cli.json(*ACTS["job.cancel"][1], "--dry-run")
+    key = plan_key("spoilt")
+    shop.redis.zadd(PLANS, {"spoilt": 1})
+    if content is None:
+        shop.redis.set(key, "junk")
+    else:
+        shop.redis.hset(key, "about", content)
+    assert [one["id"] for one in cli.json("plans", "list")] == [shown["plan"]]
+    assert key in cli("plans", "list", code=None)
+    assert "plans drop spoilt" in cli("plans", "resume", "spoilt", code=1)
+    cli("plans", "drop", "spoilt")
+    assert key not in cli("plans", "list", code=None)
+
+
+def test_a_plan_of_a_newer_version_is_left_to_it(
+    shop: SyncLedger, environment: dict[str, str], cli: Cli
+) -> None:
+    """Its act is named, and nothing is done."""
+    queued(shop, environment, 2)
+    [shown] = cli.json(*ACTS["job.cancel"][1], "--dry-run")
+    key = plan_key(shown["plan"])
+    about = json.loads(shop.redis.hget(key, "about") or b"")
+    shop.redis.hset(key, "about", json.dumps({**about, "act": "job.polish"}))
+    said = cli("plans", "resume", shown["plan"], code=1)
+    assert "this version does not know: job.polish" in said
 
 
 def test_a_plan_can_be_dropped(shop: SyncLedger, environment: dict[str, str], cli: Cli) -> None:

@@ -255,6 +255,8 @@ def _sentences(error: Exception) -> Iterator[str]:
             advice = "check REGWORKER_REDIS_URL"
             if type(error).__name__ == "NoPermissionError":
                 advice = "give its user the permissions that `regworker acl` prints"
+            elif "WRONGTYPE" in str(error):
+                advice = "another program has overwritten a key: regworker doctor"
             yield f"the ledger {what}: {error}; {advice}"
         case _:
             # The text of an unexpected exception may contain a secret.

@@ -20,7 +20,7 @@ from worker.intake.quarantine import NotInQuarantine, NotRequeued, Quarantine
 from worker.operations.admin_actions import AdminActions
 from worker.operations.deliveries import BATCH, DeliveryAdmin, Filter
 from worker.operations.jobs import JobFilter, JobList, mark_of
-from worker.operations.plans import BulkAct, Done, Item, Plan, PlanStore
+from worker.operations.plans import BulkAct, Done, Item, Plan, PlanStore, UnreadablePlan
 
 #: Jobs or messages between two notes of results: after a crash, so many are checked again.
 FEW = 20
@@ -101,8 +101,12 @@ class Bulk:
         return bool(found) and text(found) == ticket
 
     def act(self, plan: Plan) -> BulkAct:
-        """The act of a plan."""
-        return ACTS[plan.act](self, **plan.arguments)
+        """The act of a plan. Raises `UnreadablePlan` for one of a newer version."""
+        make = ACTS.get(plan.act)
+        if make is None:
+            what = f"plan {plan.id} has an act that this version does not know: {plan.act}"
+            raise UnreadablePlan(f"{what}; resume it with the version that made it")
+        return make(self, **plan.arguments)
 
     def carry_out(self, plan: Plan, actor: Actor) -> Iterator[Done]:
         """Act on the items of a plan without a result. Lazy: iterate to act."""

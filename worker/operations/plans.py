@@ -15,11 +15,13 @@ from functools import partial
 from itertools import islice
 from typing import Any, Protocol
 
+from redis.exceptions import ResponseError
+
 from regworker.domain.actor import Actor
 from regworker.domain.errors import RegistrationWorkerError
 from regworker.ledger import SyncLedger
 from regworker.ledger.admin import PLANS, drop_plan, keep_plan, plan_key
-from regworker.ledger.records import text
+from regworker.ledger.records import UNREADABLE, text
 
 #: Seconds for which a plan is kept after its last step.
 KEPT = 7 * 86400
@@ -30,6 +32,10 @@ PAGE = 500
 
 class UnknownPlan(RegistrationWorkerError):  # noqa: N818
     """Raised when there is no plan with that id: it was dropped, or is older than a week."""
+
+
+class UnreadablePlan(RegistrationWorkerError):  # noqa: N818
+    """Raised when a plan's record holds something else, or an act that this version lacks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +98,8 @@ class PlanStore:
 
     def __init__(self, ledger: SyncLedger) -> None:
         self._ledger = ledger
+        self.unreadable: list[str] = []
+        """Keys of plans that a list has left out, because they hold no valid record."""
 
     def make(
         self, act: str, arguments: Mapping[str, Any], items: Iterable[Item], actor: Actor
@@ -120,7 +128,7 @@ class PlanStore:
         return plan
 
     def get(self, id_: str) -> Plan:
-        """A plan. Raises `UnknownPlan`."""
+        """A plan. Raises `UnknownPlan`, `UnreadablePlan`."""
 
         def read(redis: Any) -> Any:
             pipe = redis.pipeline(transaction=False)
@@ -128,12 +136,18 @@ class PlanStore:
             pipe.hlen(plan_key(id_))
             return pipe.execute()
 
-        about, fields = self._ledger.ask(read)
-        if not about:
-            raise UnknownPlan(f"no plan {id_}: see regworker plans list")
-        found = json.loads(about)
-        # Each item, and later its result, is one field.
-        return Plan(id=id_, left=2 * found["total"] + 1 - fields, **found)
+        try:
+            about, fields = self._ledger.ask(read)
+            if about:
+                found = json.loads(about)
+                # Each item, and later its result, is one field.
+                return Plan(id=id_, left=2 * found["total"] + 1 - fields, **found)
+        except (ResponseError, *UNREADABLE) as error:
+            if isinstance(error, ResponseError) and "WRONGTYPE" not in str(error):
+                raise
+            what = f"the record of plan {id_} cannot be read: regworker plans drop {id_}"
+            raise UnreadablePlan(what) from None
+        raise UnknownPlan(f"no plan {id_}: see regworker plans list")
 
     def all(self) -> list[Plan]:
         """All stored plans, the oldest first."""
@@ -143,12 +157,18 @@ class PlanStore:
                 found.append(self.get(id_))
             except UnknownPlan:
                 continue
+            except UnreadablePlan:
+                self.unreadable.append(plan_key(id_))
         return sorted(found, key=lambda one: one.made_at)
 
     def drop(self, id_: str, actor: Actor) -> None:
         """Delete a plan; what was done stays done. Raises `UnknownPlan`."""
-        plan = self.get(id_)
-        self._ledger(drop_plan(id_, f"{plan.act}: {plan.left} of {plan.total} left", actor))
+        try:
+            plan = self.get(id_)
+            what = f"{plan.act}: {plan.left} of {plan.total} left"
+        except UnreadablePlan:
+            what = "it could not be read"
+        self._ledger(drop_plan(id_, what, actor))
 
     def items(self, plan: Plan, *, left: bool = False) -> Iterator[tuple[int, Item]]:
         """Its items with their numbers; `left`: only those that have no result yet."""

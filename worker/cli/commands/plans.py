@@ -9,7 +9,16 @@ from rich.text import Text
 from worker.cli.acting import By, Why, actor
 from worker.cli.bulk import carry_out, open_bulk
 from worker.cli.lazy import new_app, texts
-from worker.cli.output import AsJson, new_table, out, plain, print_json, print_line, time_text
+from worker.cli.output import (
+    AsJson,
+    new_table,
+    note_unreadable,
+    out,
+    plain,
+    print_json,
+    print_line,
+    time_text,
+)
 
 app = new_app(no_args_is_help=True)
 
@@ -37,6 +46,7 @@ def list_(
 
     with open_bulk() as bulk:
         found = [one for one in bulk.plans.all() if one.left or all_]
+        note_unreadable(bulk.plans.unreadable)
     if json:
         for one in found:
             print_json({**asdict(one), "made_at": moment(one.made_at).isoformat()})
