@@ -7,8 +7,10 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import datetime, tzinfo
 from itertools import islice
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -297,6 +299,26 @@ def test_wrong_use_is_refused(shop: SyncLedger, cli: Cli) -> None:
     assert "no plan" in cli("plans", "drop", "0123456789ab", code=1)
     [nothing] = cli.json("cancel", "--all", "--yes")
     assert (nothing["count"], nothing["cancelled"]) == (0, 0)
+
+
+class Ahead(datetime):
+    """A clock that is three hours ahead."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> "Ahead":
+        """The time there."""
+        return cls.fromtimestamp(time.time() + 3 * 3600, tz)
+
+
+def test_ages_count_by_the_ledgers_clock(
+    shop: SyncLedger, environment: dict[str, str], cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of the operator's machine may be hours off; nothing younger than wanted is chosen."""
+    ids = queued(shop, environment, 2)
+    monkeypatch.setattr("worker.cli.time_arguments.datetime", Ahead)
+    assert {one["job_id"] for one in cli.json("jobs", "--since", "1h")} == set(ids)
+    [shown] = cli.json("cancel", "--older-than", "2h", "--dry-run")
+    assert shown["ids"] == []
 
 
 @pytest.mark.parametrize("content", [None, "{}", "[", '{"act": "x", "total": "many"}'])

@@ -61,7 +61,8 @@ def open_ledger(
 ) -> Iterator["SyncLedger"]:
     """A connection to the ledger, for a command that neither seals nor opens anything.
 
-    `probe`: every few seconds a supervisor runs it, whose log keeps what it prints.
+    `probe`: it does not say which one: a supervisor runs the command every few seconds, and its log
+    keeps what it prints; or the command says it anyway.
     """
     from regworker.ledger import SyncLedger
     from regworker.settings import Settings

@@ -14,13 +14,14 @@ HOW = "an ISO 8601 time (2026-11-22T05:00Z; UTC unless it says otherwise), or ho
 
 
 def parse(text: str | None, option: str, now: datetime | None = None) -> datetime | None:
-    """Read an option's time; None if it was not given."""
+    """Read an option's time; None if it was not given. `now`: by default, by the ledger's clock,
+    which has written what is compared: this machine's may be hours off."""
     if text is None:
         return None
     if ago := re.fullmatch(r"(\d{1,6})([smhd])", text, re.ASCII):
         found = _EPOCH
         with suppress(OverflowError):
-            found = (now or datetime.now(UTC)) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+            found = (now or _ledgers_now()) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
     else:
         try:
             found = datetime.fromisoformat(text)
@@ -29,6 +30,15 @@ def parse(text: str | None, option: str, now: datetime | None = None) -> datetim
     found = found if found.tzinfo else found.replace(tzinfo=UTC)
     # A time outside the range of the ledger's clock is before or after all jobs.
     return min(max(found, _EPOCH), _LATEST)
+
+
+def _ledgers_now() -> datetime:
+    from regworker.domain.event import moment
+    from worker.cli.connection import open_ledger
+
+    # The command itself says which ledger it uses.
+    with open_ledger(probe=True) as ledger:
+        return moment(ledger.now())
 
 
 AHEAD = "a time of day here (18:00), an ISO 8601 time, or how long from now: 90m, 2h"
