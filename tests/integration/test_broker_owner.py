@@ -153,7 +153,7 @@ def test_workers_agree_after_ledger_and_broker_were_emptied(tmp_path: Path) -> N
             assert await look(old)
             assert await look(new)
             found = await server.hget(IDENTITY, "installation"), await server.get(OWNER)
-            return [one.decode() for one in found]
+            return [str(one) for one in found]
 
     with stack.valkey(tmp_path) as server:
         ledger, broker = asyncio.run(names(server.connection_url))
