@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from regworker.arguments import of_kind
 from regworker.domain.event import Event, Notice
 from regworker.frames import emptied, guarded, traceback_of
-from regworker.outbox.tables import UNREADABLE, ascii_json, outcomes_table
+from regworker.outbox.tables import UNREADABLE, ascii_json, outcomes_table, transactional
 from regworker.results import (
     AsyncResultConsumer,
     MissingKey,
@@ -48,6 +48,7 @@ class Outcomes:
         table: Table = outcomes_table,
     ) -> None:
         of_kind("engine", engine, Engine, "an Engine")
+        transactional(engine)
         if isinstance(consumer, AsyncResultConsumer):
             raise TypeError("consumer must be a ResultConsumer, not AsyncResultConsumer")
         of_kind("handler", handler, Callable, "a function")  # type: ignore[arg-type]

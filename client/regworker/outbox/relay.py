@@ -25,7 +25,7 @@ from regworker.clock import steady
 from regworker.domain.errors import InvalidJob, Problem, RegistrationWorkerError
 from regworker.domain.receipt import Receipt, Refused
 from regworker.frames import guarded
-from regworker.outbox.tables import outbox_table
+from regworker.outbox.tables import outbox_table, transactional
 from regworker.producer import Producer
 
 E = TypeVar("E", Engine, AsyncEngine)
@@ -100,6 +100,7 @@ class Relay:
         The next turn then begins at the oldest row.
         """
         of_kind("engine", engine, Engine, "an Engine (for an AsyncEngine, await turn_async)")
+        transactional(engine)
         with _unlocking(engine).begin() as connection:
             rows = self._take(connection)
             turn = self._settle(connection, rows, self._hand_over(rows))
@@ -108,6 +109,7 @@ class Relay:
     async def turn_async(self, engine: AsyncEngine) -> Turn:
         """The same for a loop of asyncio, which goes on meanwhile."""
         of_kind("engine", engine, AsyncEngine, "an AsyncEngine (for an Engine, use turn)")
+        transactional(engine.sync_engine)
         async with _unlocking(engine).begin() as connection:
             rows = await connection.run_sync(self._take)
             results = await asyncio.to_thread(self._hand_over, rows)

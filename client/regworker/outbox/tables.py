@@ -8,6 +8,7 @@ from sqlalchemy import (
     Column,
     DateTime,
     Dialect,
+    Engine,
     Integer,
     MetaData,
     String,
@@ -53,6 +54,17 @@ outcomes_table = Table(
 
 #: What no event is called: the type of the row that keeps an entry which holds no event.
 UNREADABLE = "unreadable"
+
+
+def transactional(engine: Engine) -> None:
+    """Refuse an engine that commits each statement: what is written together would not be."""
+    own = engine.get_execution_options().get("isolation_level")
+    level = own or getattr(engine.dialect, "_on_connect_isolation_level", None)
+    if level is not None and str(level).upper() == "AUTOCOMMIT":
+        raise ValueError(
+            "engine commits each statement (AUTOCOMMIT), and this needs transactions: give "
+            'engine.execution_options(isolation_level="READ COMMITTED") (SQLite: "SERIALIZABLE")'
+        )
 
 
 def ascii_json(text: str) -> str:

@@ -158,6 +158,27 @@ def test_a_handler_that_nobody_awaits_is_refused(engine: Engine) -> None:
         Outcomes(engine, ResultConsumer("crm", settings=OWN), None)  # type: ignore[arg-type]
 
 
+def test_an_engine_without_transactions_is_refused() -> None:
+    """A handler that raises would leave the row, and its event would count as handled."""
+    given = create_engine("sqlite://", isolation_level="AUTOCOMMIT")
+    optional = create_engine("sqlite://").execution_options(isolation_level="AUTOCOMMIT")
+    right = given.execution_options(isolation_level="SERIALIZABLE")
+    with ResultConsumer("crm", settings=OWN) as consumer:
+        for engine in (given, optional):
+            with pytest.raises(ValueError, match="engine commits each statement"):
+                Outcomes(engine, consumer)
+            with pytest.raises(ValueError, match="engine commits each statement"):
+                Relay(FakeProducer()).turn(engine)
+        other = create_async_engine("sqlite+aiosqlite://", isolation_level="AUTOCOMMIT")
+        with pytest.raises(ValueError, match="engine commits each statement"):
+            asyncio.run(Relay(FakeProducer()).turn_async(other))
+        metadata.create_all(right)
+        Outcomes(right, consumer)
+        assert Relay(FakeProducer()).turn(right).idle
+    for one in (given, optional, right):
+        one.dispose()
+
+
 @pytest.mark.parametrize(
     "make",
     [Producer, FakeProducer, AsyncProducer, AsyncFakeProducer],
