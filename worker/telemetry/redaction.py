@@ -96,9 +96,9 @@ _OF_A_SETTING = re.compile(
     r" [a-z])"
 )
 
-#: What we say of a field of a registration (`registration.customer.password: is required`), as
-#: `InvalidJob` does: its path, and the beginning of a sentence.
-_PATH = re.compile(r"(?<![\w.-])registration\.(?:[\w-]+\.)*\Z")
+#: What we say of a field (`registration.customer.password: is required`), as `InvalidJob` and
+#: `InvalidOutcome` do: its path, and the beginning of a sentence.
+_PATH = re.compile(r"(?<![\w.-])(?:registration|outcome|metadata)\.(?:[\w-]+\.)*\Z")
 _OF_A_FIELD = re.compile(
     r"(?:must|may|is|are|can|cannot|has|have|holds?|needs?) [a-z]|[A-Z][a-z]+ should [a-z]"
 )

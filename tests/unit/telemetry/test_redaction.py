@@ -14,12 +14,18 @@ from hypothesis import strategies as st
 from redis.exceptions import ConnectionError, ResponseError  # noqa: A004
 
 import worker
-from regworker.domain.errors import InvalidJob, LedgerUnavailable, RegistrationWorkerError
+from regworker.domain.errors import (
+    InvalidJob,
+    InvalidOutcome,
+    LedgerUnavailable,
+    RegistrationWorkerError,
+)
 from regworker.named_files import NO_FILE
 from regworker.sealing import seals
 from regworker.sealing.keyring import Keyring
 from regworker.testing import FakeProducer
 from tests.integration.jobs import open2b, skypostal
+from worker.providers.registry import Registry
 from worker.telemetry.redaction import (
     is_secret,
     name_of,
@@ -255,8 +261,12 @@ def test_what_is_wrong_with_a_job_is_told() -> None:
             FakeProducer().enqueue(job)
         assert len(caught.value.problems) > 2
         assert scrub_text(str(caught.value)) == str(caught.value)
+    with pytest.raises(InvalidOutcome) as of_a_person:
+        Registry(["open2b"]).outcome("open2b", {"customer_key": 5})
+    assert "outcome.customer_key: must be text" in scrub_text(str(of_a_person.value))
     for text in (
         f"registration.customer.password: {SECRET}",
+        f"outcome.customer_key: {SECRET}",
         f"customer.password: is {SECRET}",
         f"password: must be {SECRET}",
         f"registration.customer.password={SECRET}",
