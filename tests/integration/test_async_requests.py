@@ -61,7 +61,9 @@ def test_any_text_is_a_key(here: Installation, entry_point: str, key: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("key", "shown"), [("a\nb", "a\ufffdb"), ("k" * 256, "k" * 255), (17, "17")], ids=repr
+    ("key", "shown"),
+    [("a\nb", "a\ufffdb"), ("k" * 256, "k" * 255), (17, "17"), ("a\u0378", "a\u0378")],
+    ids=repr,
 )
 def test_a_key_that_no_job_can_have_is_reported(
     here: Installation, entry_point: str, key: Any, shown: str
