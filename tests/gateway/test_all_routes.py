@@ -102,6 +102,20 @@ def test_a_path_that_is_nearly_right_is_no_path(gateway: Gateway, method: str, p
             assert answer.json()["verdict"] == "not accepted"
 
 
+@pytest.mark.parametrize("path", sorted({path for _, path in ROUTES}))
+def test_a_method_that_a_path_has_not_is_refused_with_those_that_it_has(
+    gateway: Gateway, path: str
+) -> None:
+    """Also if the path is that of several routes, or a name in another's place."""
+    answer = gateway.http.request("PATCH", f"{gateway.url}{path}")
+    assert answer.status_code == 405
+    wanted = {method for method, other in ROUTES if other == path}
+    found = set(answer.headers["allow"].split(", "))
+    assert wanted <= found
+    for method in found:
+        assert gateway.http.request(method, f"{gateway.url}{path}").status_code != 405
+
+
 #: Requests that are wrong in their form, the answer to a good token, and what it names.
 MALFORMED: dict[str, tuple[str, dict[str, str], int, str]] = {
     "a parameter twice": ("?wait=0&wait=1", {}, 422, "wait"),

@@ -42,7 +42,7 @@ def create_app(settings: Settings) -> FastAPI:
         # FastAPI's own spans and logs contain URLs, error texts and wrong input.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
-    problems.install(app)
+    problems.install(app, {one.path: one.method for one in api.DIRECT})
     app.include_router(api.router)
     app.include_router(pages.router)
     app.state.error_page = pages.error_page

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Any, Literal
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from regworker.domain.errors import (
     IdempotencyConflict,
@@ -170,8 +171,22 @@ _OF_HTTP = {
 }
 
 
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+
+
 def _later() -> dict[str, str]:
     return {"retry-after": str(RETRY_AFTER)}
+
+
+def _allowed(request: Request) -> list[str]:
+    """The methods of a path, of all its routes: Starlette names those of one."""
+    scopes = {one: {**request.scope, "method": one} for one in _METHODS}
+    routes = request.app.routes
+    return [
+        one
+        for one, scope in scopes.items()
+        if any(route.matches(scope)[0] is Match.FULL for route in routes)
+    ]
 
 
 class _Errors:
@@ -185,11 +200,17 @@ class _Errors:
         return [{**one, "loc": one["loc"][1:]} for one in self._error.errors()]
 
 
-def install(app: FastAPI) -> None:
-    """Answer every error of the application with a problem."""
+def install(app: FastAPI, direct: Mapping[str, str]) -> None:
+    """Answer every error of the application with a problem. `direct`: methods of paths that are
+    served without it."""
 
     async def answer(request: Request, error: Exception) -> Response:
         problem = problem_of(error)
+        if problem.status == 405:
+            allowed = _allowed(request)
+            if request.url.path in direct:
+                allowed.append(direct[request.url.path])
+            problem = replace(problem, headers={"allow": ", ".join(allowed)})
         page = getattr(app.state, "error_page", None)
         if page is not None and not request.url.path.startswith("/v1"):
             shown: Response = page(request, problem)
