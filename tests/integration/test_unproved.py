@@ -7,7 +7,7 @@ to the provider.
 import json
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -334,19 +334,22 @@ def front() -> Iterator[Front]:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory, front: Front) -> Iterator[Installation]:
-    """A store without a secret key, and one behind the front."""
+    """A store without a secret key, one behind the front, and one with a key."""
     folder = tmp_path_factory.mktemp("unproved")
-    other: dict[str, Any] = {
-        "accounts__open2b__front__base_url": front.url,
-        "accounts__open2b__searched__base_url": front.url,
-        "accounts__open2b__searched__secret_key": "secret",
-        "accounts__skypostal__front__base_url": front.url,
-        "accounts__skypostal__front__user_code": 1,
-        "accounts__skypostal__front__app_key": "key",
-        "accounts__skypostal__front__copa_id": 1,
-    }
-    with installation(folder, max_attempts=3, **other) as running:
+    with installation(folder, workers=0, max_attempts=3) as running:
         front.store = running.server.url
+        others: dict[str, Any] = {
+            "accounts__open2b__front__base_url": front.url,
+            "accounts__open2b__searched__base_url": front.url,
+            "accounts__open2b__searched__secret_key": "secret",
+            "accounts__skypostal__front__base_url": front.url,
+            "accounts__skypostal__front__user_code": 1,
+            "accounts__skypostal__front__app_key": "key",
+            "accounts__skypostal__front__copa_id": 1,
+            "accounts__open2b__keyed__base_url": running.server.url,
+            "accounts__open2b__keyed__secret_key": "a-key",
+        }
+        stack.wait_for_worker(running.ledger, running.start_worker(**others))
         yield running
 
 
@@ -439,9 +442,23 @@ def test_a_repeat_that_is_refused_for_another_reason_rejects_no_customer(
     assert "rejected when it was sent again" in why
 
 
-def waiting(here: Installation, job: dict[str, Any], seconds: int) -> str:
+def test_a_search_that_finds_nobody_lets_the_repeat_be_rejected(here: Installation) -> None:
+    """After an upgrade: the older version did not record that the first search had found nobody."""
+    here.sandbox.configure({"open2b": {"verification_required": True}})
+    job = open2b(account="keyed")
+    job["registration"]["verificationCode"] = "AT67N3FG"
+    job_id = waiting(here, job, 5, {"kind": "drop_before_commit", "call": SIGN_UP})
+    here.ledger.redis.hdel(job_key(job_id), "unproved")
+    here.sandbox.configure({"open2b": {"verification_codes": ["OTHER123"]}})
+    assert here.producer.wait(job_id, PATIENCE)["type"] == "registration.rejected"
+    assert here.made(email_of(job)) == 0
+
+
+def waiting(
+    here: Installation, job: dict[str, Any], seconds: int, lost: Mapping[str, str] = LOST
+) -> str:
     """Enqueue a job whose answer is lost, and whose repeat is asked to wait; return its id."""
-    fail(here, job, LOST, wait(seconds))
+    fail(here, job, {**lost}, wait(seconds))
     job_id = here.producer.enqueue(job).job_id
 
     def waits() -> bool:

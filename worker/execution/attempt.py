@@ -248,8 +248,9 @@ class Attempts:
         duplicate = decision.duplicate(outcome)
         if decision.doubted(claimed.record, outcome):
             found = writable(await provider.find_out(registration))
-            how = decision.REFUSED if duplicate else "rejected when it was sent again"
-            return decision.refused_again(found, how)
+            if duplicate:
+                return decision.refused_again(found)
+            return decision.rejected_again(outcome, found)
         if duplicate and claimed.record.if_exists == "adopt":
             return decision.adopted(outcome, writable(await provider.find_out(registration)))
         return outcome

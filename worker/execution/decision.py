@@ -139,8 +139,20 @@ def refused_again(found: Outcome, how: str = REFUSED) -> Outcome:
             assert_never(found)
 
 
+<<<<<<< HEAD
 def _unasked(how: str, reason: str) -> str:
     return f"{how}, and not asked whose it is: {reason}"[:MOST]
+=======
+def rejected_again(rejection: Outcome, found: Outcome) -> Outcome:
+    """A rejection, for another reason, of a job whose customer's absence was not proved.
+
+    It stands if a search finds nobody: an older version may have recorded the absence, or the
+    account may have got a key since.
+    """
+    if isinstance(found, Absent) and not found.login_only:
+        return rejection
+    return refused_again(found, "rejected when it was sent again")
+>>>>>>> 98c92f3 (A rejection of a repeat stands if a search finds nobody, also for jobs that an older version asked about)
 
 
 def repeated(outcome: Outcome) -> Outcome:

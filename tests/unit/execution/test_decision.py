@@ -305,6 +305,14 @@ def test_a_refusal_after_an_unknown_attempt_leaves_the_job_in_doubt(found: Outco
     assert isinstance(decided, Registered) == isinstance(found, Registered)
 
 
+@pytest.mark.parametrize("found", OUTCOMES, ids=str)
+def test_a_rejection_stands_only_if_a_search_found_nobody(found: Outcome) -> None:
+    """The login alone proves nothing."""
+    decided = decision.rejected_again(DUPLICATE, found)
+    proved = isinstance(found, Absent) and not found.login_only
+    assert decided == DUPLICATE if proved else type(decided) is not Rejected
+
+
 @pytest.mark.parametrize("outcome", OUTCOMES, ids=str)
 def test_which_refusals_an_earlier_attempt_may_explain(outcome: Outcome) -> None:
     """A duplicate always; any other one only if absence is not proved."""
