@@ -306,7 +306,7 @@ def test_a_refusal_after_an_unknown_attempt_leaves_the_job_in_doubt(found: Outco
 
 
 @pytest.mark.parametrize("found", OUTCOMES, ids=str)
-def test_a_rejection_stands_only_if_a_search_found_nobody(found: Outcome) -> None:
+def test_a_rejection_counts_only_if_a_search_found_nobody(found: Outcome) -> None:
     """The login alone proves nothing."""
     decided = decision.rejected_again(DUPLICATE, found)
     proved = isinstance(found, Absent) and not found.login_only
