@@ -146,8 +146,8 @@ def _unasked(how: str, reason: str) -> str:
 def rejected_again(rejection: Outcome, found: Outcome) -> Outcome:
     """A rejection, for another reason, of a job whose customer's absence was not proved.
 
-    It is the outcome if a search finds nobody: an older version may have recorded the absence, or the
-    account may have got a key since.
+    It is the outcome if a search finds nobody: an older version may have recorded the absence, or
+    the account may have got a key since.
     """
     if isinstance(found, Absent) and not found.login_only:
         return rejection
