@@ -139,10 +139,10 @@ def refused_again(found: Outcome, how: str = REFUSED) -> Outcome:
             assert_never(found)
 
 
-<<<<<<< HEAD
 def _unasked(how: str, reason: str) -> str:
     return f"{how}, and not asked whose it is: {reason}"[:MOST]
-=======
+
+
 def rejected_again(rejection: Outcome, found: Outcome) -> Outcome:
     """A rejection, for another reason, of a job whose customer's absence was not proved.
 
@@ -152,7 +152,6 @@ def rejected_again(rejection: Outcome, found: Outcome) -> Outcome:
     if isinstance(found, Absent) and not found.login_only:
         return rejection
     return refused_again(found, "rejected when it was sent again")
->>>>>>> 98c92f3 (A rejection of a repeat stands if a search finds nobody, also for jobs that an older version asked about)
 
 
 def repeated(outcome: Outcome) -> Outcome:
