@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
+from unicodedata import category
 
 import httpx
 import pytest
@@ -91,9 +92,20 @@ def document(gateway: Gateway) -> Any:
 def asked(document: Any, name: str, mode: GenerationMode) -> st.SearchStrategy[Case]:
     """Requests to an operation, without sealed registrations, which cannot be generated."""
     found = document.find_operation_by_id(name).as_strategy(generation_mode=mode)
+    if mode is VALID:
+        found = found.map(with_known_characters)
     if name != "enqueueJob" or mode is INVALID:
         return found
     return found.filter(lambda case: isinstance(case.body["registration"], dict)).map(in_time)
+
+
+def with_known_characters(case: Case) -> Case:
+    """The request with a key of characters that this Python knows: a schema cannot say which."""
+    for part in (case.query, case.body):
+        for name in ("key", "idempotency_key"):
+            if isinstance(part, dict) and isinstance(part.get(name), str):
+                part[name] = "".join("x" if category(one) == "Cn" else one for one in part[name])
+    return case
 
 
 def in_time(case: Case) -> Case:
