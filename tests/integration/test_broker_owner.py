@@ -160,6 +160,24 @@ def test_workers_agree_after_ledger_and_broker_were_emptied(tmp_path: Path) -> N
         assert ledger == broker
 
 
+def test_on_rabbitmq_a_worker_has_the_broker_again_without_the_other(tmp_path: Path) -> None:
+    """The other installation's worker has ended: the alert ends by itself, as the runbook says."""
+    with borrowed() as url, installation(tmp_path, broker_url=url) as here:
+        here.wait_for_line("ready.")
+        until_the_doctor_says(here, "ok")
+        with Connection(url) as other:
+            channel = other.default_channel
+            channel.exchange_delete(OWNER)
+            name = {"alternate-exchange": f"{OWNER}.another"}
+            channel.exchange_declare(
+                OWNER, "fanout", durable=False, auto_delete=True, arguments=name
+            )
+            channel.queue_declare("others", exclusive=True, durable=False)
+            channel.queue_bind("others", OWNER)
+            until_the_doctor_says(here, "unsafe")
+        until_the_doctor_says(here, "ok")
+
+
 def test_an_exchange_without_a_queue_is_nobodys(tmp_path: Path) -> None:
     """A worker was killed between two commands; RabbitMQ would keep its exchange for ever."""
     with borrowed() as url:

@@ -33,6 +33,8 @@ class BrokerOwner:
     def __init__(self) -> None:
         self._name = uuid4().hex
         self._claimed = False
+        self._link: Any = None
+        self._queue = ""
 
     async def learn(self, ledger: Any) -> None:
         """Read the ledger's name, or give it this worker's.
@@ -69,20 +71,22 @@ class BrokerOwner:
 
     def claim_rabbitmq(self, connection: Any, worker: str) -> BrokerOf:
         """The same on RabbitMQ, as long as this connection lasts. `worker`: a unique name."""
-        self._claimed = False
-        try:
+        if self._link is not connection.connection:
             # The broker may still hold the connection before: an exclusive queue is its own.
-            queue = f"{OWNER}.of.{worker}.{uuid4().hex[:8]}"
+            self._queue = f"{OWNER}.of.{worker}.{uuid4().hex[:8]}"
+            self._link, self._claimed = connection.connection, False
+        try:
             with connection.channel() as channel:
-                channel.queue_declare(queue, exclusive=True, durable=False)
+                channel.queue_declare(self._queue, exclusive=True, durable=False)
             if not self._declared(connection):
                 # Without any queue it is nobody's: a worker was killed before it had bound its own.
                 with suppress(ChannelError), connection.channel() as channel:
                     channel.exchange_delete(OWNER, if_unused=True)
                 if not self._declared(connection):
+                    self._claimed = False
                     return "other"
             with connection.channel() as channel:
-                channel.queue_bind(queue, OWNER)
+                channel.queue_bind(self._queue, OWNER)
             # Another installation may have found it without a queue a moment ago.
             self._claimed = self._declared(connection)
         except ChannelError:

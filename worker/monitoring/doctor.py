@@ -69,6 +69,12 @@ def server(
 
 GIVE_RIGHTS = "give its user the permissions that `regworker acl` prints for its role"
 
+#: What to do about a worker that may not look whose broker it uses.
+LET_IT_LOOK = (
+    f"on Redis, {GIVE_RIGHTS}; on RabbitMQ, all rights to what begins with "
+    "`registrations.installation`, and room for a queue of each worker in its virtual host"
+)
+
 
 def _hidden(why: str, durability: Durability) -> Finding:
     """A server that does not show how it stores its data, and what it does when memory is full."""
@@ -247,10 +253,10 @@ def broker_owner(seen: Snapshot) -> Iterator[Finding]:
             "warning",
             subject,
             f"{unknown} workers may not see it: another installation on it would not be noticed",
-            GIVE_RIGHTS,
+            LET_IT_LOOK,
             setting,
         )
-    elif found:
+    elif "this" in found:
         yield Finding("ok", subject, "this installation", setting=setting)
 
 

@@ -22,6 +22,7 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import ResponseError
 
 from regworker import addresses
+from regworker.ledger.snapshot import BrokerOf
 from regworker.settings import Settings, variable
 from worker.broker.background_publisher import NotConnected, background
 from worker.broker.broker_url import of_kombu
@@ -158,11 +159,14 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
 
     def _claim_broker(self) -> None:
         """Refuse to start on another installation's RabbitMQ; later, report it."""
-        found = runtime(self.app).owner.claim_rabbitmq(self.connection, own_name())
+        found = self._whose_broker()
         if found == "other" and not liveness.consumer().happened():
             name = variable("broker_url")
             raise SystemExit(f"registration-worker cannot start:\n  {name}: {ONE_BROKER}")
         runtime(self.app).note_owner(found)
+
+    def _whose_broker(self) -> BrokerOf:
+        return runtime(self.app).owner.claim_rabbitmq(self.connection, own_name())
 
     def on_ready(self) -> None:
         """Called with each connection, once the queues are consumed."""
@@ -216,6 +220,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
 
     def _look(self) -> None:
         """Reconnect if a queue, or its consumer, is gone: this declares the queue and consumes it.
+        Look whose broker it is now.
 
         RabbitMQ does not always notify the consumers of a quorum queue that it was deleted. A
         deleted exchange or binding is declared again, without waiting for an answer.
@@ -235,6 +240,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
             for queue in (*self.app.amqp.queues.consume_from.values(), *self._mailbox()):
                 queue.exchange.declare(nowait=True, channel=channel)
                 queue.queue_bind(nowait=True, channel=channel)
+        runtime(self.app).note_owner(self._whose_broker())
 
     def _own(self) -> list[str]:
         """The queues that this worker consumes at present."""

@@ -236,7 +236,7 @@ class Runtime:
                     "the broker belongs to another installation", alert="broker", advice=ONE_BROKER
                 )
             elif found == "unknown":
-                log.warning("it is not known whose broker this is", advice=doctor.GIVE_RIGHTS)
+                log.warning("it is not known whose broker this is", advice=doctor.LET_IT_LOOK)
         self._heartbeat.broker = found
 
     def pause(self, seconds: float) -> None:

@@ -180,7 +180,7 @@ class Beat:
     """What jobs and deliveries needed lately and this worker lacks: `account:...`, `endpoint:...`,
     `key:...`."""
     broker: str = "this"
-    """Whose broker it uses (`BrokerOf`)."""
+    """Whose broker it uses (`BrokerOf`); '': one of an older version does not say."""
 
     def fields(self) -> tuple[Argument, ...]:
         """The arguments of `beat.lua`."""
@@ -228,7 +228,7 @@ class Beat:
             parts=_parts(json.loads(found["parts"])),
             at=int(found["at"]),
             lacks=tuple(map(_word, json.loads(found.get("lacks", "[]")))),
-            broker=found.get("broker", "this"),
+            broker=found.get("broker", ""),
         )
 
 

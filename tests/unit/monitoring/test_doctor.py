@@ -79,6 +79,18 @@ def test_what_rings_an_alert_is_named_everywhere(
     assert [one.name for one in firing(overview(info))] == [alert]
 
 
+def test_nothing_is_said_of_a_worker_that_does_not_say_whose_broker_it_uses() -> None:
+    """An older version's heartbeat does not."""
+    sent = overview(INFO, broker="other").snapshot.workers[0].fields()
+    record = dict(zip(map(str, sent[::2]), map(str, sent[1::2]), strict=True))
+    record |= {"name": "w:1:a", "at": "1"}
+    assert Beat.read(record).broker == "other"
+    del record["broker"]
+    found = overview(INFO, broker=Beat.read(record).broker)
+    assert list(doctor.broker_owner(found.snapshot)) == []
+    assert firing(found) == []
+
+
 def test_a_broker_of_another_installation_is_named_everywhere() -> None:
     """Otherwise jobs wait for their alarms, and nobody knows why."""
     found = overview(INFO, broker="other")
