@@ -341,17 +341,19 @@ def test_a_plan_that_cannot_be_read_hides_no_other(
     assert key not in cli("plans", "list", code=None)
 
 
+@pytest.mark.parametrize("newer", [{"act": "job.polish"}, {"arguments": {"only": "eu"}}])
 def test_a_plan_of_a_newer_version_is_left_to_it(
-    shop: SyncLedger, environment: dict[str, str], cli: Cli
+    shop: SyncLedger, environment: dict[str, str], cli: Cli, newer: dict[str, object]
 ) -> None:
     """Its act is named, and nothing is done."""
     queued(shop, environment, 2)
     [shown] = cli.json(*ACTS["job.cancel"][1], "--dry-run")
     key = plan_key(shown["plan"])
     about = json.loads(shop.redis.hget(key, "about") or b"")
-    shop.redis.hset(key, "about", json.dumps({**about, "act": "job.polish"}))
+    shop.redis.hset(key, "about", json.dumps({**about, **newer}))
     said = cli("plans", "resume", shown["plan"], code=1)
-    assert "this version does not know: job.polish" in said
+    assert f"this version does not know: {newer.get('act', 'job.cancel')}" in said
+    assert "resume it with the version that made it" in said
 
 
 def test_a_plan_can_be_dropped(shop: SyncLedger, environment: dict[str, str], cli: Cli) -> None:

@@ -2,10 +2,12 @@
 
 import json
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from redis import Redis
 
 from regworker.ledger import SyncLedger
 from regworker.ledger.admin import Limits, announce, stray
@@ -153,6 +155,33 @@ def test_a_server_that_outlived_its_parent_keeps_its_folder(tmp_path: Path) -> N
         assert server.is_running()
     finally:
         server.stop()
+    with stack.valkey(tmp_path) as another:
+        assert another.is_running()
+
+
+@pytest.mark.parametrize("condition", ["stopped", "locked", "full"])
+def test_a_server_that_says_nothing_keeps_its_folder(tmp_path: Path, condition: str) -> None:
+    """It writes the same files all the same; the error says what to delete if it is another's."""
+    server = stack.start_valkey(tmp_path, appendonly="yes")
+    config = (tmp_path / "valkey.conf").read_text("utf-8")
+    process = server._process
+    assert process is not None
+    try:
+        with Redis(port=server.port) as redis:
+            if condition == "stopped":
+                process.send_signal(signal.SIGSTOP)
+            elif condition == "locked":
+                redis.config_set("requirepass", "another")
+            else:
+                redis.config_set("maxclients", 1)
+            said = f"what listens on port {server.port} does not say .*delete .*valkey.conf"
+            with pytest.raises(stack.StackError, match=said), stack.valkey(tmp_path):
+                pass
+    finally:
+        process.send_signal(signal.SIGCONT)
+        server.stop()
+    # As a killed `regworker up` leaves it: nothing listens there any more.
+    (tmp_path / "valkey.conf").write_text(config, "utf-8")
     with stack.valkey(tmp_path) as another:
         assert another.is_running()
 

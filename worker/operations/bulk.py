@@ -103,10 +103,15 @@ class Bulk:
     def act(self, plan: Plan) -> BulkAct:
         """The act of a plan. Raises `UnreadablePlan` for one of a newer version."""
         make = ACTS.get(plan.act)
+        what = f"plan {plan.id} has an act that this version does not know: {plan.act}"
+        advice = "resume it with the version that made it"
         if make is None:
-            what = f"plan {plan.id} has an act that this version does not know: {plan.act}"
-            raise UnreadablePlan(f"{what}; resume it with the version that made it")
-        return make(self, **plan.arguments)
+            raise UnreadablePlan(f"{what}; {advice}")
+        try:
+            return make(self, **plan.arguments)
+        except TypeError:
+            # Without the arguments that it lacks, it would be another act.
+            raise UnreadablePlan(f"{what}, with these arguments; {advice}") from None
 
     def carry_out(self, plan: Plan, actor: Actor) -> Iterator[Done]:
         """Act on the items of a plan without a result. Lazy: iterate to act."""

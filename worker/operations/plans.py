@@ -141,11 +141,15 @@ class PlanStore:
             if about:
                 found = json.loads(about)
                 # Each item, and later its result, is one field.
+                found["made_at"] = int(found["made_at"])
                 return Plan(id=id_, left=2 * found["total"] + 1 - fields, **found)
         except (ResponseError, *UNREADABLE) as error:
             if isinstance(error, ResponseError) and "WRONGTYPE" not in str(error):
                 raise
-            what = f"the record of plan {id_} cannot be read: regworker plans drop {id_}"
+            what = (
+                f"the record of plan {id_} cannot be read. If a newer version made it, resume it "
+                f"with that one; if not: regworker plans drop {id_}"
+            )
             raise UnreadablePlan(what) from None
         raise UnknownPlan(f"no plan {id_}: see regworker plans list")
 

@@ -72,21 +72,38 @@ def valkey(
 def _refuse_a_second(folder: Path) -> None:
     """Raise `StackError` if a Valkey still writes to the folder, whose parent was killed: two
     servers that write the same files would lose jobs."""
-    with suppress(OSError, RedisError, ValueError):
-        written = re.search(r"^port (\d+)$", (folder / _CONFIG).read_text("utf-8"), re.MULTILINE)
-        if written is None:
-            return
-        port = int(written[1])
-        url = f"redis://127.0.0.1:{port}?decode_responses=True&socket_timeout={ANSWER}"
+    config = folder / _CONFIG
+    written = None
+    with suppress(OSError, ValueError):
+        written = re.search(r"^port (\d+)$", config.read_text("utf-8"), re.MULTILINE)
+    if written is None:
+        return
+    port = int(written[1])
+    try:
+        socket.create_connection(("127.0.0.1", port), ANSWER).close()
+    except ConnectionRefusedError:
+        return
+    except OSError:
+        pass  # It is stopped, or overloaded.
+    url = f"redis://127.0.0.1:{port}?decode_responses=True&socket_timeout={ANSWER}"
+    try:
         with Redis.from_url(url) as server:
             found: Any = server.config_get("dir")
             info: Any = server.info("server")
-        if Path(found["dir"]).resolve() == folder.resolve():
-            raise StackError(
-                f"a Valkey still runs on port {port} with the data in {folder}, although its "
-                f"parent was killed: run `kill {info['process_id']}`, wait until it has ended, and "
-                "try again"
-            )
+    except (OSError, RedisError) as error:
+        # A Valkey that is stopped, busy or full writes to the folder all the same.
+        raise StackError(
+            f"what listens on port {port} does not say which data it has "
+            f"({type(error).__name__}). A Valkey with the data in {folder} had this port, and its "
+            "parent was killed: end it, and try again. If that port is now another program's, "
+            f"delete {config}"
+        ) from None
+    if Path(found["dir"]).resolve() == folder.resolve():
+        raise StackError(
+            f"a Valkey still runs on port {port} with the data in {folder}, although its "
+            f"parent was killed: run `kill {info['process_id']}`, wait until it has ended, and "
+            "try again"
+        )
 
 
 def start_valkey(folder: Path | None, port: int | None = None, **config: str) -> ValkeyServer:
