@@ -90,7 +90,7 @@ def _refuse_a_second(folder: Path) -> None:
         with Redis.from_url(url) as server:
             found: Any = server.config_get("dir")
             info: Any = server.info("server")
-    except (OSError, RedisError) as error:
+    except (OSError, RedisError, ValueError) as error:
         # A Valkey that is stopped, busy or full writes to the folder all the same.
         raise StackError(
             f"what listens on port {port} does not say which data it has "
