@@ -321,7 +321,13 @@ def test_ages_count_by_the_ledgers_clock(
     assert shown["ids"] == []
 
 
-@pytest.mark.parametrize("content", [None, "{}", "[", '{"act": "x", "total": "many"}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(None, "{}", "[", '{"act": "x", "total": "many"}'),
+        '{"act": "x", "arguments": {}, "total": 1, "who": "x", "why": "", "made_at": "early"}',
+    ],
+)
 def test_a_plan_that_cannot_be_read_hides_no_other(
     shop: SyncLedger, environment: dict[str, str], cli: Cli, content: str | None
 ) -> None:
