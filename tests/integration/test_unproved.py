@@ -243,6 +243,14 @@ def test_calls_that_were_refused_by_status_are_counted(shop: SyncLedger, accepte
     assert not shop.redis.hexists(job_key(accepted.id), "refusals")
 
 
+def test_calls_that_were_refused_and_had_no_effect_are_counted(
+    shop: SyncLedger, accepted: Record
+) -> None:
+    """A job that may adopt a customer is called again, and must not hold its account again."""
+    concluded(shop, claimed(shop), "retry", health="refused", spends=False)
+    assert (record(shop).state, record(shop).refusals) == (State.QUEUED, 1)
+
+
 def test_a_look_up_that_this_worker_could_not_make_does_not_count(
     shop: SyncLedger, accepted: Record
 ) -> None:
@@ -535,6 +543,24 @@ def test_a_job_that_alone_is_refused_closes_its_account_once(
     stack.until(lambda: here.producer.status(job_id).state in FINAL | PARKED, "its end", PATIENCE)
     assert here.producer.status(job_id).state is State.REVIEW
     assert here.made(email_of(job)) == 0
+
+
+def test_a_job_that_may_adopt_and_whose_login_alone_is_refused_closes_its_account_once(
+    here: Installation, front: Front
+) -> None:
+    """It is refused as a duplicate each time, and its password must not hold all others."""
+    known, other = open2b(account="front"), open2b(account="front")
+    assert here.run(known)["type"] == "registration.registered"
+    job = open2b(email_of(known), account="front", if_exists="adopt")
+    front.forbids, front.calls = email_of(job), ("login",)
+    job_id = here.producer.enqueue(job).job_id
+    stack.until(lambda: past(here, job_id, "HTTP 403"), "the account is held", PATIENCE)
+    resume(here, "front")
+    stack.until(lambda: refusals(here, job_id) > 1, "it is refused again", PATIENCE)
+    assert here.run(other)["type"] == "registration.registered"
+    event = here.producer.wait(job_id, PATIENCE)
+    assert event["type"] == "registration.abandoned"
+    assert "refused as a duplicate" in event["data"]["errors"][0]["message"]
 
 
 def test_a_duplicate_whose_look_up_is_lost_abandons_no_customer(

@@ -32,7 +32,17 @@ from regworker.domain.retry import Backoff
 from regworker.domain.states import State
 from regworker.event_builder import EventBuilder
 from regworker.ledger import AsyncLedger
-from regworker.ledger.records import WAITS, Claim, NotNow, Over, Record, Settled, Spent, Stale
+from regworker.ledger.records import (
+    TAKEN,
+    WAITS,
+    Claim,
+    NotNow,
+    Over,
+    Record,
+    Settled,
+    Spent,
+    Stale,
+)
 from regworker.ledger.transitions import (
     ClaimRules,
     Decision,
@@ -243,17 +253,19 @@ class Attempts:
             self._meter.lacked.add("key", kid)
 
     async def _register(self, claimed: Claim, provider: Provider, registration: Any) -> Outcome:
+        record = claimed.record
         outcome = writable(await provider.register(registration), type(registration))
-        outcome = decision.answered(claimed.record, outcome)
+        outcome = decision.answered(record, outcome)
         duplicate = decision.duplicate(outcome)
-        if decision.doubted(claimed.record, outcome):
-            found = writable(await provider.find_out(registration))
-            if duplicate:
-                return decision.refused_again(found)
-            return decision.rejected_again(outcome, found)
-        if duplicate and claimed.record.if_exists == "adopt":
-            return decision.adopted(outcome, writable(await provider.find_out(registration)))
-        return outcome
+        doubted = decision.doubted(record, outcome)
+        if not doubted and not (duplicate and record.if_exists == "adopt"):
+            return outcome
+        found = decision.answered(record, writable(await provider.find_out(registration)))
+        if not doubted:
+            return decision.adopted(outcome, found)
+        if duplicate or record.unproved == TAKEN:
+            return decision.refused_again(found)
+        return decision.rejected_again(outcome, found)
 
     def _open(self, claimed: Claim, lease: Lease, watch: decision.Watch) -> tuple[Provider, Any]:
         plain = self._access.registration(claimed.record)

@@ -60,6 +60,7 @@ if job.state == 'calling' and verdict == 'absent' then verdict = 'unknown' end
 
 local was = job.state
 local attempts = job.attempts
+local refusals = job.refusals + (ARGV[8] == 'refused' and 1 or 0)
 if was == 'calling' and ARGV[7] == '0' then attempts = attempts - 1 end
 
 -- Not the end: the lease is over, and the record says why.
@@ -104,10 +105,8 @@ end
 
 if verdict == 'unknown' then
   local till, asks, unknowns, settle_until = at, 0, job.unknowns, job.settle_until
-  local refusals = job.refusals
   if was == 'calling' then
     unknowns, settle_until = unknowns + 1, at + math.max(settle_ms, delay)
-    if ARGV[8] == 'refused' then refusals = refusals + 1 end
   else
     asks, till = job.asks + 1, at + delay
     if at < settle_until and till > settle_until then till = settle_until end
@@ -125,8 +124,7 @@ end
 if job.state == 'unknown' and verdict ~= 'absent' then
   -- The lookup failed; an unknown job stays unknown.
   go_on('unknown: not asked: ' .. reason, {
-    why = reason, asks = job.asks + tonumber(ARGV[7]), due_at = at + delay,
-    refusals = job.refusals + (ARGV[8] == 'refused' and 1 or 0),
+    why = reason, asks = job.asks + tonumber(ARGV[7]), due_at = at + delay, refusals = refusals,
   })
   alarm(id, at + delay)
   return done(at + delay)
@@ -135,6 +133,7 @@ local till = verdict == 'absent' and at or at + delay
 if verdict == 'retry' then unproved = job.unproved end
 go_on('queued: ' .. reason, {
   state = 'queued', due_at = till, attempts = attempts, why = reason, unproved = unproved,
+  refusals = refusals,
 })
 alarm(id, math.min(till, math.max(job.deadline_at, at)))
 return done(till)
