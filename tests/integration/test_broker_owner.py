@@ -135,23 +135,23 @@ def test_the_key_goes_without_its_workers(tmp_path: Path) -> None:
 
 
 def test_workers_agree_after_ledger_and_broker_were_emptied(tmp_path: Path) -> None:
-    """If one that is just being started is faster, its name stays, and the others take it."""
+    """If one that is just being started is faster, its name stays, and the others take it. None is
+    refused or reported meanwhile."""
 
     async def names(url: str) -> list[str]:
         async with redis.asyncio.Redis.from_url(url) as server:
-            old, new = BrokerOwner(), BrokerOwner()
+            old, new, newest = BrokerOwner(), BrokerOwner(), BrokerOwner()
 
             async def look(worker: BrokerOwner) -> bool:
                 await worker.learn(server)
-                return await worker.claim(server) == "this"
+                found = await worker.claim(server, lambda: worker.learn(server))
+                await worker.keep(server)
+                return found == "this"
 
             assert await look(old)
             await server.flushall()
-            assert await look(new)
-            for worker in (old, new, old, new):
-                await look(worker)
-            assert await look(old)
-            assert await look(new)
+            for worker in (new, old, newest, new, old):
+                assert await look(worker)
             found = await server.hget(IDENTITY, "installation"), await server.get(OWNER)
             return [str(one) for one in found]
 
@@ -178,6 +178,34 @@ def test_on_rabbitmq_a_worker_has_the_broker_again_without_the_other(tmp_path: P
         until_the_doctor_says(here, "ok")
 
 
+def test_a_ledger_that_was_emptied_gets_its_name_again(tmp_path: Path) -> None:
+    """Its broker has the name: a worker that has just been started takes it, too."""
+
+    async def looks(url: str, other: str) -> list[bool]:
+        async with (
+            redis.asyncio.Redis.from_url(url) as ledger,
+            redis.asyncio.Redis.from_url(other) as broker,
+        ):
+            old, new = BrokerOwner(), BrokerOwner()
+            found = []
+
+            async def look(worker: BrokerOwner) -> bool:
+                await worker.learn(ledger)
+                owns = await worker.claim(broker, lambda: worker.learn(ledger))
+                await worker.keep(ledger)
+                return owns == "this"
+
+            assert await look(old)
+            await ledger.flushdb()
+            for worker in (new, old, new):
+                found.append(await look(worker))
+            return found
+
+    with stack.valkey(tmp_path) as server:
+        url = server.connection_url
+        assert asyncio.run(looks(f"{url}/0", f"{url}/1")) == [False, True, True]
+
+
 def test_an_exchange_without_a_queue_is_nobodys(tmp_path: Path) -> None:
     """A worker was killed between two commands; RabbitMQ would keep its exchange for ever."""
     with borrowed() as url:
@@ -191,6 +219,29 @@ def test_an_exchange_without_a_queue_is_nobodys(tmp_path: Path) -> None:
             )
         with installation(tmp_path, broker_url=url) as here:
             here.wait_for_line("ready.")
+
+
+def test_a_worker_that_lost_a_race_does_not_keep_the_others_exchange() -> None:
+    """When the other installation is stopped, the broker is free, although this worker runs on."""
+    with borrowed() as url, Connection(url) as mine, Connection(url) as next_one:
+        others = Connection(url)
+
+        class Slow(BrokerOwner):
+            """Another installation comes between its two commands."""
+
+            rival: BrokerOwner | None = BrokerOwner()
+
+            def _declared(self, connection: Any) -> bool:
+                done = super()._declared(connection)
+                if self.rival is not None:
+                    rival, self.rival = self.rival, None
+                    assert rival.claim_rabbitmq(others, "rival") == "this"
+                return done
+
+        assert Slow().claim_rabbitmq(mine, "slow") == "other"
+        others.release()
+        free = BrokerOwner()
+        stack.until(lambda: free.claim_rabbitmq(next_one, "next") == "this", "it is free", PATIENCE)
 
 
 def test_a_virtual_host_without_room_is_not_taken_for_anothers(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ expires some time after the last of them, or in an exchange of RabbitMQ that is 
 last connection. So nobody must clear it.
 """
 
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 from uuid import uuid4
@@ -37,25 +38,31 @@ class BrokerOwner:
         self._queue = ""
 
     async def learn(self, ledger: Any) -> None:
-        """Read the ledger's name, or give it this worker's.
-
-        A worker that holds the broker keeps its name: a ledger that was emptied gets it back, even
-        if a worker that has just been started was faster. If that one has the broker, too (both
-        were emptied), its name stays.
-        """
+        """Read the ledger's name, or give it this worker's. A worker that holds the broker keeps
+        its name."""
         await ledger.hsetnx(IDENTITY, _FIELD, self._name)
         found = _text(await ledger.hget(IDENTITY, _FIELD))
         if not self._claimed:
             self._name = found
-        elif found != self._name:
+
+    async def keep(self, ledger: Any) -> None:
+        """Give a ledger that was emptied its name again, if this worker holds the broker: even if a
+        worker that has just been started was faster."""
+        if self._claimed and _text(await ledger.hget(IDENTITY, _FIELD)) != self._name:
             await ledger.hset(IDENTITY, _FIELD, self._name)
 
-    async def claim(self, broker: Any) -> BrokerOf:
-        """Whose broker it is; this installation's from now on, if it was nobody's."""
+    async def claim(self, broker: Any, learn: Callable[[], Awaitable[None]]) -> BrokerOf:
+        """Whose broker it is; this installation's from now on, if it was nobody's. `learn`: learns
+        the ledger's name again."""
         try:
-            return "this" if await self._claims(broker) else "other"
+            if not await self._claims(broker):
+                # If both were emptied, a worker of this ledger may have been faster: its name stays.
+                await learn()
+                if not await self._claims(broker):
+                    return "other"
         except NoPermissionError:
             return "unknown"
+        return "this"
 
     async def _claims(self, broker: Any) -> bool:
         if await broker.set(OWNER, self._name, nx=True, ex=int(KEPT)):
@@ -89,6 +96,10 @@ class BrokerOwner:
                 channel.queue_bind(self._queue, OWNER)
             # Another installation may have found it without a queue a moment ago.
             self._claimed = self._declared(connection)
+            if not self._claimed:
+                # Bound to the other's exchange, it would keep that after the other's last worker.
+                with connection.channel() as channel:
+                    channel.queue_delete(self._queue)
         except ChannelError:
             return "unknown"
         return "this" if self._claimed else "other"

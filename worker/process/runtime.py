@@ -289,13 +289,18 @@ class Runtime:
             found = await self._whose_broker()
             if found is not None:
                 self.note_owner(found)
+        with suppress(RedisError, LedgerUnavailable):
+            await self.ledger.ask(self.owner.keep)
         return LOOK
+
+    async def _learn_name(self) -> None:
+        await self.ledger.patiently(lambda: self.ledger.ask(self.owner.learn))
 
     async def _whose_broker(self) -> BrokerOf | None:
         """Whose broker it is; None: it is away, or a RabbitMQ, which the consumer's connection
         claims."""
         try:
-            await self.ledger.patiently(lambda: self.ledger.ask(self.owner.learn))
+            await self._learn_name()
         except (RedisError, LedgerUnavailable):
             return None  # without the right, or without a ledger: others report that
         for one in self.settings.broker.split(";"):
@@ -305,10 +310,10 @@ class Runtime:
             client = async_client(one, follow=False, socket_timeout=10)
             try:
                 await client.ping()
-                return await self.owner.claim(client)
+                return await self.owner.claim(client, self._learn_name)
             except WrongServer as error:
                 raise SettingsError([(variable("broker_url"), str(error))]) from None
-            except (RedisError, OSError):
+            except (RedisError, OSError, LedgerUnavailable):
                 pass  # away: the broker's own loop waits for it
             finally:
                 await client.aclose()
