@@ -187,7 +187,6 @@ def test_a_ledger_that_was_emptied_gets_its_name_again(tmp_path: Path) -> None:
             redis.asyncio.Redis.from_url(other) as broker,
         ):
             old, new = BrokerOwner(), BrokerOwner()
-            found = []
 
             async def look(worker: BrokerOwner) -> bool:
                 await worker.learn(ledger)
@@ -197,9 +196,7 @@ def test_a_ledger_that_was_emptied_gets_its_name_again(tmp_path: Path) -> None:
 
             assert await look(old)
             await ledger.flushdb()
-            for worker in (new, old, new):
-                found.append(await look(worker))
-            return found
+            return [await look(worker) for worker in (new, old, new)]
 
     with stack.valkey(tmp_path) as server:
         url = server.connection_url

@@ -56,7 +56,7 @@ class BrokerOwner:
         the ledger's name again."""
         try:
             if not await self._claims(broker):
-                # If both were emptied, a worker of this ledger may have been faster: its name stays.
+                # Were both emptied, a worker of this ledger may have been faster: its name stays.
                 await learn()
                 if not await self._claims(broker):
                     return "other"
