@@ -219,8 +219,8 @@ class Attempts:
             provider, registration = self._open(claimed, lease, watch)
             if claimed.asking:
                 found = writable(await _found(provider, registration))
-                return decision.answered(claimed.record, found)
-            return await self._register(claimed, provider, registration)
+                return decision.answered(claimed.record, found, watch)
+            return await self._register(claimed.record, provider, registration, watch)
         except WrongSeal as error:
             # The record was changed, or contains another job's payload: nothing of it is sent.
             return Unresolvable(f"the payload does not belong to this job: {error}")
@@ -252,15 +252,17 @@ class Attempts:
         elif kid := self._access.missing_key(record):
             self._meter.lacked.add("key", kid)
 
-    async def _register(self, claimed: Claim, provider: Provider, registration: Any) -> Outcome:
-        record = claimed.record
+    async def _register(
+        self, record: Record, provider: Provider, registration: Any, watch: decision.Watch
+    ) -> Outcome:
         outcome = writable(await provider.register(registration), type(registration))
-        outcome = decision.answered(record, outcome)
+        outcome = decision.answered(record, outcome, watch)
         duplicate = decision.duplicate(outcome)
         doubted = decision.doubted(record, outcome)
         if not doubted and not (duplicate and record.if_exists == "adopt"):
             return outcome
-        found = decision.answered(record, writable(await provider.find_out(registration)))
+        found = writable(await provider.find_out(registration))
+        found = decision.answered(record, found, watch)
         if not doubted:
             return decision.adopted(outcome, found)
         if duplicate or record.unproved == TAKEN:

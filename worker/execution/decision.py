@@ -96,14 +96,16 @@ def adopted(refusal: Outcome, found: Outcome) -> Outcome:
             assert_never(found)
 
 
-def answered(record: Record, outcome: Outcome) -> Outcome:
+def answered(record: Record, outcome: Outcome, watch: Watch) -> Outcome:
     """The outcome of a call or a look-up. A refusal by status that comes again is the job's.
 
     Since the first one an operator has resumed the account, so something on the way may refuse this
     customer's data: the job would close its account after each resume. If the account is not in
-    order yet, the next job that is refused for the first time closes it.
+    order yet, the next job that is refused for the first time closes it: before the breaker opens,
+    which would delay that job, and all others if only this customer is refused.
     """
     if isinstance(outcome, Refused) and outcome.unproved and record.refusals:
+        watch.health = ""
         return Unknown(outcome.reason)
     return outcome
 

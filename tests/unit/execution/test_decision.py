@@ -247,10 +247,15 @@ def test_a_duplicate_weighs_more_than_a_look_up_that_finds_nobody(login_only: bo
 @pytest.mark.parametrize("outcome", OUTCOMES, ids=str)
 def test_what_is_refused_by_status_again_is_not_the_accounts_fault(outcome: Outcome) -> None:
     """An operator has resumed the account meanwhile."""
-    assert decision.answered(replace(RECORD, unknowns=9), outcome) == outcome
-    again = decision.answered(replace(RECORD, unknowns=1, refusals=1), outcome)
+    watch = decision.Watch()
+    watch.heard(Answer(403, {}, b""))
+    assert decision.answered(replace(RECORD, unknowns=9), outcome, watch) == outcome
+    assert watch.health == "ok"
+    again = decision.answered(replace(RECORD, unknowns=1, refusals=1), outcome, watch)
+    watch.judged(again)
     refused = isinstance(outcome, Refused) and outcome.unproved
     assert again == (Unknown("403") if refused else outcome)
+    assert not refused or not watch.health, "nor does it open the breaker"
     assert not refused or of(again).spends
 
 
