@@ -22,7 +22,6 @@ from tests.integration.jobs import open2b
 from tests.tls import Authority
 from worker.cli.app import app
 from worker.cli.local import stack
-from worker.gateway.tls_listener import MOST_BEGINNING
 from worker.operations.tokens import TokenStore
 
 
@@ -99,17 +98,18 @@ def test_plain_http_and_strange_authorities_get_nowhere(site: Site) -> None:
     assert trusted.status_code == 200
 
 
-def test_clients_that_begin_no_tls_give_way(site: Site) -> None:
-    """However many are silent, the oldest is closed, and others are answered."""
+def test_clients_that_connect_at_once_are_all_answered(site: Site) -> None:
+    """However late they begin TLS: a client may open all its connections before it uses one."""
     address = urlsplit(site.url)
     with ExitStack() as running:
-        silent = [
-            running.enter_context(socket.create_connection((address.hostname, address.port), 30))
-            for _ in range(MOST_BEGINNING + 1)
+        opened = [
+            running.enter_context(socket.create_connection((address.hostname, address.port), 60))
+            for _ in range(300)
         ]
-        assert silent[0].recv(1) == b""
-        answer = httpx.get(f"{site.url}/v1/health", verify=site.trusted, timeout=30)
-        assert answer.status_code == 200
+        for one in opened:
+            with site.trusted.wrap_socket(one, server_hostname=address.hostname) as made:
+                made.sendall(b"GET /v1/health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+                assert made.recv(12) == b"HTTP/1.1 200"
 
 
 def test_every_cookie_is_secure(site: Site) -> None:

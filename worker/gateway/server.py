@@ -27,8 +27,9 @@ KEEP_ALIVE = 75
 #: Seconds for requests to end when the process stops. Long polls end at once.
 GRACE = 10
 
-#: Open files besides those of clients: connections to the ledger, files of settings and pages.
-OTHER_FILES = 500
+#: Open files besides those of clients: connections on which TLS has still to begin, connections to
+#: the ledger, files of settings and pages.
+OTHER_FILES = 3000
 
 
 @dataclass(frozen=True, slots=True)
