@@ -247,6 +247,34 @@ def test_answers_that_nobody_reads_keep_no_connection(monkeypatch: pytest.Monkey
         stack.until(lambda: not server.server_state.connections, "it is ended", 60)
 
 
+async def kept(_scope: Any, _receive: Any, send: Any) -> None:
+    """An application whose answer no buffer holds; its connections are kept."""
+    headers = [(b"content-length", b"%d" % LARGE)]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": bytes(LARGE)})
+
+
+@pytest.mark.parametrize("app", [large, kept])
+def test_an_answer_that_is_read_slowly_comes_whole(
+    monkeypatch: pytest.MonkeyPatch, app: Any
+) -> None:
+    """However long it takes, if the client goes on reading."""
+    for name in ("UNREAD", "LINGER"):
+        monkeypatch.setattr(connection, name, 0.05)
+    asked = []
+    monkeypatch.setattr(connection._Joined, "reads", lambda *_: asked.append(1) or True)
+    with (
+        serving(app, lifespan="off", timeout_keep_alive=0.05) as (url, server),
+        closing(opened(url, b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")) as client,
+    ):
+        stack.until(lambda: len(asked) > 5, "it was asked whether the client reads", 60)
+        assert server.server_state.connections
+        got = 0
+        while got < LARGE and (part := client.recv(1024 * 1024)):
+            got += len(part)
+        assert got >= LARGE
+
+
 def test_an_answer_that_is_read_comes_whole() -> None:
     """A connection that is closed after its answer sends all of it."""
     with serving(large, lifespan="off") as (url, _):

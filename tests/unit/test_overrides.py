@@ -70,6 +70,7 @@ OWN = {
     "BoundedConnection": {
         *("held", "_received", "_expect", "_go_on", "_hold", "_parse", "_fault", "_make_room"),
         *("_await", "_await_another", "_stop", "_read", "_end", "_clock", "_unread", "_begun"),
+        *("_await_reader", "_still_unread"),
         *("_reading", "_body_awaited", "_idle_since", "_rest", "_was_held"),
     },
     "_Flow": {"__init__"},

@@ -5,7 +5,7 @@ requests that a proxy in front may read otherwise: those are refused here.
 """
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
@@ -28,15 +28,18 @@ BODY_TIME = 30.0
 #: waited longest for its client; if none does, the answer is 503.
 MOST_CONNECTIONS = 2000
 
-#: Seconds for a client to read the rest of an answer after its connection was closed here.
+#: Seconds for a client to read of the rest of an answer after its connection was closed here.
 LINGER = 30.0
 
 #: Bytes that are parsed at a time: they may hold some forty requests, of which each takes memory
 #: until it is answered. Most requests have one or two parts.
 PART = 1024
 
-#: Seconds for a client to read what was written to it, before more is written.
+#: Seconds for a client to read of what was written to it, before more is written.
 UNREAD = 60.0
+
+#: Bytes a second that it must read in these times: less than any network gives.
+SLOWEST = 256.0
 
 #: In a request's `state`: the process has too many connections.
 FULL = "full"
@@ -82,11 +85,24 @@ class _Joined:
             return
         self._flush()
         self._transport.close()
-        if self._transport.get_write_buffer_size():
-            self._loop.call_later(LINGER, self._transport.abort)
+        self._linger()
+
+    def reads(self, before: int, seconds: float) -> bool:
+        """Whether the client goes on reading, of which there were so many bytes `seconds` ago."""
+        return before - self._transport.get_write_buffer_size() >= SLOWEST * seconds
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
+
+    def _linger(self) -> None:
+        if left := self._transport.get_write_buffer_size():
+            self._loop.call_later(LINGER, self._still_unread, left)
+
+    def _still_unread(self, before: int) -> None:
+        if self.reads(before, LINGER):
+            self._linger()
+        else:
+            self._transport.abort()
 
     def _flush(self) -> None:
         if self._held:
@@ -272,7 +288,7 @@ class BoundedConnection(HttpToolsProtocol):
         for an idle connection does not start."""
         super().pause_writing()
         self._idle_since = self.loop.time()
-        self._unread = self.loop.call_later(UNREAD, self.transport.abort)
+        self._await_reader()
 
     def resume_writing(self) -> None:
         """The client has read what was written."""
@@ -280,6 +296,14 @@ class BoundedConnection(HttpToolsProtocol):
         if self.cycle is not None and not self.cycle.response_complete:
             self._idle_since = None
         super().resume_writing()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """A client that still reads an answer is not idle."""
+        if self.flow.write_paused:
+            self.timeout_keep_alive_task = None
+            self._await_another()
+        else:
+            super().timeout_keep_alive_handler()
 
     def send_400_response(self, msg: str) -> None:
         """Refuse the request, and close the connection."""
@@ -336,6 +360,17 @@ class BoundedConnection(HttpToolsProtocol):
     def _await(self, seconds: float) -> None:
         self._stop()
         self._clock = self.loop.call_later(seconds, self._end, _SLOW)
+
+    def _await_reader(self) -> None:
+        left = self.transport.get_write_buffer_size()
+        self._unread = self.loop.call_later(UNREAD, self._still_unread, left)
+
+    def _still_unread(self, before: int) -> None:
+        joined = cast(_Joined, self.transport)
+        if joined.reads(before, UNREAD):
+            self._await_reader()
+        else:
+            joined.abort()
 
     def _await_another(self) -> None:
         """Start uvicorn's timer again: the rest of a body came after its answer."""
