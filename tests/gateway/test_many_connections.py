@@ -140,6 +140,28 @@ def test_the_usual_limit_of_open_files_is_raised(gateway: Gateway, tmp_path: Pat
             assert one.recv(12) == b"HTTP/1.1 200"
 
 
+def test_long_polls_end_when_the_service_stops(gateway: Gateway, tmp_path: Path) -> None:
+    """With an answer, and at once: an update waits for none of them."""
+    token = gateway.token("--may", "enqueue,read")
+    headers = {"authorization": f"Bearer {token}"}
+    environment = {**gateway.environment, "REGWORKER_METRICS_PORT": str(free_port())}
+    with ExitStack() as running:
+        url, process, log = start(running, tmp_path, environment, "--port", "0")
+        job = httpx.post(f"{url}/v1/jobs", json=open2b(), headers=headers, timeout=30)
+        polls = []
+        for path in (job.headers["location"], "/v1/events?after=9999999999999-0"):
+            mark = "&" if "?" in path else "?"
+            asked = f"GET {path}{mark}wait=60 HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}"
+            polls.append(running.enter_context(closing(opened(url, f"{asked}\r\n\r\n".encode()))))
+        # What came before it is being worked on.
+        assert httpx.get(f"{url}/v1/health", timeout=30).status_code == 200
+        process.terminate()
+        for poll in polls:
+            assert poll.recv(12) == b"HTTP/1.1 200"
+        assert process.wait(30) == 0
+        assert b"Cancel" not in log.read_bytes()
+
+
 def unread(url: str, request: bytes) -> socket.socket:
     """A connection on which many answers are asked for, and none is read."""
     address = urlsplit(url)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import cast
 
 import uvicorn
-from fastapi import FastAPI
 
 from regworker.settings import Settings
 from worker.gateway import api
@@ -31,6 +30,10 @@ GRACE = 10
 #: the ledger, files of settings and pages.
 OTHER_FILES = 3000
 
+#: Bytes of an answer that the system takes before the client's system can. The rest stays here,
+#: where it is seen whether the client goes on reading.
+UNSENT = 128 * 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Listen:
@@ -43,9 +46,11 @@ class Listen:
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, on_ready: Callable[[], None], on_stop: Callable[[], None]
+    ) -> None:
         super().__init__(config)
-        self._on_ready = on_ready
+        self._on_ready, self._on_stop = on_ready, on_stop
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         context = self.config.ssl
@@ -58,6 +63,10 @@ class _Server(uvicorn.Server):
             gc.collect()
             gc.freeze()
             self._on_ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._on_stop()  # long polls would prevent its end
+        await super().shutdown(sockets)
 
     def _protocol(self) -> asyncio.Protocol:
         state = self.server_state
@@ -86,12 +95,14 @@ def serve(settings: Settings, listen: Listen, on_ready: Callable[[str], None]) -
     family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
     address = (listen.host, listen.port)
     with closing(socket.create_server(address, family=family, backlog=2048)) as listener:
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
         scheme = "https" if listen.certfile else "http"
         name = f"[{listen.host}]" if ":" in listen.host else listen.host
         url = f"{scheme}://{name}:{listener.getsockname()[1]}"
-        server = _Server(config, lambda: on_ready(url))
+        server = _Server(config, lambda: on_ready(url), lambda: app.state.services.stopping.set())
         with (
-            _stopping(server, app),
+            _stopping(server),
             asyncio.Runner(loop_factory=config.get_loop_factory()) as runner,
         ):
             runner.run(server.serve(sockets=[listener]))
@@ -109,14 +120,11 @@ def _allow_files(count: int) -> None:
 
 
 @contextmanager
-def _stopping(server: uvicorn.Server, app: FastAPI) -> Iterator[None]:
+def _stopping(server: uvicorn.Server) -> Iterator[None]:
     """Handle the signals before uvicorn does, and when it raises them again at its end."""
 
     def stop(_: int, __: object) -> None:
         server.should_exit = True
-        # Long polls would prevent its end.
-        if (found := getattr(app.state, "services", None)) is not None:
-            found.stopping.set()
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
