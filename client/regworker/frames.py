@@ -41,6 +41,16 @@ class Lazy(Generic[T]):
         self._warning = ""
         return anext(self._items)
 
+    def close(self) -> None:
+        """End it, as a generator's `close` does: `contextlib.closing`."""
+        self._warning = ""
+        self._items.close()
+
+    async def aclose(self) -> None:
+        """The same for `contextlib.aclosing`."""
+        self._warning = ""
+        await self._items.aclose()
+
     def __del__(self) -> None:
         if getattr(self, "_warning", ""):
             warnings.warn(self._warning, RuntimeWarning, stacklevel=2, source=self)

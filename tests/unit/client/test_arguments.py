@@ -5,6 +5,7 @@ import gc
 import pickle
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import aclosing, closing
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,28 @@ def test_jobs_that_nobody_enqueues_are_a_warning(make: Maker) -> None:
         warnings.simplefilter("error")
         if isinstance(producer, Producer):
             assert list(producer.enqueue_many([])) == []
+        gc.collect()
+
+
+def test_results_can_be_closed_as_those_of_a_generator() -> None:
+    """Before the first one, or after it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with closing(FakeProducer().enqueue_many([open2b()])) as results:  # type: ignore[type-var]
+            assert next(results).state == "queued"
+        with closing(FakeProducer().enqueue_many([open2b()])):  # type: ignore[type-var]
+            pass
+
+        async def first() -> None:
+            several = AsyncFakeProducer().enqueue_many([open2b()])
+            async with aclosing(several) as results:  # type: ignore[type-var]
+                async for one in results:
+                    assert one.state == "queued"
+                    break
+            async with aclosing(AsyncFakeProducer().enqueue_many([open2b()])):  # type: ignore[type-var]
+                pass
+
+        asyncio.run(first())
         gc.collect()
 
 
