@@ -31,7 +31,8 @@ GRACE = 10
 OTHER_FILES = 3000
 
 #: Bytes of an answer that the system takes before the client's system can. The rest stays here,
-#: where it is seen whether the client goes on reading.
+#: where it is seen whether the client goes on reading. With TLS it is not seen: there the system
+#: takes what it can.
 UNSENT = 128 * 1024
 
 
@@ -95,7 +96,7 @@ def serve(settings: Settings, listen: Listen, on_ready: Callable[[str], None]) -
     family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
     address = (listen.host, listen.port)
     with closing(socket.create_server(address, family=family, backlog=2048)) as listener:
-        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        if listen.certfile is None and hasattr(socket, "TCP_NOTSENT_LOWAT"):
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
         scheme = "https" if listen.certfile else "http"
         name = f"[{listen.host}]" if ":" in listen.host else listen.host
