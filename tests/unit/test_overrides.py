@@ -56,7 +56,7 @@ OWN = {
     "Consumer": {
         *("_room", "_free", "set_aside", "_look", "_tick", "_consumes", "_pause", "_mailbox"),
         *("loop", "_queue_of", "_own", "_select", "_leave_out", "_try_again", "_wake_reader"),
-        *("_room_for_wakeups", "_claim_broker"),
+        *("_room_for_wakeups", "_claim_broker", "_whose_broker"),
     },
     "WakeRequest": {"_ignore_result"},
     "TaskPool": {"busy", "_start", "_first", "_done", "_tell_when_idle", "hub_waits"},
