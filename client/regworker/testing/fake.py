@@ -259,6 +259,7 @@ class AsyncFakeProducer(AsyncProducer):
 
     def __init__(self, fake: FakeProducer | None = None) -> None:
         self.fake = fake or FakeProducer()
+        self._given = fake is not None
 
     @property
     def settings(self) -> Settings:
@@ -294,8 +295,9 @@ class AsyncFakeProducer(AsyncProducer):
         return self.fake.cancel(id_, timeout=timeout)
 
     async def aclose(self) -> None:
-        """As `AsyncProducer.aclose`; what the fake saw stays."""
-        self.fake._closed = "this AsyncProducer is closed"
+        """As `AsyncProducer.aclose`; what the fake saw stays. A fake that was given stays open."""
+        if not self._given:
+            self.fake._closed = "this AsyncProducer is closed"
 
 
 def _settings() -> Settings:
