@@ -134,6 +134,14 @@ def test_the_key_goes_without_its_workers(tmp_path: Path) -> None:
         assert 0 < here.ledger.ask(lambda redis: redis.ttl(OWNER)) <= 60
 
 
+async def looks(worker: BrokerOwner, ledger: Any, broker: Any) -> bool:
+    """A look of a worker, as its runtime takes every ten seconds: whether the broker is its own."""
+    await worker.learn(ledger)
+    found = await worker.claim(broker, lambda: worker.learn(ledger))
+    await worker.keep(ledger)
+    return found == "this"
+
+
 def test_workers_agree_after_ledger_and_broker_were_emptied(tmp_path: Path) -> None:
     """If one that is just being started is faster, its name stays, and the others take it. None is
     refused or reported meanwhile."""
@@ -142,16 +150,10 @@ def test_workers_agree_after_ledger_and_broker_were_emptied(tmp_path: Path) -> N
         async with redis.asyncio.Redis.from_url(url) as server:
             old, new, newest = BrokerOwner(), BrokerOwner(), BrokerOwner()
 
-            async def look(worker: BrokerOwner) -> bool:
-                await worker.learn(server)
-                found = await worker.claim(server, lambda: worker.learn(server))
-                await worker.keep(server)
-                return found == "this"
-
-            assert await look(old)
+            assert await looks(old, server, server)
             await server.flushall()
             for worker in (new, old, newest, new, old):
-                assert await look(worker)
+                assert await looks(worker, server, server)
             found = await server.hget(IDENTITY, "installation"), await server.get(OWNER)
             return [str(one) for one in found]
 
@@ -181,26 +183,20 @@ def test_on_rabbitmq_a_worker_has_the_broker_again_without_the_other(tmp_path: P
 def test_a_ledger_that_was_emptied_gets_its_name_again(tmp_path: Path) -> None:
     """Its broker has the name: a worker that has just been started takes it, too."""
 
-    async def looks(url: str, other: str) -> list[bool]:
+    async def turns(url: str, other: str) -> list[bool]:
         async with (
             redis.asyncio.Redis.from_url(url) as ledger,
             redis.asyncio.Redis.from_url(other) as broker,
         ):
             old, new = BrokerOwner(), BrokerOwner()
 
-            async def look(worker: BrokerOwner) -> bool:
-                await worker.learn(ledger)
-                owns = await worker.claim(broker, lambda: worker.learn(ledger))
-                await worker.keep(ledger)
-                return owns == "this"
-
-            assert await look(old)
+            assert await looks(old, ledger, broker)
             await ledger.flushdb()
-            return [await look(worker) for worker in (new, old, new)]
+            return [await looks(worker, ledger, broker) for worker in (new, old, new)]
 
     with stack.valkey(tmp_path) as server:
         url = server.connection_url
-        assert asyncio.run(looks(f"{url}/0", f"{url}/1")) == [False, True, True]
+        assert asyncio.run(turns(f"{url}/0", f"{url}/1")) == [False, True, True]
 
 
 def test_an_exchange_without_a_queue_is_nobodys(tmp_path: Path) -> None:

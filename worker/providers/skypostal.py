@@ -56,7 +56,8 @@ CREDENTIALS = re.compile(r"\b(user[ _]?code|app[ _]?key)\b", re.IGNORECASE)
 #: Inferred: with these words, in English or Spanish, the service says that it failed, and nothing
 #: about the customer.
 _FAILED = (
-    r"time[ds]?[ -]?out|exception|maintenance|overload\w*|(internal|server|system|unexpected) error"
+    r"time[ds]?[ -]?out|\w*exception|object reference not set|deadlock\w*|maintenance|overload\w*"
+    r"|(internal|server|system|unexpected) error|error( has)? occurred|ocurri[oó] un error"
     r"|service( is)?( temporarily| currently)? (unavailable|not available)"
     r"|servicio no (est[aá] )?disponible|mantenimiento|error (interno|inesperado|del sistema)"
 )

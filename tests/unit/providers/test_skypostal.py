@@ -653,6 +653,11 @@ def test_trouble_in_a_look_up_is_no_absence(text: str, login_answers: bool) -> N
         "Timeout expired (customer-registration, user_code 396).",
         "Internal server error",
         "El servicio no está disponible: error interno.",
+        "System.NullReferenceException: the customer is null.",
+        "Object reference not set to an instance of an object.",
+        "Transaction (Process ID 52) was deadlocked on lock resources.",
+        "An error has occurred.",
+        "Ocurrió un error al procesar la solicitud.",
     ],
 )
 @pytest.mark.parametrize("status", [200, 400])
