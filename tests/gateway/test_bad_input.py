@@ -140,6 +140,23 @@ def head(shop: httpx.Client, *more: str) -> bytes:
     return "".join(f"{line}\r\n" for line in (*lines, *more)).encode() + b"\r\n"
 
 
+def test_white_space_around_the_values_of_headers_is_no_part_of_them(
+    gateway: Gateway, shop: httpx.Client
+) -> None:
+    """A token, a length and a type, as some clients and proxies write them."""
+    sent = body()
+    headers = [
+        "POST /v1/jobs HTTP/1.1",
+        "host:\tx ",
+        f"authorization:  {shop.headers['authorization']} \t",
+        f"content-length: {len(sent)} ",
+        "content-type: application/json\t",
+        "connection: close ",
+    ]
+    answer = raw(gateway, "\r\n".join((*headers, "", "")).encode() + sent)
+    assert answer.split(b" ")[1] == b"201", answer
+
+
 def test_lies_about_sizes_and_headers_are_refused(gateway: Gateway, shop: httpx.Client) -> None:
     """Each request gets a 4xx or a closed connection, and no job is accepted."""
     many = [f"x-{number}: 1" for number in range(10_000)]

@@ -215,6 +215,15 @@ def test_a_fault_of_every_line_ends_the_file_at_once(
     assert "no worker has the first key" in said
 
 
+def test_a_document_is_no_file_to_redrive(cli: Cli, tmp_path: Path) -> None:
+    """The command has no option for another format."""
+    file = tmp_path / "abandoned.json"
+    file.write_text(json.dumps([open2b()], indent=2))
+    said = cli("redrive", str(file), code=1)
+    assert "line 1: is not JSON" in said
+    assert "--format" not in said
+
+
 # texts and numbers
 
 

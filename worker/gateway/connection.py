@@ -240,7 +240,8 @@ class BoundedConnection(HttpToolsProtocol):
         if len(self.headers) >= MOST_NAMES:
             self._end(_LARGE)
             return
-        super().on_header(name, value)
+        # White space after a value is no part of it (RFC 9110, 5.5). httptools leaves it there.
+        super().on_header(name, value.rstrip(b" \t"))
 
     def on_headers_complete(self) -> None:
         """From here on the body is expected."""

@@ -269,7 +269,8 @@ def _read(
         case Format.JSON:
             return read_json(stream.bytes)
         case Format.NDJSON:
-            return read_ndjson(stream.bytes)
+            hint = " (for one document, or a list, say --format json)"
+            return read_ndjson(stream.bytes, hint)
         case Format.CSV:
             return read_csv(stream.bytes, _columns(settings), provider)
 

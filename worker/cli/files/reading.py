@@ -64,14 +64,15 @@ def read_json(stream: BinaryIO) -> Iterator[InputLine]:
             yield _given(number, value, halves=halves)
 
 
-def read_ndjson(stream: BinaryIO) -> Iterator[InputLine]:
-    """One job per line, as JSON; blank lines are skipped."""
+def read_ndjson(stream: BinaryIO, hint: str = "") -> Iterator[InputLine]:
+    """One job per line, as JSON; blank lines are skipped. `hint`: what to do if the first line is
+    none."""
     empty = True
     for number, text in _lines(stream):
         if isinstance(text, Problem):
             yield InputLine(number, None, (text,))
         elif text.strip():
-            yield _read_line(number, text, first=empty)
+            yield _read_line(number, text, hint if empty else "")
         else:
             continue
         empty = False
@@ -245,13 +246,12 @@ def _skip(text: str, at: int) -> int:
     return at
 
 
-def _read_line(number: int, text: str, *, first: bool) -> InputLine:
+def _read_line(number: int, text: str, hint: str) -> InputLine:
     try:
         value, end = _DECODER.raw_decode(text, _skip(text, 0))
         if _skip(text, end) < len(text):
             raise json.JSONDecodeError("Something follows the end of the object", text, end)
     except (ValueError, RecursionError) as error:
-        hint = " (for one document, or a list, say --format json)" if first else ""
         return InputLine(number, None, (_no_json(error, hint),))
     return _given(number, value, halves=bool(_HALF.search(text)))
 
