@@ -67,7 +67,10 @@ def underway(seen: Seen) -> list[Violation]:
 
 
 #: What may become of accepted and cancelled jobs if the ledger loses data.
-_FORGOTTEN = re.compile(r"was accepted and is not in the ledger$|was cancelled and is ")
+_FORGOTTEN = re.compile(
+    r"was accepted and is not in the ledger$|was cancelled and is "
+    r"|final events with several ids: .*\bcancelled "
+)
 
 
 def split(found: list[Violation], *, forgets: bool) -> tuple[list[Violation], list[Violation]]:
@@ -287,10 +290,12 @@ def _ends(seen: Seen) -> Iterator[Violation]:
     ends: dict[str, set[str]] = defaultdict(set)
     for hook in seen.hooks:
         if not _reviews(hook):
-            ends[hook["event"]["subject"]].add(hook["webhook_id"])
+            kind = hook["event"]["type"].removeprefix("registration.")
+            ends[hook["event"]["subject"]].add(f"{kind} {hook['webhook_id']}")
     for subject, ids in ends.items():
         if len(ids) > 1:
-            yield Violation("duplicate", subject, f"final events with several ids: {sorted(ids)}")
+            text = f"final events with several ids: {', '.join(sorted(ids))}"
+            yield Violation("duplicate", subject, text)
 
 
 def _reviews(hook: dict[str, Any]) -> bool:

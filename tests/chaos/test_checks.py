@@ -351,6 +351,16 @@ def test_a_lost_receipt_is_named_where_the_ledger_may_forget() -> None:
     assert checks.split(found, forgets=False) == (found, [])
 
 
+def test_a_cancelled_job_may_end_again_where_the_ledger_may_forget() -> None:
+    """Only one whose cancellation was lost: any other end comes again under its first id."""
+    cancelled = event(kind="cancelled", number=2)
+    again = Seen(hooks=(hook(cancelled), hook(event())), fails_over=True)
+    assert checks.split(checks.underway(again), forgets=True)[0] == []
+    assert checks.split(checks.underway(again), forgets=False)[0] != []
+    twice = replace(again, hooks=(hook(event()), hook(event(number=2))))
+    assert checks.split(checks.underway(twice), forgets=True)[0] != []
+
+
 def test_all_that_happens_to_a_ledger_that_fails_over_is_a_method_and_comes_once_first() -> None:
     """The seed determines each level's sequence, which includes every kind."""
     for level in LEVELS.values():
