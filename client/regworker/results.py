@@ -37,10 +37,18 @@ import re
 import secrets
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, partial
 from typing import Any, Self, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -59,7 +67,7 @@ from regworker.domain.event import Event, Notice
 from regworker.frames import guarded
 from regworker.ledger import AsyncLedger, SyncLedger
 from regworker.ledger.steps import Ask, Step, Steps, carry, carry_async
-from regworker.ledger.streams import LARGEST_EVENT, LONG_AGO, PAGE, Found, GroupReader
+from regworker.ledger.streams import LARGEST_EVENT, LONG_AGO, PAGE, GroupReader
 from regworker.ledger.transitions import PREFIX
 from regworker.membership import BLOCK, Membership
 from regworker.sealing import seals
@@ -85,14 +93,12 @@ ACK = 30.0
 #: Seconds for the last commands when a consumer is closed.
 FAREWELL = 2.0
 
-
 #: Seconds; then what a consumer released would not be claimed.
 LONGEST_CLAIM = LONG_AGO / 1000
 
 _START = re.compile(r"\$|\d{1,20}(-\d{1,20})?", re.ASCII)
 
 _EITHER: TypeAdapter[Event | Notice] = TypeAdapter(Event | Notice)
-
 
 Opener = Callable[[str, Seal], bytes]
 
@@ -170,49 +176,56 @@ class Result:
         raise UnreadableEvent(what)  # here, so that it has no context: pydantic's has the event
 
 
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """The arguments of both consumers. See `ResultConsumer`."""
+
+    group: str
+    consumer: str | None
+    stream: str
+    start: str
+    claim_after: float
+    page: int
+    sealed: bool | None
+
+    def __post_init__(self) -> None:
+        names = {"group": self.group, "stream": self.stream, "consumer": self.consumer or "any"}
+        for argument, name in names.items():
+            of_kind(argument, name, str, "text")
+            if not name:
+                raise ValueError(f"{argument} must not be empty")
+        if not _START.fullmatch(str(self.start)):
+            raise ValueError('start must be "0", "$" or the id of an entry ("1767225600000-0")')
+        if not 0 < seconds(self.claim_after, "claim_after") <= LONGEST_CLAIM:
+            raise ValueError("claim_after must be more than 0 seconds, and at most a week")
+        of_kind("page", self.page, int, "a number of events")
+        if not 1 <= self.page <= PAGE:
+            raise ValueError(f"page must be from 1 to {PAGE}")
+
+
 class _Consumer(OfOneProcess):
     """The base of both consumers. See `ResultConsumer`."""
 
-    def __init__(
-        self,
-        group: str,
-        consumer: str | None,
-        stream: str,
-        start: str,
-        claim_after: float,
-        page: int,
-        sealed: bool | None,
-        settings: Settings,
-    ) -> None:
+    def __init__(self, options: _Options, settings: Settings) -> None:
         of_kind("settings", settings, Settings, "Settings")
-        for what, name in {"group": group, "stream": stream, "consumer": consumer or "any"}.items():
-            of_kind(what, name, str, "text")
-            if not name:
-                raise ValueError(f"{what} must not be empty")
-        if not _START.fullmatch(str(start)):
-            raise ValueError('start must be "0", "$" or the id of an entry ("1767225600000-0")')
-        if not 0 < seconds(claim_after, "claim_after") <= LONGEST_CLAIM:
-            raise ValueError("claim_after must be more than 0 seconds, and at most a week")
-        of_kind("page", page, int, "a number of events")
-        if not 1 <= page <= PAGE:
-            raise ValueError(f"page must be from 1 to {PAGE}")
-        self.group = group
+        self.group = options.group
         self.ledger = settings.ledger
         self._user: dict[str, int] = {}
         """The process that uses it: where it is first used, possibly after a fork."""
-        self._given = consumer
+        self._given = options.consumer
         self._mark = secrets.token_hex(3)
         self.consumer = self._name(os.getpid())
-        self.stream = stream
-        self.claim_after = claim_after
+        self.stream = options.stream
+        self.claim_after = options.claim_after
         self._member = Membership(
-            GroupReader(stream, group, self.consumer, LARGEST_EVENT, page),
-            str(start),
-            claim_after,
-            named=consumer is not None,
+            GroupReader(self.stream, self.group, self.consumer, LARGEST_EVENT, options.page),
+            str(options.start),
+            self.claim_after,
+            named=options.consumer is not None,
         )
         self._open = opener(settings)
-        self._sealed = is_sealed(settings, stream) if sealed is None else sealed
+        sealed = options.sealed
+        self._sealed = is_sealed(settings, self.stream) if sealed is None else sealed
 
     def stop(self) -> None:
         """End the iteration, within a second or so. From any thread, or a signal's handler."""
@@ -239,16 +252,43 @@ class _Consumer(OfOneProcess):
         return self._user.get("process", os.getpid()) != os.getpid()
 
     def _next(self) -> Result | None:
-        found = self._member.next()
-        return None if found is None else self._result(found)
+        entry = self._member.next()
+        if entry is None:
+            return None
+        return Result(
+            entry.entry,
+            entry.fields,
+            entry.times,
+            entry.size,
+            self._open,
+            self._sealed,
+            self.ledger,
+        )
 
     def _rest(self) -> list[Result]:
         return list(iter(self._next, None))
 
-    def _result(self, one: Found) -> Result:
-        return Result(
-            one.entry, one.fields, one.times, one.size, self._open, self._sealed, self.ledger
-        )
+    def _fetching(self, patience: float) -> Generator[Callable[[], Steps[Any]], Any, None]:
+        """Fetch a page, unless there is one: what it yields is carried out by `_patiently`."""
+        if self._member.stale:
+            yield self._member.renew
+        end = steady() + patience
+        while not (self._member.waiting or self._member.stopping):
+            if found := (yield lambda: self._member.turn(end - steady())):
+                self._member.keep(found)
+            elif steady() >= end:
+                return
+
+    def _retrying(self) -> Generator[float, Any, Any]:
+        """Ask again and again until the server answers: it yields the seconds to wait for it."""
+        try:
+            return (yield QUIET)
+        except LedgerUnavailable as error:
+            log.warning("%s; retrying", error)
+        answer = yield math.inf
+        if not self._member.stopping:
+            log.warning("the server answers again")
+        return answer
 
 
 @guarded
@@ -286,22 +326,14 @@ class ResultConsumer(_Consumer):
     ) -> None:
         """Connect lazily. `SettingsError` where the settings can't be used."""
         settings = settings or reader_settings()
-        super().__init__(group, consumer, stream, start, claim_after, page, sealed, settings)
+        options = _Options(group, consumer, stream, start, claim_after, page, sealed)
+        super().__init__(options, settings)
         self._ledger = SyncLedger(settings.redis_url)
         self._turn = threading.Lock()
         self._all: AsyncResultConsumer | None = None
         """Reads all ledgers, if there are several."""
         if settings.ledgers:
-            self._all = AsyncResultConsumer(
-                group,
-                consumer,
-                stream=stream,
-                start=start,
-                claim_after=claim_after,
-                page=page,
-                sealed=sealed,
-                settings=settings,
-            )
+            self._all = AsyncResultConsumer(**asdict(options), settings=settings)
             self._thread = LoopThread()
 
     def stop(self) -> None:
@@ -409,34 +441,15 @@ class ResultConsumer(_Consumer):
                 self._turn.release()
 
     def _fetch(self, patience: float) -> None:
-        if self._member.stale:
-            self._patiently(self._member.renew)
-        if not self._member.waiting:
-            self._member.keep(self._receive(patience))
+        carry(self._fetching(patience), self._patiently)
 
-    def _receive(self, patience: float) -> list[Found]:
-        end = steady() + patience
-        while not self._member.stopping:
-            if found := self._patiently(lambda: self._member.turn(end - steady())):
-                return found
-            if steady() >= end:
-                break
-        return []
-
-    def _patiently(self, make: Callable[[], Steps[T]]) -> T | None:
+    def _patiently(self, make: Callable[[], Steps[Any]]) -> Any:
         """Carry out steps, again and again until the server answers; None if `stop` comes first."""
 
-        def unless_stopped() -> T | None:
+        def unless_stopped() -> Any:
             return None if self._member.stopping else self._carry(make())
 
-        try:
-            return self._ledger.patiently(unless_stopped, QUIET)
-        except LedgerUnavailable as error:
-            log.warning("%s; retrying", error)
-        answer = self._ledger.patiently(unless_stopped, math.inf)
-        if not self._member.stopping:
-            log.warning("the server answers again")
-        return answer
+        return carry(self._retrying(), partial(self._ledger.patiently, unless_stopped))
 
     def _carry(self, steps: Steps[T]) -> T:
         return carry(steps, self._do)
@@ -470,21 +483,13 @@ class AsyncResultConsumer(_Consumer):
     ) -> None:
         """As `ResultConsumer`."""
         settings = settings or reader_settings()
-        super().__init__(group, consumer, stream, start, claim_after, page, sealed, settings)
+        options = _Options(group, consumer, stream, start, claim_after, page, sealed)
+        super().__init__(options, settings)
         self._ledger = AsyncLedger(settings.redis_url)
         self._turn = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._others = {
-            name: AsyncResultConsumer(
-                group,
-                consumer,
-                stream=stream,
-                start=start,
-                claim_after=claim_after,
-                page=page,
-                sealed=sealed,
-                settings=one,
-            )
+            name: AsyncResultConsumer(**asdict(options), settings=one)
             for name, one in settings.each_ledger().items()
             if name != settings.ledger
         }
@@ -587,32 +592,15 @@ class AsyncResultConsumer(_Consumer):
             yield
 
     async def _fetch(self, patience: float) -> None:
-        if self._member.stale:
-            await self._patiently(self._member.renew)
-        if not self._member.waiting:
-            self._member.keep(await self._receive(patience))
+        await carry_async(self._fetching(patience), self._patiently)
 
-    async def _receive(self, patience: float) -> list[Found]:
-        end = steady() + patience
-        while not self._member.stopping:
-            if found := await self._patiently(lambda: self._member.turn(end - steady())):
-                return found
-            if steady() >= end:
-                break
-        return []
+    async def _patiently(self, make: Callable[[], Steps[Any]]) -> Any:
+        """As `ResultConsumer._patiently`."""
 
-    async def _patiently(self, make: Callable[[], Steps[T]]) -> T | None:
-        async def unless_stopped() -> T | None:
+        async def unless_stopped() -> Any:
             return None if self._member.stopping else await self._carry(make())
 
-        try:
-            return await self._ledger.patiently(unless_stopped, QUIET)
-        except LedgerUnavailable as error:
-            log.warning("%s; retrying", error)
-        answer = await self._ledger.patiently(unless_stopped, math.inf)
-        if not self._member.stopping:
-            log.warning("the server answers again")
-        return answer
+        return await carry_async(self._retrying(), partial(self._ledger.patiently, unless_stopped))
 
     async def _carry(self, steps: Steps[T]) -> T:
         return await carry_async(steps, self._do)

@@ -10,7 +10,7 @@ import worker
 MOST = 6
 
 #: Services call these with keyword arguments; each argument is an independent option.
-PUBLIC = {"ResultConsumer", "AsyncResultConsumer", "_Consumer"}
+PUBLIC = {"ResultConsumer", "AsyncResultConsumer"}
 
 
 def constructors() -> Iterator[tuple[str, list[str]]]:

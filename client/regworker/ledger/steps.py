@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from regworker.ledger.transitions import Command
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -40,9 +41,9 @@ Step = Iterable[Command[Any]] | Each | Ask | Exchange
 Steps = Generator[Step, Any, T]
 
 
-def carry(steps: Steps[T], do: Callable[[Step], Any]) -> T:
+def carry(steps: Generator[S, Any, T], do: Callable[[S], Any]) -> T:
     """Carry out steps one after another with `do`; return their result."""
-    go_on: Callable[[Any], Step] = steps.send
+    go_on: Callable[[Any], S] = steps.send
     answer: Any = None
     while True:
         try:
@@ -56,9 +57,9 @@ def carry(steps: Steps[T], do: Callable[[Step], Any]) -> T:
             answer, go_on = error, steps.throw
 
 
-async def carry_async(steps: Steps[T], do: Callable[[Step], Awaitable[Any]]) -> T:
+async def carry_async(steps: Generator[S, Any, T], do: Callable[[S], Awaitable[Any]]) -> T:
     """The same for asyncio."""
-    go_on: Callable[[Any], Step] = steps.send
+    go_on: Callable[[Any], S] = steps.send
     answer: Any = None
     while True:
         try:
