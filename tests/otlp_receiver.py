@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
@@ -20,6 +20,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as Sent
+
+from tests.serving import serving
 
 
 @dataclass(frozen=True)
@@ -158,24 +160,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(answer)
 
-    def log_message(self, *_: object) -> None:
-        pass
-
 
 @contextmanager
 def receive() -> Iterator[Otlp]:
     """Receive telemetry on a port of this machine."""
-    handler = type("Handler", (_Handler,), {})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    found = Otlp(f"http://127.0.0.1:{server.server_address[1]}")
-    handler.receiver = found  # type: ignore[attr-defined]
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
-        yield found
-    finally:
-        found.release.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    found = Otlp("")
+    with serving(type("Handler", (_Handler,), {"receiver": found})) as port:
+        found.endpoint = f"http://127.0.0.1:{port}"
+        try:
+            yield found
+        finally:
+            found.release.set()

@@ -12,8 +12,10 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from tests.serving import serving
 
 #: The public key and the project of the DSN; a request without them is refused.
 KEY, PROJECT = "c0ffee00c0ffee00c0ffee00c0ffee00", "42"
@@ -144,24 +146,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return body
 
-    def log_message(self, *_: object) -> None:
-        pass
-
 
 @contextmanager
 def ingest() -> Iterator[Ingest]:
     """Take envelopes on a port of this machine."""
-    handler = type("Handler", (_Handler,), {})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    found = Ingest(f"http://{KEY}@127.0.0.1:{server.server_address[1]}/{PROJECT}")
-    handler.ingest = found  # type: ignore[attr-defined]
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
-        yield found
-    finally:
-        found.release.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    found = Ingest("")
+    with serving(type("Handler", (_Handler,), {"ingest": found})) as port:
+        found.dsn = f"http://{KEY}@127.0.0.1:{port}/{PROJECT}"
+        try:
+            yield found
+        finally:
+            found.release.set()

@@ -1,10 +1,11 @@
 """A receiver of webhooks that keeps each request with its headers."""
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+
+from tests.serving import serving
 
 
 @dataclass
@@ -26,16 +27,6 @@ def hooks() -> Iterator[Hooks]:
             self.send_response(204)
             self.end_headers()
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    found = Hooks(f"http://127.0.0.1:{server.server_address[1]}/crm")
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
+    with serving(Handler) as port:
+        found = Hooks(f"http://127.0.0.1:{port}/crm")
         yield found
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

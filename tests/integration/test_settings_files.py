@@ -6,9 +6,8 @@ import os
 import ssl
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from tests.integration.installation import (
     installation,
 )
 from tests.integration.jobs import skypostal
+from tests.serving import serving
 from tests.tls import Authority, Front, fronts
 from worker.broker.wakeups import QUEUES
 from worker.cli.local import stack
@@ -228,21 +228,11 @@ def receiving(tmp_path: Path) -> Iterator[tuple[Receiving, Authority]]:
             self.send_response(204)
             self.end_headers()
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(authority.file))
     context.load_cert_chain(authority.certificate("good"))
     context.verify_mode = ssl.CERT_REQUIRED
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    found.port = server.server_port
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield found, authority
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(Handler, context) as found.port:
+        yield found, authority
 
 
 def test_a_changed_client_certificate_is_loaded_again(

@@ -7,11 +7,10 @@ import os
 import ssl
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -27,6 +26,7 @@ from regworker.settings import Settings, WebhookEndpoint
 from tests.integration.installation import PATIENCE, ROOT, SECRET, installation
 from tests.integration.jobs import skypostal
 from tests.rabbitmq import amqp_url
+from tests.serving import serving
 from tests.tls import KINDS, Authority, Front, fronts
 from worker.celery import new_app
 from worker.cli.local import stack
@@ -89,31 +89,21 @@ class _Web(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(b"{}")
 
-    def log_message(self, *_: object) -> None:
-        pass
-
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[Servers]:
     """Valkey, RabbitMQ and a web server behind TLS, with each kind of certificate."""
-    web = ThreadingHTTPServer(("127.0.0.1", 0), _Web)
-    threading.Thread(target=web.serve_forever, daemon=True).start()
-    amqp = amqp_url()
-    ports = {
-        "redis": urlsplit(redis_url).port or 0,
-        "amqp": urlsplit(amqp).port or 5672,
-        "http": web.server_port,
-    }
-    authority = Authority(tmp_path_factory.mktemp("tls"))
-    found = {
-        (server, kind): Front(authority.certificate(kind), ports[server])
-        for server in SERVERS
-        for kind in KINDS
-    }
-    with fronts(*found.values()):
-        yield Servers(authority, found, amqp)
-    web.shutdown()
-    web.server_close()
+    authority, amqp = Authority(tmp_path_factory.mktemp("tls")), amqp_url()
+    redis_port, amqp_port = urlsplit(redis_url).port or 0, urlsplit(amqp).port or 5672
+    with serving(_Web) as port:
+        ports = {"redis": redis_port, "amqp": amqp_port, "http": port}
+        found = {
+            (server, kind): Front(authority.certificate(kind), ports[server])
+            for server in SERVERS
+            for kind in KINDS
+        }
+        with fronts(*found.values()):
+            yield Servers(authority, found, amqp)
 
 
 def sync_ledger(servers: Servers, kind: str) -> bool:

@@ -5,12 +5,11 @@ to the provider.
 """
 
 import json
-import threading
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
@@ -35,6 +34,7 @@ from tests.integration.ledger_steps import (
     concluded,
     record,
 )
+from tests.serving import serving
 from worker.cli.local import stack
 from worker.execution.decision import asked
 
@@ -327,17 +327,9 @@ def front() -> Iterator[Front]:
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    found.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    yield found
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(Handler) as port:
+        found.url = f"http://127.0.0.1:{port}"
+        yield found
 
 
 @pytest.fixture(scope="module")

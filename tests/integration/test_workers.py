@@ -6,11 +6,10 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from regworker.ledger.snapshot import snapshot
 from tests.integration.installation import PACE, PATIENCE, SECRET, Installation, installation
 from tests.integration.jobs import email_of, open2b, skypostal
 from tests.rabbitmq import amqp_url
+from tests.serving import serving
 from worker.broker.wakeups import QUEUES
 from worker.cli.local import stack
 from worker.process.wake_reader import BLOCK
@@ -262,20 +262,15 @@ class _AcmeServer(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(answer)
 
-    def log_message(self, *_: object) -> None:
-        pass
-
 
 def test_a_third_provider_costs_one_file(tmp_path: Path) -> None:
     """A class named in a setting recovers lost answers like the built-in providers."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _AcmeServer)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
     providers = "tests.integration.acme:Acme"
 
-    with installation(tmp_path, workers=0) as here:
+    with serving(_AcmeServer) as port, installation(tmp_path, workers=0) as here:
         for name in [name for name in here.environment if "ACCOUNTS" in name]:
             del here.environment[name]
-        url = f"http://127.0.0.1:{server.server_address[1]}"
+        url = f"http://127.0.0.1:{port}"
         worker = here.start_worker(providers=providers, accounts__acme__default__base_url=url)
         stack.wait_for_worker(here.ledger, worker)
         producer = type(here.producer)(
@@ -289,8 +284,6 @@ def test_a_third_provider_costs_one_file(tmp_path: Path) -> None:
             event = producer.wait(receipt.job_id, PATIENCE)
         assert event["data"]["outcome"] == {"acme_id": 1}
         assert event["data"]["recovered"] is True
-    server.shutdown()
-    server.server_close()
 
 
 def test_secrets_stay_where_they_must(tmp_path: Path) -> None:

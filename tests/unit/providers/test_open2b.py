@@ -24,40 +24,13 @@ from regworker.domain.outcome import (
     Unresolvable,
 )
 from regworker.forms.open2b import Open2bRegistration
+from sandbox.documented import OPEN2B_CUSTOMER_KEY, OPEN2B_SIGN_UP
 from worker.providers.base import Answer, Lost, NotSent, Request
 from worker.providers.open2b import Open2b, Open2bAccount
 
-#: The sign-up page's example; there its lists end in "…".
-EXAMPLE: dict[str, Any] = {
-    "customer": {
-        "cart": "ebe766e73af1128d13217f1bcea6b9d9",
-        "address": {
-            "firstName": "Sherlock",
-            "lastName": "Holmes",
-            "personalCode": "SH239IBA",
-            "companyName": "Investigations Inc",
-            "companyCode": "INV8403MC1",
-            "companyCode2": "7J BA3 006",
-            "street1": "221b Baker Street",
-            "street2": "",
-            "city": "London",
-            "postalCode": "NW1 6XE",
-            "stateProv": "LND",
-            "country": "GB",
-            "phoneNumber": "+44+207 2243688",
-            "mobileNumber": "",
-            "faxNumber": "",
-            "email": "holmes@inv-london.com",
-        },
-        "privacyConsents": [12, 3],
-        "password": "I9bV2crS",
-        "invoiceRecipient": "AB7TR6K",
-        "newsletterLists": [5, 7],
-    },
-    "verificationCode": "AT67N3FG",
-}
+EXAMPLE = OPEN2B_SIGN_UP
 EMAIL = "holmes@inv-london.com"
-KEY = "RtRi8JWsxKNB8J3Qhhfsm5b5x9rvwippfnTel3mPy-X5R6GXlPECXTTMwTA1UJtg"
+KEY = OPEN2B_CUSTOMER_KEY
 API = "https://shop.example/api/v10"
 KEYED: dict[str, Any] = {"secret_key": "sk-1", "public_key": "pk-1"}
 

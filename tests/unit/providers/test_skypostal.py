@@ -26,48 +26,13 @@ from regworker.domain.outcome import (
     Unresolvable,
 )
 from regworker.forms.skypostal import SkyPostalRegistration
+from sandbox.documented import SKYPOSTAL_REGISTRATION
 from worker.providers.base import Answer, Lost, NotSent, Request
 from worker.providers.registry import Registry
 from worker.providers.skypostal import SkyPostal, SkyPostalAccount
 
 #: The registration page's example, without credentials and partner.
-EXAMPLE: dict[str, Any] = {
-    "language_code": "ENG",
-    "customer_first_name": "John",
-    "customer_last_name": "Doe",
-    "customer_identity_number": "11111111",
-    "customer_tax_number": 11111,
-    "customer_birth_date": "1980-08-19",
-    "customer_email": "johndoe@email.com",
-    "customer_password": "pass123",
-    "customer_gender": "M",
-    "customer_campaign": "Test Campaign",
-    "customer_email_agreement": False,
-    "customer_referred_by": None,
-    "customer_address": [
-        {
-            "city_code": 95411,
-            "locality_town": "Locality/Town",
-            "neighborhood": "Neighborhood",
-            "address_01": "123 Fake St.",
-            "zip_code": "998877",
-        }
-    ],
-    "customer_phone": [
-        {
-            "phone_area_code": "+1",
-            "phone_number": "123456789",
-            "phone_extension": "333",
-            "phone_type": 1,
-        },
-        {
-            "phone_area_code": "+1",
-            "phone_number": "987654321",
-            "phone_extension": "",
-            "phone_type": 2,
-        },
-    ],
-}
+EXAMPLE = {name: value for name, value in SKYPOSTAL_REGISTRATION.items() if name != "copa_id"}
 APP_KEY = "1656d700707ad9a77f737e5df3db088a"
 ACCOUNT: dict[str, Any] = {
     "base_url": "https://api-box-test.skypostal.com",

@@ -26,20 +26,6 @@ IMPATIENT = httpx.Timeout(5, read=0.05)
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[SandboxServer]:
-    """One sandbox for this file."""
-    with SandboxServer() as server:
-        yield server
-
-
-@pytest.fixture
-def server(running: SandboxServer) -> SandboxServer:
-    """The sandbox, freshly reset."""
-    running.sandbox.reset()
-    return running
-
-
-@pytest.fixture(scope="module")
 def http(running: SandboxServer) -> Iterator[httpx.Client]:
     """A client of the sandbox."""
     with httpx.Client(base_url=running.url, timeout=5) as client:

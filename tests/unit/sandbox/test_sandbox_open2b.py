@@ -21,20 +21,6 @@ KEY = "X-Customer-Key"
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[SandboxServer]:
-    """One sandbox for this file."""
-    with SandboxServer() as server:
-        yield server
-
-
-@pytest.fixture
-def server(running: SandboxServer) -> SandboxServer:
-    """The sandbox, freshly reset."""
-    running.sandbox.reset()
-    return running
-
-
-@pytest.fixture(scope="module")
 def client(running: SandboxServer) -> Iterator[httpx.Client]:
     """One client for this file."""
     with httpx.Client(base_url=running.url) as client:

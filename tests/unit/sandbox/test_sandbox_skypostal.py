@@ -25,20 +25,6 @@ CREDENTIALS = {"user_code": 1, "app_key": "any"}
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[SandboxServer]:
-    """One sandbox for this file."""
-    with SandboxServer() as server:
-        yield server
-
-
-@pytest.fixture
-def server(running: SandboxServer) -> SandboxServer:
-    """The sandbox, freshly reset."""
-    running.sandbox.reset()
-    return running
-
-
-@pytest.fixture(scope="module")
 def http(running: SandboxServer) -> Iterator[httpx.Client]:
     """A client of the sandbox."""
     with httpx.Client(base_url=running.url) as client:
