@@ -9,7 +9,7 @@ import re
 import secrets
 from dataclasses import dataclass
 from hmac import compare_digest
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -22,7 +22,6 @@ from regworker.ledger.records import text
 from regworker.settings import Role
 
 TokenScope = Literal["enqueue", "read", "read:all", "support", "operate"]
-SCOPES: tuple[TokenScope, ...] = get_args(TokenScope)
 
 #: The default limit of requests per second: more than any form needs, and few enough for a process
 #: that handles some thousands.
