@@ -96,17 +96,17 @@ def list_(
     """
     wanted = _filter(endpoint, state, since, until)
     most = count or (None if json else SHOWN)
-    with _open() as outbox:
-        found = outbox.deliveries(wanted)
+    with _open() as admin:
+        found = admin.deliveries(wanted)
         shown = islice(found, most)
         if json:
             for one in shown:
                 print_json(_json(one))
-            note_unreadable(outbox.unreadable)
+            note_unreadable(admin.unreadable)
             return
         rows = list(shown)
         more = next(found, None) is not None
-        note_unreadable(outbox.unreadable)
+        note_unreadable(admin.unreadable)
     if rows:
         _print(rows)
     else:
@@ -123,9 +123,9 @@ def endpoints(json: AsJson = False) -> None:
         regworker deliveries endpoints
         regworker deliveries endpoints --json | jq 'select(.disabled)'
     """
-    with _open() as outbox:
-        found = outbox.endpoints()
-        note_unreadable(outbox.unreadable)
+    with _open() as admin:
+        found = admin.endpoints()
+        note_unreadable(admin.unreadable)
     if json:
         for one in found:
             print_json(_endpoint_json(one))
@@ -247,18 +247,18 @@ def enable(
         regworker deliveries enable crm --no-replay
     """
     replayed, person = 0, actor(by, why)
-    with _open() as outbox:
-        before = outbox.enable(name, person)
+    with _open() as admin:
+        before = admin.enable(name, person)
         if with_replay and before.disables:
             # Also if it is enabled already: the command that enabled it may have been interrupted.
-            died = list(outbox.died(name, before.since))
+            died = list(admin.died(name, before.since))
 
             def how_far() -> str:
                 again = "run the command again, which replays the rest"
                 return f"{name} is enabled, {replayed} of {len(died)} are replayed; {again}"
 
             with saying_how_far(how_far), progress() as bar:
-                for _, word in bar.track(outbox.replay(died, person), total=len(died)):
+                for _, word in bar.track(admin.replay(died, person), total=len(died)):
                     replayed += word == "replayed"
     if json:
         print_json({"endpoint": name, "was_disabled": before.disabled, "replayed": replayed})
@@ -284,8 +284,8 @@ def trust(
     Examples:
         regworker deliveries trust crm
     """
-    with _open() as outbox:
-        was = outbox.trust(name, actor(by, why))
+    with _open() as admin:
+        was = admin.trust(name, actor(by, why))
     if json:
         print_json({"endpoint": name, "was_distrusted": was})
         return

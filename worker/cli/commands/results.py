@@ -318,10 +318,6 @@ def _span(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def _text(entry: bytes | str) -> str:
-    return entry.decode() if isinstance(entry, bytes) else entry
-
-
 app.callback(**texts(results))(results)
 app.command("groups", **texts(groups))(groups)
 app.command("drop-group", **texts(drop_group))(drop_group)
