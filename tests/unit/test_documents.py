@@ -39,6 +39,15 @@ def test_each_link_leads_to_a_file_and_to_a_heading_that_exist(page: Path) -> No
         assert not anchor or anchor in anchors(file), f"{target}#{anchor}"
 
 
+def test_each_path_that_contributors_read_of_exists() -> None:
+    """The map of the code leads to a file or a folder."""
+    text = prose(ROOT / "CONTRIBUTING.md")
+    tops = "client|docs|examples|monitoring|requirements|tests|worker"
+    paths = re.findall(rf"`((?:{tops})/[\w./-]*)`", text)
+    assert len(paths) > 40
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
 def test_each_record_of_a_decision_has_its_own_number_and_three_parts() -> None:
     """The list of contents has every record."""
     page = ROOT / "docs" / "decisions.md"
