@@ -1,5 +1,6 @@
 """Acts on many items: each with its choice of items, and a result for each item."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -95,6 +96,14 @@ class Bulk:
         found = carry(record_of(job_id), self._ledger.carry)
         return JobRow.of(found) if found else None
 
+    def row(self, item: Item) -> JobRow | Done:
+        """The present record of an item's job, or why the item is skipped."""
+        try:
+            job = self.record(item.id)
+        except UnreadableRecord as error:
+            return Done(item, "unreadable", well=False, why=str(error))
+        return job or Done(item, "gone", well=False, why=GONE)
+
     def resolved_by(self, job_id: str, ticket: str) -> bool:
         """Whether the act with this ticket settled a job's review."""
         found = self._ledger.ask(lambda redis: redis.hget(job_key(job_id), "resolved"))
@@ -129,72 +138,69 @@ class Bulk:
         self.close()
 
 
-@dataclass(frozen=True, slots=True)
-class CancelJobs:
-    """queued -> cancelled."""
+class _OneByOne(ABC):
+    """An act that looks at each item by itself."""
 
-    here: Bulk
-    batch: int = FEW
+    batch = FEW
 
     def __call__(
         self, items: Sequence[Item], tickets: Sequence[str], actor: Actor
     ) -> Iterable[Done]:
-        """Cancel each job that has not changed."""
-        for item in items:
-            yield self._one(item, actor)
+        """Act on one item after another. Lazy."""
+        for item, ticket in zip(items, tickets, strict=True):
+            yield self.one(item, ticket, actor)
 
-    def _one(self, item: Item, actor: Actor) -> Done:
-        try:
-            job = self.here.record(item.id)
-        except UnreadableRecord as error:
-            return Done(item, "unreadable", well=False, why=str(error))
-        if job is None:
-            return Done(item, "gone", well=False, why=GONE)
+    @abstractmethod
+    def one(self, item: Item, ticket: str, actor: Actor) -> Done:
+        """Act on one item."""
+
+
+@dataclass(frozen=True, slots=True)
+class CancelJobs(_OneByOne):
+    """queued -> cancelled."""
+
+    here: Bulk
+
+    def one(self, item: Item, ticket: str, actor: Actor) -> Done:
+        """Cancel the job, if it has not changed."""
+        job = self.here.row(item)
+        if isinstance(job, Done):
+            return job
         if job.state is State.CANCELLED:
             return Done(item, "cancelled")
         if item.mark and mark_of(job) != item.mark:
-            return Done(item, "changed", well=False, why=f"{CHANGED}: it is {job.state}")
+            return _changed(item, f"{CHANGED}: it is {job.state}")
         try:
             self.here.admin.cancel(item.id, actor)
         except (JobNotCancellable, UnknownJob) as error:
-            return Done(item, "changed", well=False, why=str(error))
+            return _changed(item, str(error))
         return Done(item, "cancelled")
 
 
 @dataclass(frozen=True, slots=True)
-class ResolveReviews:
+class ResolveReviews(_OneByOne):
     """review -> rejected, with a reason; or unknown, to be looked up and sent again."""
 
     here: Bulk
     rejected: str | None = None
-    batch: int = FEW
 
-    def __call__(
-        self, items: Sequence[Item], tickets: Sequence[str], actor: Actor
-    ) -> Iterable[Done]:
-        """Decide each job that has not changed."""
-        for item, ticket in zip(items, tickets, strict=True):
-            yield self._one(item, ticket, actor)
-
-    def _one(self, item: Item, ticket: str, actor: Actor) -> Done:
+    def one(self, item: Item, ticket: str, actor: Actor) -> Done:
+        """Decide the job, if it has not changed."""
         word = "resent" if self.rejected is None else "rejected"
-        try:
-            job = self.here.record(item.id)
-        except UnreadableRecord as error:
-            return Done(item, "unreadable", well=False, why=str(error))
-        if job is None:
-            return Done(item, "gone", well=False, why=GONE)
+        job = self.here.row(item)
+        if isinstance(job, Done):
+            return job
         if (item.mark and mark_of(job) != item.mark) or job.state is not State.REVIEW:
             if self.here.resolved_by(item.id, ticket):
                 return Done(item, word)
-            return Done(item, "changed", well=False, why=f"{CHANGED}: it is {job.state}")
+            return _changed(item, f"{CHANGED}: it is {job.state}")
         try:
             if self.rejected is None:
                 self.here.admin.resend(item.id, actor, ticket, seen=item.mark)
             else:
                 self.here.admin.rejected(item.id, self.rejected, actor, ticket, seen=item.mark)
         except (NotInReview, UnknownJob) as error:
-            return Done(item, "changed", well=False, why=str(error))
+            return _changed(item, str(error))
         return Done(item, word)
 
 
@@ -224,28 +230,19 @@ _LEFT = {
 
 
 @dataclass(frozen=True, slots=True)
-class MoveMessages:
+class MoveMessages(_OneByOne):
     """Messages in quarantine: dropped (`drop`), or requeued to their own queues (`requeue`)."""
 
     here: Bulk
     how: str
-    batch: int = FEW
 
-    def __call__(
-        self, items: Sequence[Item], tickets: Sequence[str], actor: Actor
-    ) -> Iterable[Done]:
-        """Each message that was not received again since."""
-        for item in items:
-            yield self._one(item, actor)
-
-    def _one(self, item: Item, actor: Actor) -> Done:
+    def one(self, item: Item, ticket: str, actor: Actor) -> Done:
+        """Move the message, if it was not received again since."""
         store = self.here.quarantine
         try:
             entry = store.get(item.id)
             if item.mark and str(entry.times) != item.mark:
-                return Done(
-                    item, "changed", well=False, why=f"{CHANGED}: it has been received again"
-                )
+                return _changed(item, f"{CHANGED}: it has been received again")
             if self.how == "drop":
                 store.drop(item.id, actor, entry.times)
                 return Done(item, "dropped")
@@ -255,6 +252,10 @@ class MoveMessages:
         except NotRequeued as error:
             return Done(item, "refused", well=False, why=str(error))
         return Done(item, "requeued")
+
+
+def _changed(item: Item, why: str) -> Done:
+    return Done(item, "changed", well=False, why=why)
 
 
 ACTS: dict[str, Callable[..., BulkAct]] = {
