@@ -15,9 +15,9 @@ from regworker.domain.outcome import Code
 
 
 class EventType(StrEnum):
-    """What an event says of its job. All but `review` are the job's last word.
+    """What happened to a job. All types but `review` are final.
 
-    `corrected` follows one of them, once at most: a person had decided wrongly on its review.
+    `corrected` follows a final one, at most once, if a person decided wrongly on the review.
     """
 
     REGISTERED = "registration.registered"
@@ -39,7 +39,7 @@ class EventType(StrEnum):
 
 
 class EventError(BaseModel):
-    """One reason: our stable `code`, the provider's field, words and own code."""
+    """One reason: our stable `code`, and the provider's field, text and own code."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -82,10 +82,10 @@ class EventData(BaseModel):
 
 
 class RefusalData(BaseModel):
-    """Why a request of an asynchronous entry point was not taken, with what could be read of it.
+    """Why a request of an asynchronous entry point was refused, with its readable fields.
 
-    Only here `accepted` is there, and false. `job_id` is the job that the request names: where its
-    key is taken (`idempotency_conflict`) that is another's, which goes on untouched.
+    No other event has `accepted`. `job_id` is the job that the request names. If its key is taken
+    (`idempotency_conflict`), that is the first job with the key, which does not change.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -119,7 +119,7 @@ class Event(BaseModel):
     datacontenttype: Literal["application/json"] = "application/json"
     traceparent: str | None = Field(
         None,
-        description="The trace that the job belongs to, where it has one (W3C Trace Context; "
+        description="The trace that the job belongs to, if it has one (W3C Trace Context; "
         'CloudEvents, "Distributed Tracing extension").',
     )
     data: EventData | RefusalData
@@ -172,7 +172,7 @@ class DisabledData(BaseModel):
 
 
 class TestData(BaseModel):
-    """What a test event holds: nothing but where it was sent."""
+    """The data of a test event: only the endpoint that it was sent to."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
     __test__ = False

@@ -132,7 +132,7 @@ class Job(Notation):
     """A registration job, as JSON at every entry point.
 
     `registration` is the provider's documented body without credentials; the provider's own model
-    checks it. `deadline` is when the producer loses interest (default: 24 h after acceptance).
+    checks it. `deadline` is when the worker gives up (default: 24 h after acceptance).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
@@ -150,7 +150,7 @@ class Job(Notation):
     reply_to: tuple[Name, ...] = Field(
         ("results",), description="Configured endpoints that get the result.", max_length=8
     )
-    lane: Lane = Field("live", description="`live` is always taken before `bulk`.")
+    lane: Lane = Field("live", description="`live` jobs always start before `bulk` jobs.")
     if_exists: Literal["reject", "adopt"] = Field(
         "reject",
         description="If the account already exists: `reject` gives `already_exists`; `adopt` "
@@ -218,10 +218,10 @@ class Job(Notation):
 
 
 class Cancel(BaseModel):
-    """A request to take a job back, as JSON at the asynchronous entry points.
+    """A request to cancel a job, as JSON at the asynchronous entry points.
 
-    It names the job by its id, or by what its id follows from. `reply_to` gets the answer if there
-    is no such job; that of a job goes where the job says.
+    It names the job by its id, or by provider, account and idempotency key. The answer goes to the
+    endpoints of the job; if there is no such job, to those in `reply_to`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)

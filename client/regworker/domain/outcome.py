@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Code(StrEnum):
-    """Our stable error codes, whatever the provider calls the thing."""
+    """Our stable error codes, the same for all providers."""
 
     INVALID = "invalid"
     MISSING = "missing"

@@ -12,9 +12,9 @@ def _string(minimum: int, maximum: int) -> Any:
 
 
 class Open2bAddress(Form):
-    """The billing address. Limits as documented; only the e-mail is needed to ask afterwards.
+    """The billing address. Limits as documented; the worker needs only the e-mail to look it up.
 
-    Which other fields a store requires, the page doesn't say: that is left to the store.
+    The documentation does not say which other fields a store requires, so the store decides.
     """
 
     firstName: str = _string(1, 25)  # noqa: N815
