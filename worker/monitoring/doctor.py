@@ -109,6 +109,11 @@ def rights(refused: Sequence[str]) -> Finding:
     return Finding("unsafe", "rights", f"its user may not run {names}{more}", GIVE_RIGHTS)
 
 
+def denied(error: Exception) -> Finding:
+    """The server refused a command of the doctor's user."""
+    return Finding("unsafe", "rights", str(error), GIVE_RIGHTS)
+
+
 def pace(settings: Settings) -> list[Finding]:
     """Durations that are allowed but may surprise."""
     margin = settings.settle_delay - settings.call_budget

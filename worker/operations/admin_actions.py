@@ -265,13 +265,10 @@ class AdminActions:
             [(name, what)] = error.problems
             return [doctor.Finding("unsafe", "ledger", what, f"change {name}")]
         except NoPermissionError as error:
-            return [doctor.Finding("unsafe", "rights", str(error), doctor.GIVE_RIGHTS)]
+            return [doctor.denied(error)]
         except (LedgerUnavailable, RedisError) as error:
-            return [
-                doctor.Finding(
-                    "unsafe", "ledger", str(error), "start the server, or set its address"
-                )
-            ]
+            advice = "start the server, or set its address"
+            return [doctor.Finding("unsafe", "ledger", str(error), advice)]
         findings += doctor.pace(self._settings)
         findings += doctor.encryption(self._settings)
         findings += self._broker()
@@ -329,12 +326,9 @@ class AdminActions:
             try:
                 findings.extend(look_at())
             except ResponseError as error:
-                if denied(error):
-                    findings.append(
-                        doctor.Finding("unsafe", "rights", str(error), doctor.GIVE_RIGHTS)
-                    )
-                    continue
-                findings.append(doctor.wrong_key(look_at.__name__.removeprefix("by_"), str(error)))
+                part = look_at.__name__.removeprefix("by_")
+                wrong = doctor.wrong_key(part, str(error))
+                findings.append(doctor.denied(error) if denied(error) else wrong)
         return findings
 
     def close(self) -> None:

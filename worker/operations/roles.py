@@ -79,7 +79,7 @@ _NUMBERS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Role:
+class LedgerRole:
     """Rights at the ledger's server, which may also be the broker.
 
     `calls`: names of scripts; None: all. `keys`: patterns in the form of `ACL SETUSER`, and
@@ -128,14 +128,14 @@ _CALL = re.compile(
     r"(?:redis\.p?call|peek|size|all|named)\((?:unreadable, )?'([A-Z]+)'(?:, '(GROUPS|CONSUMERS)')?"
 )
 
-ROLES: tuple[Role, ...] = (
-    Role(
+ROLES: tuple[LedgerRole, ...] = (
+    LedgerRole(
         "stream-producer",
         "adds jobs to the job stream, in any language",
         ("xadd", "wait"),
         (f"%W~{JOBS}",),
     ),
-    Role(
+    LedgerRole(
         "task-producer",
         "sends the tasks registrations.register and registrations.cancel, with any Celery client",
         ("lpush", "exists", "multi", "exec", "llen"),
@@ -146,7 +146,7 @@ ROLES: tuple[Role, ...] = (
             f"(~_kombu.binding*.{REQUESTS} +exists +sadd +smembers)",
         ),
     ),
-    Role(
+    LedgerRole(
         "producer",
         "enqueues, waits and cancels with regworker.producer",
         ("subscribe", "unsubscribe", "wait"),
@@ -154,7 +154,7 @@ ROLES: tuple[Role, ...] = (
         calls=("accept", "look", "cancel"),
         channels=(f"{PREFIX}done:*",),
     ),
-    Role(
+    LedgerRole(
         "gateway",
         "serves the HTTP API: regworker serve; pages with actions need the role operator",
         (
@@ -170,7 +170,7 @@ ROLES: tuple[Role, ...] = (
         calls=("accept", "look", "cancel", "page", "edge", "offer"),
         channels=(f"{PREFIX}done:*",),
     ),
-    Role(
+    LedgerRole(
         "results-reader",
         "reads the results stream, in a consumer group or without one",
         (
@@ -181,7 +181,7 @@ ROLES: tuple[Role, ...] = (
         _keys("RW", _STREAM),
         calls=("page",),
     ),
-    Role(
+    LedgerRole(
         "exporter",
         "serves metrics; top and stats",
         (
@@ -191,14 +191,14 @@ ROLES: tuple[Role, ...] = (
         (*_NUMBERS, f"%R~{REQUESTS}*", f"%R~{_BINDINGS}"),
         calls=("snapshot", "accounts", "streams"),
     ),
-    Role(
+    LedgerRole(
         "flower",
         "shows what workers do; does not read the ledger",
         _KOMBU,
         (f"%R~{REQUESTS}*", f"~{_BINDINGS}", f"~{_ANSWERS}", "~celeryev*"),
         channels=_EVERYBODY,
     ),
-    Role(
+    LedgerRole(
         "worker",
         "runs jobs: the worker itself",
         (
@@ -222,7 +222,7 @@ ROLES: tuple[Role, ...] = (
         calls=None,
         channels=(f"{PREFIX}done:*", *_EVERYBODY, "/0.celeryev/worker.*"),
     ),
-    Role(
+    LedgerRole(
         "operator",
         "reads everything and decides reviews: the command regworker",
         (
