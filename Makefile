@@ -46,8 +46,9 @@ test-oldest:  ## run all tests on the oldest dependencies that pyproject.toml al
 	.venv/oldest/bin/pytest -q -n $(TESTS) --dist loadfile
 
 # What `make check` reads for plain English.
-ENGLISH := README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md docs examples .github \
-  client worker sandbox release benchmarks monitoring deploy tests
+ENGLISH := README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md docs examples .github .ci \
+  client worker sandbox release benchmarks monitoring deploy tests \
+  .env.example Dockerfile Makefile celeryconfig.py docker-compose.yml mkdocs.yml setup.sh
 
 check: .venv/ready  ## lint, format, types, layers, plain English
 	$(BIN)/ruff check .

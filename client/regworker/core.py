@@ -153,9 +153,7 @@ class ProducerCore:
         raise JobNotCancellable(f"job {id_} is {state}: a request may have been sent already")
 
     def _record(self, id_: str, by: str | None = None) -> Steps[Record]:
-        record = yield from record_of(id_)
-        if record is None or by not in {None, record.by}:
-            raise UnknownJob(f"no job {id_}: never accepted here, or past its retention")
+        record = yield from known_record(id_, by)
         if record.forgotten_at:
             raise UnknownJob(f"job {id_} is forgotten: its data was erased on request")
         return record
@@ -185,6 +183,14 @@ def record_of(id_: str) -> Steps[Record | None]:
     record: Record | None
     with _readable(id_):
         [record] = yield [look(id_)]
+    return record
+
+
+def known_record(id_: str, by: str | None = None) -> Steps[Record]:
+    """A job's record; `by` as in `ProducerCore.status`. Raises `UnknownJob`, `UnreadableRecord`."""
+    record = yield from record_of(id_)
+    if record is None or by not in {None, record.by}:
+        raise UnknownJob(f"no job {id_}: never accepted here, or past its retention")
     return record
 
 

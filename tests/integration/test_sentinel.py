@@ -12,6 +12,7 @@ from regworker import AsyncProducer, AsyncResultConsumer, Producer
 from regworker.domain.errors import SettingsError
 from regworker.ledger import AsyncLedger, SyncLedger
 from regworker.ledger.admin import quarantined
+from regworker.ledger.steps import carry
 from regworker.settings import Settings
 from tests.integration.installation import KEYS, PATIENCE, installation
 from tests.integration.jobs import skypostal
@@ -125,16 +126,17 @@ def test_a_sentinel_that_is_behind_is_outvoted(servers: Sentinels) -> None:
         3: OSError("away"),
     }
     asked = Asked((("s", 1), ("s", 3), ("s", 2)), SERVICE, {})
-    asking = asked._asking()
-    place = next(asking)
-    order = []
-    found = None
-    while found is None:
+    order: list[int] = []
+
+    def ask(place: tuple[str, int]) -> dict[str, str]:
         order.append(place[1])
-        try:
-            place = asking.send(roles[place[1]])
-        except StopIteration as end:
-            found = end.value
+        match roles[place[1]]:
+            case OSError() as error:
+                raise error
+            case answer:
+                return answer
+
+    found = carry(asked._asking(), ask)
     assert found == ("new", 2)
     assert order == [1, 3, 2]
     assert asked._order == (("s", 1), ("s", 2), ("s", 3))

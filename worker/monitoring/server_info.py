@@ -10,6 +10,7 @@ from typing import Any
 from redis.exceptions import NoPermissionError, ResponseError
 
 from regworker.ledger.identity import hidden
+from regworker.ledger.steps import carry, carry_async
 
 HIDDEN = "hidden"
 """Replaces `INFO`'s fields if it was refused: the reason."""
@@ -34,12 +35,7 @@ def look(client: Any, wanted: int = 0) -> dict[str, Any]:
         if not hidden(error):
             raise
         steps = _without_info(error, wanted)
-    command = next(steps)
-    while True:
-        try:
-            command = steps.send(client.execute_command(*command))
-        except StopIteration as end:
-            return dict(end.value)
+    return carry(steps, lambda command: client.execute_command(*command))
 
 
 async def look_async(client: Any, wanted: int = 0) -> dict[str, Any]:
@@ -50,12 +46,7 @@ async def look_async(client: Any, wanted: int = 0) -> dict[str, Any]:
         if not hidden(error):
             raise
         steps = _without_info(error, wanted)
-    command = next(steps)
-    while True:
-        try:
-            command = steps.send(await client.execute_command(*command))
-        except StopIteration as end:
-            return dict(end.value)
+    return await carry_async(steps, lambda command: client.execute_command(*command))
 
 
 def _without_info(error: ResponseError, wanted: int) -> Steps:

@@ -10,7 +10,7 @@ from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from regworker.acceptance import Intake
 from regworker.announced import accounts_of, check_key
-from regworker.core import ProducerCore, fault_of, record_of
+from regworker.core import ProducerCore, fault_of, known_record
 from regworker.domain.actor import Actor
 from regworker.domain.errors import (
     IdempotencyConflict,
@@ -375,10 +375,7 @@ class AdminActions:
         return Registered(self._registry.outcome(record.provider, outcome), recovered=True)
 
     def _record(self, job_id: str) -> Record:
-        record = carry(record_of(job_id), self._ledger.carry)
-        if record is None:
-            raise UnknownJob(f"no job {job_id}: never accepted here, or past its retention")
-        return record
+        return carry(known_record(job_id), self._ledger.carry)
 
     def _seen(self, job_id: str, seen: str) -> Record:
         """A job's record, if it is still as a person has seen it."""

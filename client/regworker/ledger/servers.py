@@ -23,6 +23,7 @@ from redis.retry import Retry
 from regworker import addresses
 from regworker.ledger.bounded import left
 from regworker.ledger.cluster import QUESTIONS, Cluster, Place
+from regworker.ledger.steps import carry, carry_async
 from regworker.ledger.sync_connections import LeakProofPool
 
 #: Seconds for one Sentinel to accept a connection, and to answer. There are others.
@@ -87,33 +88,11 @@ class Sentinels:
     def find(self) -> Place:
         """The primary's host and port. Raises redis-py's `ConnectionError` if no Sentinel
         answers."""
-        asking = self._asking()
-        place = next(asking)
-        while True:
-            answer: Any
-            try:
-                answer = self._ask(place)
-            except (RedisError, OSError) as error:
-                answer = error
-            try:
-                place = asking.send(answer)
-            except StopIteration as found:
-                return found.value  # type: ignore[no-any-return]
+        return carry(self._asking(), self._ask)
 
     async def find_async(self) -> Place:
         """As `find`."""
-        asking = self._asking()
-        place = next(asking)
-        while True:
-            answer: Any
-            try:
-                answer = await self._ask_async(place)
-            except (RedisError, OSError) as error:
-                answer = error
-            try:
-                place = asking.send(answer)
-            except StopIteration as found:
-                return found.value  # type: ignore[no-any-return]
+        return await carry_async(self._asking(), self._ask_async)
 
     def _asking(self) -> Generator[Place, Any, Place]:
         """The Sentinels to ask, one after another, until a majority agrees; returns the primary.
@@ -125,9 +104,10 @@ class Sentinels:
         silent: list[Place] = []
         fault: Exception = ConnectionError("there is none")
         for place in self._order:
-            answer = yield place
-            if isinstance(answer, Exception):
-                fault = answer
+            try:
+                answer = yield place
+            except (RedisError, OSError) as error:
+                fault = error
                 silent.append(place)
                 continue
             facts = {_text(name): _text(value) for name, value in _pairs(answer)}

@@ -260,7 +260,7 @@ def _given(number: int, value: Any, *, halves: bool) -> InputLine:
     if not isinstance(value, dict):
         return InputLine(number, None, (Problem("invalid", "", "is not a JSON object"),))
     if halves and not _is_text(value):
-        what = r"holds half of a pair of \uXXXX signs, which is no text"
+        what = r"holds half of a pair of \uXXXX characters, which is no text"
         return InputLine(number, None, (Problem("invalid", "", what),))
     return InputLine(number, value, (), _key(value))
 

@@ -10,8 +10,8 @@ from fastapi import Request
 from pydantic import BaseModel
 from redis.exceptions import NoPermissionError
 
-from regworker.core import record_of
-from regworker.domain.errors import JobNotOver, NoSealingKeys, SettingsError, UnknownJob
+from regworker.core import known_record
+from regworker.domain.errors import JobNotOver, NoSealingKeys, SettingsError
 from regworker.domain.states import State
 from regworker.event_builder import EventBuilder
 from regworker.ledger import SyncLedger
@@ -129,10 +129,7 @@ class PageServices:
 
     def record(self, job_id: str) -> Record:
         """A job. Raises `UnknownJob`, `UnreadableRecord`."""
-        found = carry(record_of(job_id), lambda step: self.ledger.carry(step, PATIENCE))
-        if found is None:
-            raise UnknownJob(f"no job {job_id}: never accepted here, or past its retention")
-        return found
+        return carry(known_record(job_id), lambda step: self.ledger.carry(step, PATIENCE))
 
     def event(self, record: Record) -> dict[str, Any] | None:
         """The last event of a job; None if there is none, or no key here opens it."""
