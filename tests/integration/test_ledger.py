@@ -13,7 +13,9 @@ from regworker.domain.states import State
 from regworker.event_builder import EventBuilder
 from regworker.ledger import SyncLedger, replication
 from regworker.ledger.admin import (
+    correct,
     redrive,
+    resolve,
 )
 from regworker.ledger.calls import scripts
 from regworker.ledger.identity import IDENTITY
@@ -46,6 +48,7 @@ from regworker.ledger.transitions import (
 from regworker.sealing import seals
 from regworker.sealing.keyring import Keyring
 from regworker.settings import Settings
+from tests.integration.jobs import ACTOR
 from tests.integration.ledger_steps import (
     ANNOUNCER,
     AT_ONCE,
@@ -487,6 +490,23 @@ def test_a_late_answer_does_not_reopen_a_job(shop: SyncLedger, accepted: Record)
     concluded(shop, claimed(shop), "rejected")
     assert concluded(shop, stale, "registered") == Stale("rejected")
     assert len(events(shop)) == 1
+
+
+@pytest.mark.parametrize(
+    ("decided", "right"), [("rejected", "registered"), ("registered", "rejected")]
+)
+def test_a_late_answer_learns_to_what_a_person_has_corrected_the_job(
+    shop: SyncLedger, accepted: Record, decided: str, right: str
+) -> None:
+    """Its worker alerts a person if the last outcome that was published says that there is no
+    customer."""
+    stale = claimed(shop, rules=AT_ONCE)
+    concluded(shop, claimed(shop), "unresolvable")
+    event = ANNOUNCER.failed(EventType.REVIEW, record(shop), 0, ())
+    shop(resolve(record(shop), decided, ACTOR, DAY, DAY, event))
+    shop(correct(accepted.id, right, ACTOR, event))
+    assert concluded(shop, stale, "registered") == Stale(right)
+    assert record(shop).state == decided
 
 
 def test_a_lease_is_renewed_by_its_holder_only(shop: SyncLedger, accepted: Record) -> None:

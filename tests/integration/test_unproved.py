@@ -145,11 +145,14 @@ def test_an_end_keeps_no_doubt(shop: SyncLedger, unproved: Record) -> None:
     assert not shop.redis.hexists(job_key(unproved.id), "unproved")
 
 
+BY_STATUS = "refused by status"
+
+
 def test_a_refusal_that_proves_nothing_stops_the_account_and_spends_no_attempt(
     shop: SyncLedger, accepted: Record
 ) -> None:
     """The job is unknown, and waits for the operator like any other."""
-    concluded(shop, claimed(shop), "unknown", health="refused", spends=False)
+    concluded(shop, claimed(shop), "unknown", health=BY_STATUS, spends=False)
     found = record(shop)
     assert (found.state, found.attempts, found.unknowns) == (State.UNKNOWN, 0, 1)
     assert shop.redis.hget(account_key("acme", "default"), "breaker") == b"refused"
@@ -235,7 +238,7 @@ def test_a_job_that_waited_long_for_a_person_is_asked_about_as_patiently_as_any(
 
 def test_calls_that_were_refused_by_status_are_counted(shop: SyncLedger, accepted: Record) -> None:
     """Until the job's end."""
-    concluded(shop, claimed(shop), "unknown", IMPATIENT, health="refused", spends=False)
+    concluded(shop, claimed(shop), "unknown", IMPATIENT, health=BY_STATUS, spends=False)
     shop(hold(("acme", "default"), "resume", ""))
     held = claimed(shop)
     assert held.record.refusals == 1
@@ -247,8 +250,18 @@ def test_calls_that_were_refused_and_had_no_effect_are_counted(
     shop: SyncLedger, accepted: Record
 ) -> None:
     """A job that may adopt a customer is called again, and must not hold its account again."""
-    concluded(shop, claimed(shop), "retry", health="refused", spends=False)
+    concluded(shop, claimed(shop), "retry", health=BY_STATUS, spends=False)
     assert (record(shop).state, record(shop).refusals) == (State.QUEUED, 1)
+
+
+def test_a_refusal_in_the_providers_own_words_is_not_counted(
+    shop: SyncLedger, accepted: Record
+) -> None:
+    """It is the account's. If its job is refused by status later, that may be the account's,
+    too."""
+    concluded(shop, claimed(shop), "retry", health="refused", spends=False)
+    assert shop.redis.hget(account_key("acme", "default"), "breaker") == b"refused"
+    assert record(shop).refusals == 0
 
 
 def test_a_look_up_that_this_worker_could_not_make_does_not_count(

@@ -67,8 +67,9 @@ log = structlog.get_logger(__name__)
 OWN_FAULT_DELAY = 15.0
 
 
-#: The ends whose events say that there is no customer of the job's.
-_WITHOUT_CUSTOMER = frozenset({State.REJECTED, State.ABANDONED, State.CANCELLED})
+#: The ends whose events say that there is no customer of the job's; and of a job that its ledger
+#: has lost, nothing says that there is one.
+_WITHOUT_CUSTOMER = frozenset({State.REJECTED, State.ABANDONED, State.CANCELLED, "gone"})
 
 #: Seconds until a job is tried again whose claim reached too few replicas: they may be back by
 #: then.

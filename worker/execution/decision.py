@@ -49,6 +49,8 @@ class Watch:
 
     def __init__(self) -> None:
         self.health = ""
+        self.by_status = False
+        """Whether a call was refused by status, and not in the provider's own words."""
 
     def heard(self, answer: Answer | NotSent | Lost) -> None:
         """Called with the answer to each call."""
@@ -104,9 +106,11 @@ def answered(record: Record, outcome: Outcome, watch: Watch) -> Outcome:
     order yet, the next job that is refused for the first time closes it: before the breaker opens,
     which would delay that job, and all others if only this customer is refused.
     """
-    if isinstance(outcome, Refused) and outcome.unproved and record.refusals:
-        watch.health = ""
-        return Unknown(outcome.reason)
+    if isinstance(outcome, Refused) and outcome.unproved:
+        watch.by_status = True
+        if record.refusals:
+            watch.health = ""
+            return Unknown(outcome.reason)
     return outcome
 
 
@@ -236,7 +240,8 @@ def of(claim: Claim, outcome: Outcome, watch: Watch, backoff: Backoff, chance: f
         case Refused(reason, unproved, taken):
             delay = backoff.after(tries, chance, None)
             name = _unknown(taken) if unproved and not claim.asking else "retry"
-            return Decision(name, reason, delay, spends=claim.asking, health="refused")
+            health = "refused by status" if watch.by_status else "refused"
+            return Decision(name, reason, delay, spends=claim.asking, health=health)
         case Unknown(reason, retry_after, taken):
             delay = backoff.after(tries, chance, _capped(retry_after))
             return Decision(_unknown(taken), reason, max(delay, _floor(backoff)), health=health)

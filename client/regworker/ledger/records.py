@@ -41,7 +41,7 @@ class Record:
     """1: only the login has denied that the customer exists; it may. `TAKEN`: the provider has
     refused the job because the customer exists."""
     refusals: int = 0
-    """How many calls and look-ups were refused, and held the account."""
+    """How many calls and look-ups were refused by status, and held the account."""
     reopened: int = 0
     """How often a person had a job that was abandoned or in review tried again."""
     corrected: str = ""

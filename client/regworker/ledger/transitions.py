@@ -325,7 +325,7 @@ class Decision:
     delay: float = 0.0
     spends: bool = True
     health: str = ""
-    """What it says about the account: `ok`, `fault`, `refused`, or nothing."""
+    """What it says about the account: `ok`, `fault`, `refused`, `refused by status`, or nothing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -254,6 +254,7 @@ def test_what_is_refused_by_status_again_is_not_the_accounts_fault(outcome: Outc
     again = decision.answered(replace(RECORD, unknowns=1, refusals=1), outcome, watch)
     watch.judged(again)
     refused = isinstance(outcome, Refused) and outcome.unproved
+    assert watch.by_status == refused, "only these are counted"
     assert again == (Unknown("403") if refused else outcome)
     assert not refused or not watch.health, "nor does it open the breaker"
     assert not refused or of(again).spends

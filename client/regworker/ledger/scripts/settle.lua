@@ -4,12 +4,13 @@
 --       pause_ms, retention_ms, then the event as for tell() in _lib, if there is one
 -- verdict: registered | rejected | retry | unknown | taken (unknown, but refused because the
 --       customer exists) | absent | unproved (absent, but only by the login) | unresolvable
--- health: ok | fault | refused | '' (about the account)
--- Returns {'done', state, until} or {'stale', state}
+-- health: ok | fault | refused | refused by status | '' (about the account)
+-- Returns {'done', state, until} or {'stale', state}; state: of a corrected job, to what
 local id, fence, verdict, reason = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local delay, settle_ms = tonumber(ARGV[5]), tonumber(ARGV[6])
 local at = now()
-local job = load_job(id)
+local by_status = ARGV[8] == 'refused by status'
+local job, corrected = load_job(id, 'corrected')
 if not job then return {'stale', 'gone'} end
 
 local function read_breaker(key) return redis.call('HMGET', key, 'breaker', 'failures') end
@@ -30,7 +31,7 @@ local function health()
       redis.call('HSET', account, 'breaker', 'open', 'reason', reason,
         'retry_at', at + tonumber(ARGV[10]))
     end
-  elseif ARGV[8] == 'refused' then
+  elseif ARGV[8] == 'refused' or by_status then
     learn(account)
     redis.call('HSET', account, 'breaker', 'refused', 'reason', reason,
       'refused_at', at)
@@ -47,7 +48,7 @@ local settled = ARGV[2] .. ' ' .. verdict
 if job.settled == settled then return {'done', job.state, 0} end
 if not open or not (holder or verdict == 'registered') then
   if verdict == 'registered' then count('late_facts') end
-  return {'stale', job.state}
+  return {'stale', corrected or job.state}
 end
 
 -- What nothing but a result or a person ends: see `unproved` in records.py.
@@ -60,7 +61,7 @@ if job.state == 'calling' and verdict == 'absent' then verdict = 'unknown' end
 
 local was = job.state
 local attempts = job.attempts
-local refusals = job.refusals + (ARGV[8] == 'refused' and 1 or 0)
+local refusals = job.refusals + (by_status and 1 or 0)
 if was == 'calling' and ARGV[7] == '0' then attempts = attempts - 1 end
 
 -- Not the end: the lease is over, and the record says why.
