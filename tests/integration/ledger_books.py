@@ -216,6 +216,11 @@ class Books(RuleBasedStateMachine):
         self.decided: set[str] = set()
         """Jobs whose review a person has ended."""
         self.corrected: set[str] = set()
+        self.unproved: Counter[str] = Counter()
+        """As in the records: 1 if only the login has denied the customer, `TAKEN` if the provider
+        has refused the job because the customer exists."""
+        self.refusals: Counter[str] = Counter()
+        """How often each job was refused by status."""
 
     # -- run a command, and check afterwards -------------------------------------------------------
 
@@ -297,6 +302,8 @@ class Books(RuleBasedStateMachine):
             assert ("payload" in job) == (state not in FINAL), f"payload of a {state} job"
             assert self.seen.expires[f"{PREFIX}job:{job_id}"] == (state in FINAL), "expiry"
             assert self.live_in_record(job) <= (state in {State.CALLING, State.UNKNOWN})
+            for name, kept in (("unproved", self.unproved), ("refusals", self.refusals)):
+                assert name not in job if state in FINAL else kept[job_id] == int(job.get(name, 0))
 
     def live_in_record(self, job: dict[str, str]) -> bool:
         """Whether somebody holds a lease, by the job's record."""

@@ -23,6 +23,7 @@ from regworker.ledger import Command
 from regworker.ledger.admin import Limits, announce, correct, hold, redrive, resolve
 from regworker.ledger.endpoints import serve
 from regworker.ledger.records import (
+    TAKEN,
     Accepted,
     Claim,
     Conflict,
@@ -75,6 +76,10 @@ PROFILE = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
+
+
+#: What is counted of refusals.
+BY_STATUS = "refused by status"
 
 
 def explore(
@@ -150,7 +155,8 @@ class LedgerMachine(Books):
         """A producer cancels a job, based on a record that it read some time ago."""
         job = self.seen.jobs[record.id]
         same = int(job.get("attempts", 0)) == record.attempts
-        may_be = job["state"] == "cancelled" or (job["state"] == "queued" and same)
+        waits = job["state"] == "queued" and not self.unproved[record.id]
+        may_be = job["state"] == "cancelled" or (waits and same)
         command = cancel(record, RULES.retention, self.publication(record, "cancelled"))
         answer = self.do(command)
         assert isinstance(answer, Settled) == may_be
@@ -174,16 +180,18 @@ class LedgerMachine(Books):
         return self.take(late[number % len(late)])
 
     def late_jobs(self) -> list[str]:
-        """The jobs past their deadline or out of attempts."""
-        return [one for one in self.among(State.QUEUED) if self.spent(self.seen.jobs[one])]
+        """The jobs past their deadline or out of attempts, and provably without a customer."""
+        return [one for one in self.among(State.QUEUED) if self.spent(one) and not self.unproved[one]]
 
-    def spent(self, job: dict[str, str]) -> bool:
+    def spent(self, job_id: str) -> bool:
         """Whether a job is past its deadline or out of attempts."""
+        job = self.seen.jobs[job_id]
         return int(job["deadline_at"]) <= self.now or int(job.get("attempts", 0)) >= MAX_ATTEMPTS
 
     def take(self, job_id: str, lost: bool = False) -> Held | Spent | NotNow | Over:
         """Claim a job, check the answer, and update the test's own records."""
         before, live = self.state(job_id), self.live(job_id)
+        doubted = before is State.QUEUED and self.unproved[job_id] > 0 and self.spent(job_id)
         command = claim(job_id, CLAIM, 0.5)
         holder = self.holder.get(job_id)
         if holder and not live and not holder.claim.asking:
@@ -191,11 +199,16 @@ class LedgerMachine(Books):
             self.question[job_id] = holder.lease_end + SETTLE
             del self.holder[job_id]
         answer = self.do(command)
+        if doubted:
+            assert self.state(job_id) is State.UNKNOWN, "not asked about before its end"
+            self.question[job_id] = 0
         match answer:
             case Claim(record=record):
                 assert not live, "a second lease"
-                assert answer.asking == (before is not State.QUEUED)
+                assert answer.asking == (before is not State.QUEUED or doubted)
                 assert record.payload == "sealed"
+                known = (self.unproved[job_id], self.refusals[job_id])
+                assert (record.unproved, record.refusals) == known, "a worker is told otherwise"
                 if not answer.asking:
                     assert job_id not in self.question, "called again, and nobody knows"
                     self.question[job_id] = float("inf")
@@ -222,7 +235,8 @@ class LedgerMachine(Books):
         job = self.seen.jobs[spent.record.id]
         if job.get("fence", "0") != str(spent.record.fence):
             return  # Redriven since then: no worker pauses for as long as a deadline.
-        may_be = job["state"] == State.QUEUED and self.spent(job)
+        id_ = spent.record.id
+        may_be = job["state"] == State.QUEUED and self.spent(id_) and not self.unproved[id_]
         command = self.give_up(spent)
         assert isinstance(self.do(command), Settled) == may_be
         if lost:
@@ -247,15 +261,16 @@ class LedgerMachine(Books):
         """What the provider does with a request."""
         held.sent_at, job_id = self.now, held.claim.id
         if held.claim.asking:
-            found = "registered" if self.accounts[job_id] else "absent"
-            held.truths = ["unknown", "retry", "unresolvable", found, found]
+            nobody = ["unproved", "absent", "absent"]
+            found = ["registered"] * 3 if self.accounts[job_id] else nobody
+            held.truths = ["unknown", "retry", "unresolvable", *found]
         elif fate == "made":
             self.make(held)
         elif fate == "late":
             self.late.append((self.now + int(SETTLE * after), held))
             held.truths = ["unknown", "absent"]
         else:
-            held.truths.append("unresolvable")
+            held.truths += ["taken", "unresolvable"]
 
     def make(self, held: Held) -> None:
         """The provider creates a customer and reports it."""
@@ -268,7 +283,7 @@ class LedgerMachine(Books):
     @rule(
         held=claims,
         which=st.integers(0, 5),
-        health=st.sampled_from(["", "", "", "", "", "ok", "fault", "refused"]),
+        health=st.sampled_from(["", "", "", "", "", "ok", "fault", "refused", BY_STATUS]),
         delay=st.sampled_from([0, 5, 90]),
         lost=st.booleans(),
     )
@@ -298,9 +313,11 @@ class LedgerMachine(Books):
             return
         self.holder.pop(job_id, None)
         self.settled[job_id] = (fence, verdict)
+        expected = self.expected(held, verdict, state)
+        self.keep_doubt(held, verdict, health, expected)
         answer = self.do(command)
         assert isinstance(answer, Settled)
-        assert answer.state == self.state(job_id) == self.expected(held, verdict, state)
+        assert answer.state == self.state(job_id) == expected
         self.note(held, answer.state)
         if lost:
             assert isinstance(self.again(command), Settled)
@@ -313,8 +330,23 @@ class LedgerMachine(Books):
             return State.REVIEW
         if state is State.CALLING:
             return State.QUEUED if verdict == "retry" else State.UNKNOWN
-        sure = verdict == "absent" and held.claim.at >= self.question[held.claim.id]
+        denied = verdict in {"absent", "unproved"}
+        sure = denied and held.claim.at >= self.question[held.claim.id]
         return State.QUEUED if sure else State.UNKNOWN
+
+    def keep_doubt(self, held: Held, verdict: str, health: str, after: State) -> None:
+        """Record what a verdict says about refusals that prove nothing."""
+        job_id = held.claim.id
+        if after in {State.QUEUED, State.UNKNOWN}:
+            self.refusals[job_id] += health == BY_STATUS
+        if verdict == "taken":
+            self.unproved[job_id] = TAKEN
+        elif after is State.QUEUED and verdict != "retry" and self.unproved[job_id] != TAKEN:
+            self.unproved[job_id] = int(verdict == "unproved")
+
+    def end_doubt(self, job_id: str) -> None:
+        """A person or a producer has a job tried again."""
+        self.unproved[job_id] = self.refusals[job_id] = 0
 
     def note(self, held: Held, state: State) -> None:
         """Record whether it is now known that the customer exists or does not."""
@@ -463,6 +495,8 @@ class LedgerMachine(Books):
         ):
             old = resolve(other, decision, ACTOR, DEADLINE / 1000, RULES.retention, event)
             assert self.do(old) == Stale(state)
+        if decision == "resend":
+            self.end_doubt(record.id)
         command = resolve(record, decision, ACTOR, DEADLINE / 1000, RULES.retention, event)
         assert isinstance(self.do(command), Settled) == (state is State.REVIEW)
         if lost:
@@ -492,6 +526,8 @@ class LedgerMachine(Books):
         job_id = abandoned[number % len(abandoned)]
         job = next(job for job in JOBS.values() if job.id == job_id)
         command = redrive(job, "sealed", [f"k:{content}"], DEADLINE / 1000)
+        if self.contents[job_id] == content:
+            self.end_doubt(job_id)
         answer = self.do(command)
         if self.contents[job_id] != content:
             assert answer == Conflict(job_id)
@@ -565,8 +601,10 @@ class LedgerMachine(Books):
             self.do(self.give_up(taken))
         if isinstance(taken, Held):
             self.deal(taken, "made")
-            truth = {"registered", "absent"} & set(taken.truths)
-            self.conclude(taken, truth.pop(), health="ok", delay=5)
+            [truth] = {"registered", "absent"} & set(taken.truths)
+            if truth == "absent" and self.unproved[job_id] == TAKEN:
+                truth = "unresolvable"  # as in `decision.asked`
+            self.conclude(taken, truth, health="ok", delay=5)
 
     def finish_delivery(self, member: str) -> None:
         """One delivery to an endpoint that works."""

@@ -206,6 +206,39 @@ MUTATIONS = {
     "the index does not follow": Mutation(
         "_lib", "if job.state ~= was then place(id, job, was, was_due) end", ""
     ),
+    "a look-up that finds nobody weighs more than a duplicate": Mutation(
+        "settle", "verdict == 'taken' or job.unproved == TAKEN", "verdict == 'taken'", seed=1
+    ),
+    "a duplicate whose look-up is lost is forgotten": Mutation(
+        "settle", "unproved == TAKEN and TAKEN or job.unproved", "job.unproved", seed=1
+    ),
+    "a retry ends the doubt": Mutation(
+        "settle", "if verdict == 'retry' then unproved = job.unproved end", "", seed=1
+    ),
+    "a refusal by status is not counted": Mutation(
+        "settle", "job.refusals + (by_status and 1 or 0)", "job.refusals", seed=1
+    ),
+    "any refusal is counted": Mutation(
+        "settle", "(by_status and 1 or 0)", "(ARGV[8]:find('refused') and 1 or 0)", seed=1
+    ),
+    "a refused look-up is not counted": Mutation(
+        "settle",
+        "due_at = at + delay, refusals = refusals,",
+        "due_at = at + delay,",
+        seed=1,
+    ),
+    "what may have a customer is abandoned": Mutation(
+        "claim", "if job.unproved == 0 then return", "if true then return", seed=1
+    ),
+    "what may have a customer is cancelled": Mutation(
+        "cancel", "(doubted or job.unproved ~= 0)", "doubted", seed=1
+    ),
+    "a person does not end the doubt": Mutation(
+        "resolve", "changes.unproved, changes.refusals = 0, 0", "", seed=1
+    ),
+    "the doubt outlives the job": Mutation(
+        "_lib", "'epoch', 'unproved', 'refusals'}", "'epoch'}", seed=1
+    ),
     "a change is not written": Mutation(
         "_lib", "if value ~= (job[name] or '') then", "if not job[name] then", seed=1
     ),

@@ -137,8 +137,9 @@ def refused_again(found: Outcome, how: str = REFUSED) -> Outcome:
             return Unresolvable(f"{how}, but the job's password opens no account")
         case Refused(reason):
             return Refused(_unasked(how, reason), unproved=True, taken=taken)
-        case Unknown(reason, retry_after):
-            return Unknown(_unasked(how, reason), retry_after, taken)
+        case Unknown(reason):
+            # Without its `retry_after`: that is about look-ups, and nothing is on its way.
+            return Unknown(_unasked(how, reason), taken=taken)
         case Registered() | Unresolvable():
             return found
         case _:

@@ -311,6 +311,15 @@ def test_a_refusal_after_an_unknown_attempt_leaves_the_job_in_doubt(found: Outco
     assert isinstance(decided, Registered) == isinstance(found, Registered)
 
 
+@pytest.mark.parametrize("how", [decision.REFUSED, "rejected when it was sent again"])
+def test_a_look_up_that_has_to_wait_does_not_lengthen_the_settle_delay(how: str) -> None:
+    """The call was answered. Otherwise a person would be asked a day later, long after the
+    deadline."""
+    decided = of(decision.refused_again(Unknown("HTTP 429", 86400.0), how))
+    assert decided.name in {"taken", "unknown"}
+    assert decided.delay < 60
+
+
 @pytest.mark.parametrize("found", OUTCOMES, ids=str)
 def test_a_rejection_counts_only_if_a_search_found_nobody(found: Outcome) -> None:
     """The login alone proves nothing."""
