@@ -181,7 +181,8 @@ class LedgerMachine(Books):
 
     def late_jobs(self) -> list[str]:
         """The jobs past their deadline or out of attempts, and provably without a customer."""
-        return [one for one in self.among(State.QUEUED) if self.spent(one) and not self.unproved[one]]
+        queued = self.among(State.QUEUED)
+        return [one for one in queued if self.spent(one) and not self.unproved[one]]
 
     def spent(self, job_id: str) -> bool:
         """Whether a job is past its deadline or out of attempts."""
@@ -208,7 +209,7 @@ class LedgerMachine(Books):
                 assert answer.asking == (before is not State.QUEUED or doubted)
                 assert record.payload == "sealed"
                 known = (self.unproved[job_id], self.refusals[job_id])
-                assert (record.unproved, record.refusals) == known, "a worker is told otherwise"
+                assert (record.unproved, record.refusals) == known, "a worker learns something else"
                 if not answer.asking:
                     assert job_id not in self.question, "called again, and nobody knows"
                     self.question[job_id] = float("inf")
@@ -409,6 +410,17 @@ class LedgerMachine(Books):
                 self.take(self.pick(other))
         if settles:
             self.conclude(held, held.truths[-1])
+        return held
+
+    @rule(target=claims, number=numbers, health=st.sampled_from([BY_STATUS, "refused"]))
+    def attempt_in_vain(self, number: int, health: str) -> Any:
+        """A call or a look-up is refused, and an operator resumes the account."""
+        held = self.take(self.pick(number))
+        if not isinstance(held, Held):
+            return multiple()
+        self.deal(held, "nothing")
+        self.conclude(held, "retry" if held.claim.asking else "unknown", health)
+        self.resume(500)
         return held
 
     @rule(target=claims, number=numbers, fate=fates, which=numbers)

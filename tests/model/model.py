@@ -16,6 +16,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from regworker.domain.states import FINAL, PARKED, State, may
+from regworker.ledger.records import TAKEN
 
 
 class Rules(NamedTuple):
@@ -41,6 +42,9 @@ class Rules(NamedTuple):
     """An event's id counts the events so far, not those at the time of the claim."""
     keeps_doubt: bool = True
     """A job that only the login has denied is not taken for one without a customer."""
+    keeps_duplicates: bool = True
+    """What the provider has refused because the customer exists does not end because a look-up
+    finds nobody."""
 
     doubts: bool = True
     """A job whose claim the ledger may have forgotten is asked about first."""
@@ -68,7 +72,7 @@ class Bounds(NamedTuple):
     """How often the ledger goes back to its state before the current claim."""
     login_only: bool = False
     """The provider cannot be searched, and refuses logins before somebody approves the customer. It
-    refuses to create a second one."""
+    refuses to create a second one, and after that a search finds nobody either."""
 
 
 DEFAULT = {
@@ -118,8 +122,9 @@ class Job(NamedTuple):
     """The settle delay, counted from the lease's end or the settle, has not passed."""
     late: bool = False
     """The deadline has passed."""
-    unproved: bool = False
-    """Only the login has denied that there is a customer."""
+    unproved: int = 0
+    """1: only the login has denied that there is a customer; `TAKEN`: the provider has refused the
+    job because there is one."""
     in_doubt: bool = False
     """The ledger may have forgotten a claim, and none has been made since."""
     alarm: bool = True
@@ -165,6 +170,8 @@ class World(NamedTuple):
     accounts: int = 0
     unproved: bool = False
     """A request may have been carried out, and nothing has proved that it was not."""
+    taken: bool = False
+    """The ledger knows that the provider refuses the job because its customer exists."""
     crashes: int = 0
     pauses: int = 0
     hands: int = 0
@@ -251,6 +258,8 @@ def _work(world: World, i: int, rules: Rules, bounds: Bounds) -> Iterator[tuple[
             if job.doubted:
                 fault = not (bounds.login_only and world.accounts)
                 yield Step("is refused as a duplicate", i, fault=fault), knows("unresolvable")
+            if job.doubted and bounds.login_only and world.accounts:
+                yield Step("is refused as a duplicate", i, "not asked", fault=True), knows("taken")
             given_up = knows("unknown")._replace(adrift=world.adrift + 1)
             yield Step("gives up waiting", i, fault=True), given_up
         case "made":
@@ -268,6 +277,11 @@ def _work(world: World, i: int, rules: Rules, bounds: Bounds) -> Iterator[tuple[
 
 def _found(world: World, rules: Rules, bounds: Bounds) -> Iterator[str]:
     """What an answered lookup may find. Only with `login_only` it may be wrong."""
+    if world.taken:
+        kept = world.job.unproved == TAKEN
+        # A worker of another version may believe it.
+        yield ("unresolvable" if world.job.sure else "unknown") if kept else "absent"
+        yield "absent"
     if world.accounts or not bounds.login_only:
         yield "registered" if world.accounts else "absent"
     if bounds.login_only:
@@ -277,7 +291,7 @@ def _found(world: World, rules: Rules, bounds: Bounds) -> Iterator[str]:
 
 
 def _kept(job: Job, rules: Rules) -> bool:
-    return job.unproved and rules.keeps_doubt
+    return job.unproved > 0 and rules.keeps_doubt
 
 
 def _spent(job: Job, bounds: Bounds) -> bool:
@@ -399,24 +413,25 @@ def _settle(world: World, i: int, rules: Rules) -> tuple[Step, World]:
                 due=Due.NOW,
                 events=(*job.events, event),
             )
-        case "unknown" | "unknown for free" if calling:
+        case "unknown" | "unknown for free" | "taken" if calling:
+            taken = outcome == "taken"
             job = job._replace(
+                unproved=TAKEN if taken and rules.keeps_duplicates else job.unproved,
                 state=State.UNKNOWN,
                 doubted=True,
                 settling=True,
                 due=Due.NOW,
                 attempts=job.attempts - (outcome == "unknown for free"),
             )
-            after = after._replace(unproved=True)
+            after = after._replace(unproved=True, taken=after.taken or taken)
         case "unknown":
             job = job._replace(due=Due.CAPPED if settling else Due.LATER)
         case "retry" if not calling:
             job = job._replace(due=Due.LATER)
         case "absent" | "unproved":
             # Enough to send it again: who cannot be searched creates no second customer.
-            job = job._replace(
-                state=State.QUEUED, settling=False, due=Due.NOW, unproved=outcome == "unproved"
-            )
+            unproved = job.unproved if job.unproved == TAKEN else int(outcome == "unproved")
+            job = job._replace(state=State.QUEUED, settling=False, due=Due.NOW, unproved=unproved)
             after = after._replace(unproved=False)
         case "retry" | "retry for free":
             job = job._replace(
@@ -464,7 +479,7 @@ def _people(world: World, rules: Rules) -> Iterator[tuple[Step, World]]:
     again = job._replace(
         state=State.UNKNOWN,
         attempts=0,
-        unproved=False,
+        unproved=0,
         late=False,
         alarm=True,
         due=Due.NOW,
@@ -477,7 +492,8 @@ def _people(world: World, rules: Rules) -> Iterator[tuple[Step, World]]:
         elif not _on_the_wire(world):
             done = _finish(job, State.REJECTED, len(job.events), Rules())
             yield Step("resolve", result="rejected", fault=True), less._replace(job=done)
-        yield Step("resolve", result="resend", fault=True), less._replace(job=again)
+        # The person may have changed what the provider finds.
+        yield Step("resolve", result="resend", fault=True), less._replace(job=again, taken=False)
     if job.state is State.ABANDONED:
         redriven = less._replace(
             job=again._replace(doubted=True), unproved=True, redriven=world.redriven + 1

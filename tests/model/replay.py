@@ -196,10 +196,11 @@ class Replay:
             case "settles":
                 held = self._claims.pop(actor)
                 outcome = before.workers[actor].outcome
+                lost = outcome.startswith(("unknown", "taken")) and not held.asking
                 verdict = Decision(
                     outcome.removesuffix(FREE),
                     "why",
-                    0 if outcome.startswith("unknown") and not held.asking else self._until("due"),
+                    0 if lost else self._until("due"),
                     spends=not outcome.endswith(FREE),
                 )
                 delays = SettleRules(self._until("settle"), 1000, 10, 1000)
@@ -330,7 +331,7 @@ class Replay:
             ours |= {"late": job.late}
             theirs |= {"late": record.deadline_at <= now}
             ours |= {"unproved": job.unproved}
-            theirs |= {"unproved": record.unproved == 1}
+            theirs |= {"unproved": record.unproved}
         if job.state not in FINAL and self._bounds.failovers:
             at, till = (int(one or 0) for one in self._server.hmget(IDENTITY, *DOUBT))
             doubted = record.accepted_at < till and int(raw.get("epoch") or 0) != at

@@ -94,6 +94,15 @@ def test_without_the_doubt_a_refused_login_ends_a_job_that_has_a_customer() -> N
     assert 3 <= len(found.trace) <= 12, found
 
 
+def test_without_the_duplicate_a_look_up_that_finds_nobody_ends_a_job_that_has_a_customer() -> None:
+    """The provider has refused the job because its customer exists, and then does not find it."""
+    bounds = DEFAULT["only the login can be asked"]
+    found = explore(Rules(keeps_duplicates=False), bounds)
+    assert "there is or may yet be an account" in found.flaw
+    assert "worker 1: settles (taken)" in str(found)
+    assert 3 <= len(found.trace) <= 17, found
+
+
 def test_a_trace_tells_step_by_step_what_happened() -> None:
     """A trace shows step by step how a flaw comes about."""
     lines = str(explore(Rules(lost_lease_is_unknown=False))).splitlines()

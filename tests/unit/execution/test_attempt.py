@@ -15,7 +15,7 @@ CALL = Claim(RECORD, asking=False, at=0)
 
 @pytest.mark.parametrize("state", ["rejected", "abandoned", "cancelled", "gone"])
 def test_a_customer_of_a_job_that_has_none_alerts_a_person(state: str) -> None:
-    """Its producer was told that there is no customer, or the ledger has lost the job."""
+    """Its event says that there is no customer, or the ledger has lost the job."""
     assert _weight(CALL, Registered({}), Stale(state)) == (logging.ERROR, "late")
 
 
