@@ -6,7 +6,7 @@ a known e-mail was seen in public clients.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -189,11 +189,16 @@ class SkyPostal:
         if not isinstance(sent, Answer):
             return unanswered(sent)
         said = _read(sent)
-        if isinstance(said, _No) and path == REGISTER and FAILED.search(said.text):
+        if not isinstance(said, _No):
+            return said
+        # Whoever chooses a password must not choose what a look-up's refusal means.
+        values = _strings(body) if path == REGISTER else ()
+        words = _unquoted(said.text, body["customer_email"], values)
+        if path == REGISTER and FAILED.search(words):
             # Also if it names our credentials: it may have failed after it made the customer. If
             # they are wrong, the look-up says so.
             return Unknown("SkyPostal could not answer the registration")
-        if isinstance(said, _No) and CREDENTIALS.search(f"{said.location} {said.text}"):
+        if CREDENTIALS.search(f"{said.location} {said.text}"):
             if not any(CREDENTIALS.search(value) for value in _strings(body)):
                 return Refused(
                     "SkyPostal refused user_code or app_key: check the account's settings"
@@ -204,7 +209,7 @@ class SkyPostal:
                 return Unknown(
                     "SkyPostal refused the e-mail or our credentials: it is unclear which"
                 )
-        if isinstance(said, _No) and path != REGISTER and TROUBLE.search(said.text):
+        if path != REGISTER and TROUBLE.search(words):
             return Unknown("SkyPostal could not answer the look-up")
         return said
 
@@ -254,6 +259,13 @@ def _no(answer: Answer, text: str, error: dict[str, Any]) -> _No | Outcome:
         return Unknown("refused without a reason")
     location = error.get("error_location")
     return _No(text, location if isinstance(location, str) else "")
+
+
+def _unquoted(text: str, email: str, values: Iterable[str]) -> str:
+    """A text of SkyPostal's without what it surely quotes: the e-mail, and values in quotation
+    marks. A name without them may be SkyPostal's own word, "Maintenance" for example."""
+    marked = (rf"(?<=[\"'«“‘]){re.escape(one)}(?=[\"'»”’])" for one in values if one)
+    return re.sub("|".join((re.escape(email), *marked)), "", text, flags=re.IGNORECASE)
 
 
 def _strings(value: Any) -> Iterator[str]:

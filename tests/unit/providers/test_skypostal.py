@@ -645,6 +645,45 @@ def test_a_refusal_of_what_was_sent_is_a_rejection(text: str) -> None:
     assert isinstance(Wire(no(text)).register(), Rejected)
 
 
+QUOTED = "mantenimiento@system-error.example"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "text"),
+    [
+        (("customer_email",), QUOTED, f"The email {QUOTED.upper()} is not valid."),
+        (("customer_first_name",), "Maintenance", "The name 'MAINTENANCE' is not allowed."),
+        (("customer_last_name",), "Error Interno", "Valor “Error Interno” no permitido"),
+    ],
+)
+def test_a_refusal_that_quotes_what_was_sent_is_a_rejection(
+    path: tuple[str, ...], value: str, text: str
+) -> None:
+    """Its words are the customer's, and say nothing about the service."""
+    assert isinstance(Wire(no(text)).register(put(path, value)), Rejected)
+
+
+@pytest.mark.parametrize("text", ["Maintenance in progress", "'Maintenance': time out", "Time out"])
+def test_no_name_makes_a_refusal_of_a_service_that_failed(text: str) -> None:
+    """The customer may have been made before."""
+    named = put(("customer_first_name",), "Maintenance")
+    assert isinstance(Wire(no(text)).register(named), Unknown)
+
+
+@pytest.mark.parametrize("login_answers", [True, False])
+def test_a_look_up_that_quotes_the_e_mail_is_answered(login_answers: bool) -> None:
+    """Otherwise such a customer would go to a person after each lost answer."""
+    quoting = no(f"There is no customer {QUOTED}")
+    answers = (no(), quoting) if login_answers else (quoting, no())
+    assert isinstance(Wire(*answers).find_out(put(("customer_email",), QUOTED)), Absent)
+
+
+def test_no_password_makes_absence_of_trouble() -> None:
+    """Whoever chooses it must not choose what a look-up's refusal means."""
+    trouble = no("The server is 'busy'")
+    assert isinstance(Wire(trouble).find_out(put(("customer_password",), "busy")), Unknown)
+
+
 @pytest.mark.parametrize("email", [["box@example.com"], 7, {}, False])
 def test_an_e_mail_that_is_no_text_is_another_ones(email: object) -> None:
     """Only an answer without any may do without the comparison."""
