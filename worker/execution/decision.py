@@ -88,11 +88,11 @@ def adopted(refusal: Outcome, found: Outcome) -> Outcome:
     match found:
         case Registered():
             return found
-        case Unknown(reason, retry_after):
+        case Unknown(reason, retry_after) | Retryable(reason, retry_after):
             return Retryable(_unasked(REFUSED, reason), retry_after)
         case Refused(reason):
             return Refused(reason)
-        case Absent() | Unresolvable() | Rejected() | Retryable():
+        case Absent() | Unresolvable() | Rejected():
             return refusal
         case _:
             assert_never(found)
@@ -133,11 +133,11 @@ def refused_again(found: Outcome, how: str = REFUSED) -> Outcome:
     """
     taken = how == REFUSED
     match found:
-        case Absent() | Rejected() | Retryable():
+        case Absent() | Rejected():
             return Unresolvable(f"{how}, but the job's password opens no account")
         case Refused(reason):
             return Refused(_unasked(how, reason), unproved=True, taken=taken)
-        case Unknown(reason):
+        case Unknown(reason) | Retryable(reason):
             # Without its `retry_after`: that is about look-ups, and nothing is on its way.
             return Unknown(_unasked(how, reason), taken=taken)
         case Registered() | Unresolvable():

@@ -233,8 +233,8 @@ class Provider(Protocol):
 
         `Registered(recovered=True)`: our own password opens the account. `Absent`: there is no
         customer (`login_only`: only the login says so). `Unresolvable`: there is one, and it is
-        unknown whose. `Refused`: our credentials are refused. `Unknown`: the lookup failed for any
-        other reason (not sent, asked to wait, ...).
+        unknown whose. `Refused`: our credentials are refused. `Unknown` or `Retryable`: the lookup
+        failed for any other reason (not sent, asked to wait, ...).
         """
         ...
 
@@ -251,8 +251,11 @@ def unanswered(sent: NotSent | Lost) -> Retryable | Unknown:
 
 
 def unasked(outcome: Outcome) -> Outcome:
-    """The outcome of a lookup without an answer: even if it was not sent, it proves nothing."""
-    if isinstance(outcome, Retryable):
+    """The outcome of a lookup without an answer: even if it was not sent, it proves nothing.
+
+    One that this worker did not send stays so: it is no silence of the provider's.
+    """
+    if isinstance(outcome, Retryable) and outcome.spends:
         return Unknown(outcome.reason, outcome.retry_after)
     return outcome
 

@@ -288,8 +288,8 @@ def test_a_duplicate_is_adopted_if_our_password_opens_it(found: Outcome) -> None
     match found:
         case Registered():
             assert adopted == found
-        case Unknown() | Refused():
-            assert type(adopted) is (Retryable if isinstance(found, Unknown) else Refused)
+        case Unknown() | Retryable() | Refused():
+            assert type(adopted) is (Refused if isinstance(found, Refused) else Retryable)
         case _:
             assert adopted == DUPLICATE
 
@@ -309,6 +309,14 @@ def test_a_refusal_after_an_unknown_attempt_leaves_the_job_in_doubt(found: Outco
     assert others.name in {"registered", "unknown", "unresolvable"}
     assert of(decided).name != "taken" or decision.REFUSED in of(decided).reason
     assert isinstance(decided, Registered) == isinstance(found, Registered)
+
+
+@pytest.mark.parametrize("unasked", [Unknown("HTTP 503"), Retryable("connection refused")])
+def test_a_look_up_without_an_answer_says_nothing_of_the_password(unasked: Outcome) -> None:
+    """Not that it opens no account, whether or not the look-up was sent."""
+    decided = of(decision.refused_again(unasked))
+    assert decided.name == "taken"
+    assert "not asked whose it is" in decided.reason
 
 
 @pytest.mark.parametrize("how", [decision.REFUSED, "rejected when it was sent again"])

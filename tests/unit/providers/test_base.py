@@ -148,9 +148,15 @@ def test_a_question_that_was_not_answered_proves_nothing() -> None:
     assert unasked(Retryable("asked to wait", 7)) == Unknown("asked to wait", 7)
 
 
-@pytest.mark.parametrize("outcome", [Unknown("HTTP 500"), Refused("HTTP 403"), Absent("nobody")])
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        *(Unknown("HTTP 500"), Refused("HTTP 403"), Absent("nobody")),
+        Retryable("lease lost", spends=False),
+    ],
+)
 def test_other_outcomes_of_a_question_stay(outcome: Outcome) -> None:
-    """Refused credentials are the account's fault, in any call."""
+    """Refused credentials are the account's fault, in any call; a lost lease is the worker's."""
     assert unasked(outcome) is outcome
 
 
