@@ -207,7 +207,7 @@ MUTATIONS = {
         "_lib", "if job.state ~= was then place(id, job, was, was_due) end", ""
     ),
     "a look-up that finds nobody weighs more than a duplicate": Mutation(
-        "settle", "verdict == 'taken' or job.unproved == TAKEN", "verdict == 'taken'", seed=2
+        "settle", "verdict == 'taken' or job.unproved == TAKEN", "verdict == 'taken'", seed=3
     ),
     "a duplicate whose look-up is lost is forgotten": Mutation(
         "settle", "unproved == TAKEN and TAKEN or job.unproved", "job.unproved", seed=1
