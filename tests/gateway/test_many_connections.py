@@ -1,7 +1,6 @@
 """A process with as many connections as it may have: it makes room, and says what it refuses."""
 
 import asyncio
-import resource
 import socket
 import threading
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import uvicorn
 from tests.chaos.proxy import free_port
 from tests.gateway.service import Gateway, start
 from tests.integration.jobs import open2b
+from tests.open_files import at_most
 from worker.cli.local import stack
 from worker.gateway import api, connection
 from worker.gateway.app import create_app
@@ -127,14 +127,10 @@ def test_too_many_busy_connections_are_refused_with_a_verdict(gateway: Gateway, 
 def test_the_usual_limit_of_open_files_is_raised(gateway: Gateway, tmp_path: Path) -> None:
     """Otherwise it would accept no more connections long before it has as many as it allows."""
     few = 256
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     environment = {**gateway.environment, "REGWORKER_METRICS_PORT": str(free_port())}
     with ExitStack() as running:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (few, hard))
-        try:
+        with at_most(few):
             url, *_ = start(running, tmp_path, environment, "--port", "0")
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         for _ in range(2 * few):
             one = running.enter_context(closing(opened(url, SILENT["a whole request"])))
             assert one.recv(12) == b"HTTP/1.1 200"

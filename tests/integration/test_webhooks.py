@@ -24,6 +24,7 @@ from sandbox.server import ReceiverServer
 from tests.doubles import differing
 from tests.integration.outbox import Cli
 from tests.loops import end_all
+from tests.open_files import no_more
 from tests.tls import SIGNS
 from tests.unit.providers.test_http_answers import WAITS
 from worker.http import look_ups
@@ -440,6 +441,23 @@ def test_a_certificates_fault_is_named(
     else:
         assert delivered == [Later(FAULTS[fault])]
         assert sent == NotSent(f"not connected: {FAULTS[fault]}")
+
+
+def test_what_this_machines_system_refuses_is_named() -> None:
+    """As the system names it; the class of an exception would blame the other side."""
+
+    async def both() -> tuple[list[Delivered], Any]:
+        carrier = HttpTransport()
+        to = endpoint("http://127.0.0.1:1/hook")
+        with no_more():
+            delivered = await publish(to)
+            sent = await carrier.sender(lambda: True, 20.0)(Request("http://127.0.0.1:1/", {}))
+        await carrier.aclose()
+        return delivered, sent
+
+    delivered, sent = asyncio.run(both())
+    assert delivered == [Later("too many open files")]
+    assert sent == NotSent("not connected: too many open files")
 
 
 # ── where a URL leads ────────────────────────────────────────────────────────────────────────

@@ -14,14 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery.bootsteps import TERMINATE, Blueprint
+from celery.platforms import EX_FAILURE
 
 from regworker.ledger.snapshot import snapshot
 from tests.integration.installation import PACE, PATIENCE, SECRET, Installation, installation
 from tests.integration.jobs import email_of, open2b, skypostal
+from tests.open_files import at_most
 from tests.rabbitmq import amqp_url
 from tests.serving import serving
 from worker.broker.wakeups import QUEUES
 from worker.cli.local import stack
+from worker.process import stop_signals
 from worker.process.wake_reader import BLOCK
 
 #: No call and no lease ends by itself, however late a process gets its turn.
@@ -206,6 +210,43 @@ def test_other_pools_are_refused(tmp_path: Path, pool: str) -> None:
     assert done.returncode != 0
     assert "the only pool is `loop`" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_a_worker_works_without_its_standard_streams(
+    tmp_path: Path, closed: str, log_format: str
+) -> None:
+    """As a supervisor may start it; it does its jobs, and stops in order."""
+    with installation(tmp_path, workers=0, log_format=log_format) as here:
+        command = ["sh", "-c", f'exec "$@" {closed}', "sh", *stack.worker_command()]
+        with stack.process(command, here.environment, tmp_path, subprocess.DEVNULL) as worker:
+            stack.wait_for_worker(here.ledger, worker)
+            assert here.run(open2b())["type"] == "registration.registered"
+            worker.terminate()
+            assert worker.wait(PATIENCE) == 0
+
+
+def test_a_worker_has_files_for_all_its_calls(tmp_path: Path) -> None:
+    """Also where the system's limit is low, as it is on macOS."""
+    with installation(tmp_path, workers=0, concurrency=100, **PATIENT) as here:
+        with at_most(64):
+            here.start_worker()
+        stack.wait_for_worker(here.ledger, here.workers[0])
+        here.sandbox.faults.configure({"script": [{"kind": "slow", "delay": 2, "times": 80}]})
+        jobs = [one.job_id for one in here.producer.enqueue_many(open2b() for _ in range(80))]
+        for job_id in jobs:
+            here.producer.wait(job_id, PATIENCE)
+        assert {here.producer.status(job_id).attempts for job_id in jobs} == {1}
+
+
+def test_a_worker_that_celery_ends_at_once_has_failed() -> None:
+    """Some supervisors start only what has failed."""
+    worker = stop_signals.Worker.__new__(stop_signals.Worker)
+    worker.blueprint = Blueprint(name="a worker that stops")
+    worker.blueprint.state = TERMINATE
+    worker.terminate()
+    assert worker.exitcode == EX_FAILURE
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import os
 import sys
 from collections.abc import Iterator
 from io import TextIOWrapper
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,6 +13,7 @@ from regworker.domain.errors import InvalidJob, RegistrationWorkerError, Setting
 from worker import __version__
 from worker.cli.lazy import CommandEntry, LazyGroup, new_app, register
 from worker.cli.output import plain
+from worker.standard_streams import open_closed
 
 FAILED, INTERRUPTED = 1, 130
 
@@ -217,12 +217,9 @@ def run(arguments: list[str] | None = None) -> int:
 
 def _open_streams() -> None:
     """Make the standard streams usable, however this process was started."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        stream = getattr(sys, name)
-        if stream is None:
-            # The caller has closed it; a connection must not get its number.
-            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 -- to the end
-        elif mode == "w" and isinstance(stream, TextIOWrapper):
+    open_closed()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
             # A terminal that is not UTF-8 gets escapes instead of what it cannot show.
             stream.reconfigure(errors="backslashreplace")
 

@@ -2,11 +2,10 @@
 
 import asyncio
 import gc
-import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -19,6 +18,7 @@ from worker.gateway.app import create_app
 from worker.gateway.connection import MOST_CONNECTIONS, BoundedConnection
 from worker.gateway.middleware import Edge
 from worker.gateway.tls_listener import TlsListener
+from worker.http.open_files import allow_files
 
 #: Seconds for which an idle connection is kept. A proxy in front must close its own earlier.
 KEEP_ALIVE = 75
@@ -76,7 +76,7 @@ class _Server(uvicorn.Server):
 
 def serve(settings: Settings, listen: Listen, on_ready: Callable[[str], None]) -> None:
     """Serve until SIGTERM or SIGINT. `on_ready` is called with the URL."""
-    _allow_files(MOST_CONNECTIONS + OTHER_FILES)
+    allow_files(MOST_CONNECTIONS + OTHER_FILES)
     app = create_app(settings)
     config = uvicorn.Config(
         Edge(app, api.DIRECT),
@@ -107,17 +107,6 @@ def serve(settings: Settings, listen: Listen, on_ready: Callable[[str], None]) -
             asyncio.Runner(loop_factory=config.get_loop_factory()) as runner,
         ):
             runner.run(server.serve(sockets=[listener]))
-
-
-def _allow_files(count: int) -> None:
-    """Let this process open so many files, if the system allows it; the usual limit is 1,024."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = count if hard == resource.RLIM_INFINITY else min(count, hard)
-    if soft == resource.RLIM_INFINITY or soft >= most:
-        return
-    # macOS refuses what is above a limit of its kernel's, which it does not tell here.
-    with suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 @contextmanager

@@ -12,6 +12,8 @@ was written. Only a connection for each call (`Connector(force_close=True)`) clo
 """
 
 import asyncio
+import errno
+import os
 import select
 import socket
 import ssl
@@ -379,3 +381,11 @@ def certificate_fault(error: BaseException) -> str | None:
     if code in _UNKNOWN_CA:
         return "certificate of an unknown CA"
     return _CERTIFICATE.get(code, "certificate not trusted")
+
+
+def system_fault(error: BaseException) -> str | None:
+    """What this machine's system said, such as "too many open files"; None if it was not the
+    system that failed."""
+    if isinstance(error, OSError) and error.errno in errno.errorcode:
+        return os.strerror(error.errno).lower()
+    return None

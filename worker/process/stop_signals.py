@@ -9,6 +9,7 @@ import signal
 from typing import Any
 
 from celery.apps import worker as stock
+from celery.platforms import EX_FAILURE
 
 #: The signals of supervisors, terminals and `kill`; only SIGKILL ends a worker at once.
 SIGNALS = ("SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP")
@@ -26,3 +27,11 @@ class Worker(stock.Worker):  # type: ignore[misc]
         for name in SIGNALS[:-1] if ignored else SIGNALS:
             # Without the line that Celery prints: a full pipe would block the main thread.
             stock._shutdown_handler(worker, sig=name, how="Warm", verbose=False)
+
+    def terminate(self, in_sighandler: bool = False) -> None:
+        """Called by Celery where the worker must end at once, such as without free files.
+
+        No signal leads here, so it has failed; Celery would end with 0, and some supervisors start
+        only what has failed."""
+        self.exitcode = self.exitcode or EX_FAILURE
+        super().terminate(in_sighandler)

@@ -24,8 +24,10 @@ from worker import __version__
 from worker.broker.wakeups import ATTEMPT, CANCEL, DELIVER, QUEUES, REGISTER, REQUESTS
 from worker.celery import app
 from worker.execution.attempt import AttemptReport
+from worker.http.open_files import allow_files
 from worker.process.pool import TaskPool
 from worker.process.runtime import runtime, shut_down, watch_stop
+from worker.standard_streams import open_closed
 from worker.telemetry import configure_logging, take_over
 
 log = structlog.get_logger(__name__)
@@ -43,6 +45,12 @@ PAUSE = 5.0
 
 #: New objects after which Python looks for garbage: those of some hundred jobs, a few megabytes.
 NEW_OBJECTS = 20_000
+
+#: Connections of each slot: its call's, and those that were used for others and are kept a while.
+FILES_OF_A_SLOT = 4
+
+#: Open files besides those: connections to ledger, broker and metrics, and files of settings.
+OTHER_FILES = 300
 
 
 class TriesAgain(Retry):  # type: ignore[misc]
@@ -149,6 +157,7 @@ def _logging(**_: Any) -> None:
 
 @signals.celeryd_init.connect  # type: ignore[untyped-decorator]
 def _begin(options: dict[str, Any], **_: Any) -> None:
+    open_closed()
     if options.get("allow_unsafe"):
         _override("allow_unsafe", "true")
     # Before Celery prints anything: its banner and its warnings are no log lines.
@@ -169,6 +178,7 @@ def _start(sender: Any, **_: Any) -> None:
     # `--concurrency`, or `worker_concurrency` in celeryconfig.py: places at endpoints and what
     # `regworker top` shows follow from the slots that there are.
     _override("concurrency", str(sender.concurrency))
+    allow_files(FILES_OF_A_SLOT * sender.concurrency + OTHER_FILES)
     log.info("worker starts", concurrency=sender.concurrency, version=__version__)
     _start_runtime()
 

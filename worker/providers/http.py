@@ -34,6 +34,7 @@ from worker.http.connections import (
     UnaskedBytes,
     Watched,
     certificate_fault,
+    system_fault,
 )
 from worker.http.look_ups import LookUps
 from worker.http.tunnel import ProxyRefused
@@ -202,7 +203,7 @@ def _reason(error: BaseException) -> str:
         for kind, words in WORDS:
             if isinstance(cause, kind):
                 return words
-    return type(error).__name__
+    return system_fault(error) or type(error).__name__
 
 
 async def _carry(

@@ -30,6 +30,7 @@ from worker.http.connections import (
     TooLarge,
     UnaskedBytes,
     certificate_fault,
+    system_fault,
 )
 from worker.http.look_ups import LookUps
 from worker.http.tunnel import ProxyRefused
@@ -287,4 +288,4 @@ def _reason(error: BaseException) -> str:
         for kind, words in _WORDS:
             if isinstance(cause, kind):
                 return words
-    return type(error).__name__
+    return system_fault(error) or type(error).__name__
