@@ -1,7 +1,10 @@
 """A user without a right writes nothing with any script, and the error names the right; real
 server."""
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -14,7 +17,7 @@ from regworker.ledger import SyncLedger
 from regworker.ledger.admin import lacking
 from regworker.ledger.calls import digest, scripts
 from regworker.ledger.rights import _READING, commands
-from tests.integration.installation import installation
+from tests.integration.installation import PATIENCE, installation
 from worker.cli.local import stack
 from worker.operations.roles import ROLES
 
@@ -121,3 +124,27 @@ def test_a_worker_without_a_right_does_not_start(
         assert words in said
         assert "regworker acl" in said
         assert "Traceback" not in said
+
+
+def test_a_wrong_password_is_named_with_its_setting(tmp_path: Path) -> None:
+    """By a worker, which does not start, and by the doctor."""
+    with installation(tmp_path, workers=0, broker_url="") as here:
+        allow(here.ledger.redis)
+        url = f"redis://{USER}:wrong@127.0.0.1:{here.valkey.port}/0"
+        worker = here.start_worker(redis_url=url)
+        stack.until(lambda: worker.poll() is not None, "its end", 90)
+        said = here.log().read_text("utf-8")
+        assert worker.returncode == 1
+        assert "REGWORKER_REDIS_URL: invalid username-password pair" in said
+        assert "correct user and password in its URL" in said
+        assert "Traceback" not in said
+        found = subprocess.run(
+            [sys.executable, "-m", "worker.cli", "doctor"],
+            env={**os.environ, **here.environment, "REGWORKER_REDIS_URL": url},
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        assert found.returncode == 1
+        assert "correct user and password in its URL" in found.stdout

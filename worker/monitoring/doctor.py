@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from redis.exceptions import AuthenticationError, NoPermissionError
+
 from regworker import tls
 from regworker.addresses import unquoted
 from regworker.announced import accounts_of, check_key
@@ -68,6 +70,16 @@ def server(
 
 
 GIVE_RIGHTS = "give its user the permissions that `regworker acl` prints for its role"
+
+
+def advice_for(error: Exception) -> str:
+    """What to change where the ledger does not answer as it should."""
+    if isinstance(error, NoPermissionError):
+        return GIVE_RIGHTS
+    if isinstance(error, AuthenticationError):
+        return "correct user and password in its URL"
+    return "start the server, or set its address"
+
 
 #: What to do about a worker that may not look whose broker it uses.
 LET_IT_LOOK = (

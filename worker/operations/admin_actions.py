@@ -264,11 +264,9 @@ class AdminActions:
         except SettingsError as error:
             [(name, what)] = error.problems
             return [doctor.Finding("unsafe", "ledger", what, f"change {name}")]
-        except NoPermissionError as error:
-            return [doctor.denied(error)]
         except (LedgerUnavailable, RedisError) as error:
-            advice = "start the server, or set its address"
-            return [doctor.Finding("unsafe", "ledger", str(error), advice)]
+            what = "rights" if isinstance(error, NoPermissionError) else "ledger"
+            return [doctor.Finding("unsafe", what, str(error), doctor.advice_for(error))]
         findings += doctor.pace(self._settings)
         findings += doctor.encryption(self._settings)
         findings += self._broker()

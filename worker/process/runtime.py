@@ -16,7 +16,13 @@ from typing import Any, TypeVar
 import redis.asyncio
 import structlog
 from celery import Celery
-from redis.exceptions import BusyLoadingError, NoPermissionError, RedisError, ResponseError
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    NoPermissionError,
+    RedisError,
+    ResponseError,
+)
 
 from regworker import addresses
 from regworker.acceptance import Intake
@@ -259,8 +265,8 @@ class Runtime:
             info = await self.ledger.patiently(self._loaded)
             info = await self._followed(info)
             refused = await self.ledger(lacking())
-        except NoPermissionError as error:
-            what = f"{error}: {doctor.GIVE_RIGHTS} (regworker acl worker)"
+        except (AuthenticationError, NoPermissionError) as error:
+            what = f"{error}: {doctor.advice_for(error)}"
             raise SettingsError([(variable("redis_url"), what)]) from None
         if refused:
             lack = doctor.rights(refused)
