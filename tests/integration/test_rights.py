@@ -17,7 +17,7 @@ from regworker.ledger import SyncLedger
 from regworker.ledger.admin import lacking
 from regworker.ledger.calls import digest, scripts
 from regworker.ledger.rights import _READING, commands
-from tests.integration.installation import PATIENCE, installation
+from tests.integration.installation import KEYS, PATIENCE, SECRET, installation
 from worker.cli.local import stack
 from worker.operations.roles import ROLES
 
@@ -124,6 +124,32 @@ def test_a_worker_without_a_right_does_not_start(
         assert words in said
         assert "regworker acl" in said
         assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("command", ["EVALSHA", "SCRIPT"])
+def test_a_server_that_lacks_a_command_is_named(tmp_path: Path, command: str) -> None:
+    """No key is to blame for it, as the doctor said."""
+    config: dict[str, Any] = {"appendonly": "yes", "rename-command": f'{command} ""'}
+    server = stack.start_valkey(tmp_path, **config)
+    try:
+        environment = stack.environment(server.connection_url, "http://127.0.0.1:1", KEYS, SECRET)
+        for line in (stack.worker_command(), [sys.executable, "-m", "worker.cli", "doctor"]):
+            done = subprocess.run(
+                line,
+                env={**os.environ, **environment},
+                cwd=tmp_path,
+                capture_output=True,
+                text=True,
+                timeout=PATIENCE,
+                check=False,
+            )
+            said = done.stdout + done.stderr
+            assert done.returncode == 1
+            assert f"unknown command '{command}'" in said
+            assert "no `rename-command`" in said
+            assert "key's type" not in said
+    finally:
+        server.stop()
 
 
 def test_a_wrong_password_is_named_with_its_setting(tmp_path: Path) -> None:

@@ -8,12 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from redis.exceptions import AuthenticationError, NoPermissionError
+from redis.exceptions import AuthenticationError, NoPermissionError, ResponseError
 
 from regworker import tls
 from regworker.addresses import unquoted
 from regworker.announced import accounts_of, check_key
 from regworker.domain.errors import SettingsError
+from regworker.ledger.identity import hidden
 from regworker.ledger.records import number
 from regworker.ledger.snapshot import Snapshot
 from regworker.ledger.transitions import STATS
@@ -72,12 +73,19 @@ def server(
 GIVE_RIGHTS = "give its user the permissions that `regworker acl` prints for its role"
 
 
+def answer_of(error: Exception) -> str:
+    """What the ledger answered, without the arguments that it quotes of an unknown command."""
+    return str(error).partition(", with args")[0]
+
+
 def advice_for(error: Exception) -> str:
     """What to change where the ledger does not answer as it should."""
     if isinstance(error, NoPermissionError):
         return GIVE_RIGHTS
     if isinstance(error, AuthenticationError):
         return "correct user and password in its URL"
+    if isinstance(error, ResponseError) and hidden(error):
+        return "let its server take every command by its own name (no `rename-command`)"
     return "start the server, or set its address"
 
 
@@ -119,11 +127,6 @@ def rights(refused: Sequence[str]) -> Finding:
     names = ", ".join(sorted(set(refused)))
     more = " (PUBLISH: on the channels {reg}:done:*)" if "publish" in refused else ""
     return Finding("unsafe", "rights", f"its user may not run {names}{more}", GIVE_RIGHTS)
-
-
-def denied(error: Exception) -> Finding:
-    """The server refused a command of the doctor's user."""
-    return Finding("unsafe", "rights", str(error), GIVE_RIGHTS)
 
 
 def pace(settings: Settings) -> list[Finding]:

@@ -45,6 +45,7 @@ from regworker.ledger.admin import (
     trust,
 )
 from regworker.ledger.admin import seals as ledger_seals
+from regworker.ledger.identity import hidden
 from regworker.ledger.records import Conflict, Record, Settled, Stale, text
 from regworker.ledger.rights import denied
 from regworker.ledger.scans import scanned
@@ -266,7 +267,9 @@ class AdminActions:
             return [doctor.Finding("unsafe", "ledger", what, f"change {name}")]
         except (LedgerUnavailable, RedisError) as error:
             what = "rights" if isinstance(error, NoPermissionError) else "ledger"
-            return [doctor.Finding("unsafe", what, str(error), doctor.advice_for(error))]
+            return [
+                doctor.Finding("unsafe", what, doctor.answer_of(error), doctor.advice_for(error))
+            ]
         findings += doctor.pace(self._settings)
         findings += doctor.encryption(self._settings)
         findings += self._broker()
@@ -324,9 +327,12 @@ class AdminActions:
             try:
                 findings.extend(look_at())
             except ResponseError as error:
-                part = look_at.__name__.removeprefix("by_")
-                wrong = doctor.wrong_key(part, str(error))
-                findings.append(doctor.denied(error) if denied(error) else wrong)
+                if denied(error) or hidden(error):
+                    advice = doctor.GIVE_RIGHTS if denied(error) else doctor.advice_for(error)
+                    said = doctor.answer_of(error)
+                    findings.append(doctor.Finding("unsafe", "rights", said, advice))
+                    continue
+                findings.append(doctor.wrong_key(look_at.__name__.removeprefix("by_"), str(error)))
         return findings
 
     def close(self) -> None:

@@ -19,7 +19,6 @@ from celery import Celery
 from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
-    NoPermissionError,
     RedisError,
     ResponseError,
 )
@@ -34,7 +33,7 @@ from regworker.event_builder import EventBuilder
 from regworker.ledger import AsyncLedger
 from regworker.ledger.admin import FORMAT, Limits, format_, lacking, seals
 from regworker.ledger.calls import scripts
-from regworker.ledger.identity import IDENTITY, Memory
+from regworker.ledger.identity import IDENTITY, Memory, hidden
 from regworker.ledger.replication import Wanted
 from regworker.ledger.servers import WrongServer, async_client
 from regworker.ledger.snapshot import BrokerOf, repair
@@ -265,8 +264,10 @@ class Runtime:
             info = await self.ledger.patiently(self._loaded)
             info = await self._followed(info)
             refused = await self.ledger(lacking())
-        except (AuthenticationError, NoPermissionError) as error:
-            what = f"{error}: {doctor.advice_for(error)}"
+        except (AuthenticationError, ResponseError) as error:
+            if isinstance(error, ResponseError) and not hidden(error):
+                raise
+            what = f"{doctor.answer_of(error)}: {doctor.advice_for(error)}"
             raise SettingsError([(variable("redis_url"), what)]) from None
         if refused:
             lack = doctor.rights(refused)

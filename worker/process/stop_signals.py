@@ -33,5 +33,5 @@ class Worker(stock.Worker):  # type: ignore[misc]
 
         No signal leads here, so it has failed; Celery would end with 0, and some supervisors start
         only what has failed."""
-        self.exitcode = self.exitcode or EX_FAILURE
+        self.exitcode: int = EX_FAILURE
         super().terminate(in_sighandler)
