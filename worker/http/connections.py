@@ -386,6 +386,5 @@ def certificate_fault(error: BaseException) -> str | None:
 def system_fault(error: BaseException) -> str | None:
     """What this machine's system said, such as "too many open files"; None if it was not the
     system that failed."""
-    if isinstance(error, OSError) and error.errno in errno.errorcode:
-        return os.strerror(error.errno).lower()
-    return None
+    number: Any = error.errno if isinstance(error, OSError) else None
+    return os.strerror(number).lower() if number in errno.errorcode else None
