@@ -264,13 +264,25 @@ def test_a_refusal_in_the_providers_own_words_is_not_counted(
     assert record(shop).refusals == 0
 
 
-def test_a_look_up_that_this_worker_could_not_make_does_not_count(
-    shop: SyncLedger, accepted: Record
+@pytest.mark.parametrize("health", ["", "ok"])
+def test_only_refusals_are_counted_as_refusals(
+    shop: SyncLedger, accepted: Record, health: str
 ) -> None:
-    """A missing account or key is no silence of the provider's."""
+    """Otherwise the first one would not hold the account."""
+    concluded(shop, claimed(shop), "unknown", IMPATIENT, health=health)
+    concluded(shop, claimed(shop), "absent", health=health)
+    concluded(shop, claimed(shop), "retry", health=health)
+    assert record(shop).refusals == 0
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_a_look_up_that_this_worker_could_not_make_does_not_count(
+    shop: SyncLedger, accepted: Record, made: bool
+) -> None:
+    """A missing account or key is no silence of the provider's; a refusal is."""
     concluded(shop, claimed(shop), "unknown", IMPATIENT)
-    concluded(shop, claimed(shop), "retry", spends=False)
-    assert record(shop).asks == 0
+    concluded(shop, claimed(shop), "retry", spends=made)
+    assert record(shop).asks == int(made)
 
 
 # -- with workers ----------------------------------------------------------------------------------

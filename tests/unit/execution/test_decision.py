@@ -142,6 +142,14 @@ def test_a_refusal_that_proves_nothing_is_the_accounts_fault_as_well() -> None:
     assert found.spends, "but counts as one that was refused"
 
 
+@pytest.mark.parametrize("outcome", OUTCOMES, ids=str)
+@pytest.mark.parametrize("health", ["", "ok", "fault"])
+def test_a_decision_tells_the_accounts_health(outcome: Outcome, health: str) -> None:
+    """Whatever became of the job; without it, a breaker would neither open nor close."""
+    expected = "refused" if isinstance(outcome, Refused) else health
+    assert of(outcome, health=health).health == expected
+
+
 def test_our_own_fault_spends_no_attempt() -> None:
     """A fault of this worker is not the job's fault."""
     assert not of(Retryable("no key", spends=False)).spends
@@ -244,6 +252,15 @@ def test_a_duplicate_weighs_more_than_a_look_up_that_finds_nobody(login_only: bo
     assert isinstance(asked(replace(held, at=499), absent), Unknown), "after the settle delay"
 
 
+@pytest.mark.parametrize("found", [*OUTCOMES, Retryable("no account", spends=False)], ids=str)
+def test_a_duplicate_changes_no_other_answer(found: Outcome) -> None:
+    """A worker that lacks the account, for example, has asked nobody."""
+    held = claim(asking=True, at=500)
+    taken = replace(held, record=replace(held.record, unproved=TAKEN))
+    if not isinstance(found, Absent):
+        assert asked(taken, found) == asked(held, found)
+
+
 @pytest.mark.parametrize("outcome", OUTCOMES, ids=str)
 def test_what_is_refused_by_status_again_is_not_the_accounts_fault(outcome: Outcome) -> None:
     """An operator has resumed the account meanwhile."""
@@ -331,9 +348,10 @@ def test_a_look_up_that_has_to_wait_does_not_lengthen_the_settle_delay(how: str)
 @pytest.mark.parametrize("found", OUTCOMES, ids=str)
 def test_a_rejection_counts_only_if_a_search_found_nobody(found: Outcome) -> None:
     """The login alone proves nothing."""
-    decided = decision.rejected_again(DUPLICATE, found)
+    decided = decision.rejected_again(INVALID, found)
     proved = isinstance(found, Absent) and not found.login_only
-    assert decided == DUPLICATE if proved else type(decided) is not Rejected
+    doubt = decision.refused_again(found, "rejected when it was sent again")
+    assert decided == (INVALID if proved else doubt)
 
 
 @pytest.mark.parametrize("outcome", OUTCOMES, ids=str)
@@ -357,11 +375,14 @@ def test_which_refusals_an_earlier_attempt_may_explain(outcome: Outcome) -> None
         (Answer(500, {}, b""), "fault"),
         (Answer(503, {}, b""), "fault"),
         (Lost("reset"), "fault"),
+        (NotSent("connection refused"), "fault"),
+        (NotSent("lease lost", ours=True), ""),
     ],
     ids=str,
 )
-def test_what_an_answer_says_of_the_account(answer: Answer | Lost, health: str) -> None:
-    """Server errors and lost answers are faults; 429 changes nothing."""
+def test_what_an_answer_says_of_the_account(answer: Answer | NotSent | Lost, health: str) -> None:
+    """Server errors and lost answers are faults; 429 changes nothing, nor what this worker did not
+    send."""
     assert watched(answer) == health
 
 
