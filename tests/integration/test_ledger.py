@@ -294,6 +294,17 @@ def test_nobody_claims_what_is_over(shop: SyncLedger, accepted: Record) -> None:
     assert shop(claim(job("never").id, RULES, 0)) == Over("gone")
 
 
+@pytest.mark.parametrize("verdict", ["registered", "rejected", "unknown", "retry"])
+def test_a_job_that_is_gone_is_settled_by_nobody(
+    shop: SyncLedger, accepted: Record, verdict: str
+) -> None:
+    """Somebody deleted its record during the call: the worker's report is stale, and no error."""
+    held = claimed(shop)
+    shop.redis.delete(job_key(accepted.id))
+    assert concluded(shop, held, verdict) == Stale("gone")
+    assert events(shop) == []
+
+
 def test_a_settle_whose_answer_was_lost_is_settled_once(shop: SyncLedger, accepted: Record) -> None:
     """Repeating a settle publishes no second event."""
     held = claimed(shop)

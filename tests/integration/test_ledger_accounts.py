@@ -133,6 +133,16 @@ def test_a_breaker_opens_on_faults_and_lets_one_probe_through(ledger: SyncLedger
     assert claimed(ledger, "a").asking
 
 
+def test_only_faults_in_a_row_open_a_breaker(ledger: SyncLedger) -> None:
+    """A provider that answers in between is up."""
+    serve(ledger)
+    for key, health in (("a", "fault"), ("b", "ok"), ("c", "fault")):
+        take_in(ledger, job(key))
+        concluded(ledger, claimed(ledger, key), "unknown", health=health)
+    take_in(ledger, job("d"))
+    assert claimed(ledger, "d")
+
+
 def test_no_probe_is_spent_on_who_finds_the_account_full(ledger: SyncLedger) -> None:
     """The one call that an open breaker allows is really made."""
     serve(ledger, cap=1)

@@ -561,6 +561,13 @@ def test_refused_credentials_are_not_taken_for_absence(answers: tuple[Answer, ..
     assert isinstance(Wire(*answers).find_out(), Refused)
 
 
+def test_a_failure_that_names_our_credentials_holds_the_account_only_in_a_look_up() -> None:
+    """The registration may have been carried out before; if they are wrong, the look-up says so."""
+    failed = no("Internal error: the app key is not valid.")
+    assert isinstance(Wire(failed).register(), Unknown)
+    assert isinstance(Wire(failed).find_out(), Refused)
+
+
 #: Refusals that name a credential: in the text or in the place, in any spelling.
 BLAMES = [
     no("The app key is not valid."),
