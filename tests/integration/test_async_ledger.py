@@ -616,6 +616,8 @@ def test_leases_of_a_process_are_renewed_together(url: str) -> None:
             time[0] = 59.0
             assert await leases.renew_once() == 1
             assert (first.alive(), second.alive()) == (False, True)
+            first.settling = True
+            assert await leases.renew_once() == 0, "its own settle may have ended it"
             time[0] = 118.0
             assert second.alive()
             time[0] = 119.0
