@@ -496,11 +496,13 @@ def test_a_late_answer_counts_while_the_job_is_open(
 
 
 def test_a_late_answer_does_not_reopen_a_job(shop: SyncLedger, accepted: Record) -> None:
-    """A job ends once."""
+    """A job ends once. Operators see how often a customer was reported too late."""
     stale = claimed(shop, rules=AT_ONCE)
     concluded(shop, claimed(shop), "rejected")
-    assert concluded(shop, stale, "registered") == Stale("rejected")
+    for verdict in ("unknown", "retry", "registered"):
+        assert concluded(shop, stale, verdict) == Stale("rejected")
     assert len(events(shop)) == 1
+    assert shop.redis.hget("{reg}:stats", "late_facts") == b"1"
 
 
 @pytest.mark.parametrize(
