@@ -94,6 +94,13 @@ def test_only_the_providers_own_words_reject_a_customer(status: int) -> None:
         assert isinstance(found, Unknown) or (isinstance(found, Refused) and found.unproved)
 
 
+@given(st.integers(100, 999).filter(lambda status: status not in {400, 404, 409, 422}))
+def test_no_other_status_rejects_a_customer(status: int) -> None:
+    """Whatever words come with it: after a 5xx, for example, the customer may exist."""
+    own = answer(status, b'{"error": "no"}')
+    assert read_refusal(own) == read_refusal(own, "no") == read_status(own)
+
+
 @given(st.integers(100, 999))
 def test_no_status_but_2xx_passes(status: int) -> None:
     """Every status has a meaning, also one that was never seen."""
