@@ -370,6 +370,13 @@ def test_any_other_refusal_is_told_in_the_providers_words(status: int) -> None:
     assert outcome == Rejected((fault,))
 
 
+def test_a_refusal_may_leave_out_what_is_no_system_error() -> None:
+    """Only clients' code shows what SkyPostal answers, and not every client reads that field."""
+    refusal = [{"_verify": False, "error": {"error_description": "The city is closed."}}]
+    outcome = Wire(Answer(200, {}, json.dumps(refusal).encode())).register()
+    assert outcome == Rejected((Fault(Code.PROVIDER_ERROR, "", "The city is closed."),))
+
+
 @pytest.mark.parametrize("secret", ["pass123", "11111111", "11111", APP_KEY, APP_KEY.upper()])
 def test_no_secret_is_told_on(secret: str) -> None:
     """If a provider quotes a secret, the event doesn't."""
