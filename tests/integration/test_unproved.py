@@ -176,6 +176,16 @@ def test_look_ups_before_the_deadline_do_not_count_towards_a_review(
         concluded(shop, held, "unknown")
 
 
+def test_look_ups_are_counted_anew_after_each_call(shop: SyncLedger, accepted: Record) -> None:
+    """Those after the first call say nothing about the second."""
+    concluded(shop, claimed(shop), "unknown", IMPATIENT)
+    for _ in range(2):
+        look_up(shop, "unknown")
+    look_up(shop, "absent")
+    concluded(shop, claimed(shop), "unknown", IMPATIENT)
+    assert record(shop).asks == 0
+
+
 @pytest.fixture
 def taken(shop: SyncLedger, accepted: Record) -> Record:
     """A job that was refused as a duplicate after an unknown attempt, and then found absent by a
