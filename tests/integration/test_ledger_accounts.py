@@ -19,6 +19,7 @@ from regworker.ledger.transitions import (
     ALARMS,
     account_key,
     claim,
+    job_key,
 )
 from tests.integration.jobs import ACTOR
 from tests.integration.ledger_steps import (
@@ -165,6 +166,23 @@ def test_refused_credentials_hold_all_jobs_of_the_account(ledger: SyncLedger) ->
     concluded(ledger, claimed(ledger, "a"), "retry", spends=False, health="refused")
     concluded(ledger, b, "registered", health="ok")
     assert ledger(claim(job("c").id, RULES, 0)).why == "refused"
+
+
+def test_a_job_that_waits_for_its_account_is_woken_at_its_deadline(ledger: SyncLedger) -> None:
+    """To be abandoned. A job in doubt is asked about after its deadline, too: it waits on."""
+    serve(ledger)
+    for key in ("queued", "doubted"):
+        take_in(ledger, job(key))
+    concluded(ledger, claimed(ledger, "doubted"), "unknown")
+    ledger(hold(("acme", "default"), "pause", ""))
+    now = record(ledger, "queued").accepted_at
+    deadlines = {"queued": now + 2000, "doubted": 1}
+    for key, deadline in deadlines.items():
+        ledger.redis.hset(job_key(job(key).id), "deadline_at", deadline)
+    queued, doubted = (ledger(claim(job(key).id, RULES, 0)) for key in deadlines)
+    assert (queued.why, queued.until) == ("paused", now + 2000)
+    assert doubted.why == "paused"
+    assert doubted.until > now + 2000
 
 
 # -- an account is held ----------------------------------------------------------------------------
