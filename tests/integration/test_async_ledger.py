@@ -622,7 +622,9 @@ def test_leases_of_a_process_are_renewed_together(url: str) -> None:
             assert second.alive()
             time[0] = 119.0
             assert not second.alive()
+            first.settling = False
         assert leases.calls.total() == 0
+        assert await leases.renew_once() == 0, "those of jobs that have ended are not renewed"
 
     run(url, scenario)
 

@@ -168,6 +168,51 @@ def test_refused_credentials_hold_all_jobs_of_the_account(ledger: SyncLedger) ->
     assert ledger(claim(job("c").id, RULES, 0)).why == "refused"
 
 
+def server_time(ledger: SyncLedger) -> int:
+    """The ledger's clock (ms)."""
+    seconds, micros = ledger.redis.time()  # type: ignore[misc]
+    return int(seconds * 1000 + micros // 1000)
+
+
+#: Why a job waits: the account's record, how long it waits (ms), and whether it is released when
+#: an operator resumes the account. (A job that merely waits: 10 s, doubled with each wake-up.)
+WAITS: dict[str, tuple[str, dict[str, str | int], int, bool]] = {
+    "paused": ("paused", {"paused": "1"}, 20_000, True),
+    "paused for a moment": ("paused", {"paused": "1", "paused_until": 3000}, 3000, True),
+    "paused for long": ("paused", {"paused": "1", "paused_until": 60_000}, 20_000, True),
+    "refused": ("refused", {"breaker": "refused"}, 20_000, True),
+    "breaker": ("breaker", {"breaker": "open", "retry_at": 20_000}, 30_000, True),
+    "full": ("full", {"max_in_flight": 1}, 20_000, True),
+    "a slot of the pace": ("pace", {"interval": 5000, "tat": 5000}, 5000, False),
+    "a pace with a backlog": ("pace", {"interval": 5000, "tat": 50_000}, 40_000, True),
+}
+
+
+@pytest.mark.parametrize("case", WAITS)
+def test_a_job_that_waits_has_its_alarm_when_it_may_start(ledger: SyncLedger, case: str) -> None:
+    """It keeps a slot that it has reserved, and an operator who resumes the account releases it."""
+    why, fields, wait, released = WAITS[case]
+    serve(ledger)
+    for key in ("a", "b"):
+        take_in(ledger, job(key))
+    claimed(ledger, "a")
+    before = server_time(ledger)
+    times = {"paused_until", "retry_at", "tat"}
+    account = {
+        name: before + int(value) if name in times else value for name, value in fields.items()
+    }
+    ledger.redis.hset(account_key("acme", "default"), mapping=account)
+    waits = ledger(claim(job("b").id, RULES, 0.5))
+    passed = server_time(ledger) - before
+    assert waits.why == record(ledger, "b").why == why
+    assert before + wait - passed <= waits.until <= before + wait + passed
+    assert ledger.redis.zscore(ALARMS, job("b").id) == waits.until
+    if not released:
+        assert ledger(claim(job("b").id, RULES, 0.5)).until == waits.until
+    ledger.redis.hset(account_key("acme", "default"), "paused", "1")
+    assert ledger(hold(("acme", "default"), "resume", "")) == int(released)
+
+
 def test_a_job_that_waits_for_its_account_is_woken_at_its_deadline(ledger: SyncLedger) -> None:
     """To be abandoned. A job in doubt is asked about after its deadline, too: it waits on."""
     serve(ledger)
