@@ -403,10 +403,12 @@ def test_a_lost_answer_makes_a_job_unknown(shop: SyncLedger, accepted: Record) -
 def test_a_lease_that_runs_out_while_calling_means_unknown(
     shop: SyncLedger, accepted: Record
 ) -> None:
-    """The call of a dead worker may have reached the provider."""
-    claimed(shop, rules=AT_ONCE)
+    """The call of a dead worker may have reached the provider, up to its lease's end."""
+    lost = claimed(shop, rules=AT_ONCE)
     held = claimed(shop)
     assert (held.asking, held.record.state) == (True, State.UNKNOWN)
+    assert held.record.unknowns == 1
+    assert held.record.settle_until == lost.record.lease_until + 60_000
     assert any("ran out" in what for _, what in record(shop).timeline)
 
 

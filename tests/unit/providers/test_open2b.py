@@ -380,6 +380,8 @@ def test_a_refused_call_is_the_accounts_fault(answer: Answer) -> None:
     [
         pytest.param(ok(key=""), id="ok without the key"),
         pytest.param(ok(key="  "), id="ok with a blank key"),
+        pytest.param(ok(key=f"{KEY}, other"), id="two keys in one line"),
+        pytest.param(ok(key=f"{KEY},"), id="a key and an empty one"),
         pytest.param(Answer(200, {"x-customer-key": KEY}, b""), id="empty"),
         pytest.param(Answer(200, {"x-customer-key": KEY}, b"<html>"), id="HTML"),
         pytest.param(Answer(200, {"x-customer-key": KEY}, b'{"status": "o'), id="cut off"),
@@ -395,6 +397,11 @@ def test_a_refused_call_is_the_accounts_fault(answer: Answer) -> None:
 def test_anything_else_is_unknown(answer: Answer | Lost) -> None:
     """The worker looks the job up, and sends nothing again."""
     assert isinstance(Wire(answer).register(), Unknown)
+
+
+def test_a_key_that_comes_twice_is_one() -> None:
+    """A proxy may join the lines."""
+    assert Wire(ok(key=f"{KEY}, {KEY}")).register() == Registered({"customer_key": KEY})
 
 
 def test_not_sent_can_be_tried_again() -> None:
