@@ -283,6 +283,7 @@ def test_a_job_in_doubt_is_asked_about_until_a_forgotten_call_is_over(
     held = claimed(shop)
     assert held.asking
     assert held.record.settle_until == since + 120_000
+    assert held.record.unknowns == 1
     assert held.record.fence >= since
     assert concluded(shop, held, "absent").state is State.UNKNOWN
 

@@ -294,8 +294,9 @@ def test_an_answer_is_an_answer(found: Outcome) -> None:
 
 
 def test_only_an_existing_customer_is_a_duplicate() -> None:
-    """Exactly one outcome means that the customer exists already."""
+    """Exactly one outcome means that the customer exists already, whatever else is wrong."""
     assert [one for one in OUTCOMES if decision.duplicate(one)] == [DUPLICATE]
+    assert decision.duplicate(Rejected((*INVALID.errors, *DUPLICATE.errors)))
 
 
 @pytest.mark.parametrize("found", OUTCOMES, ids=str)
