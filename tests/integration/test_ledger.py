@@ -295,6 +295,21 @@ def test_nobody_claims_what_is_over(shop: SyncLedger, accepted: Record) -> None:
     assert shop(claim(job("never").id, RULES, 0)) == Over("gone")
 
 
+@pytest.mark.parametrize("asking", [False, True])
+@pytest.mark.parametrize("verdict", ["retry", "unknown"])
+def test_a_job_that_is_retried_waits_for_its_delay(
+    shop: SyncLedger, accepted: Record, verdict: str, asking: bool
+) -> None:
+    """Its alarm is set to the same time. Only a call without an answer is asked about at once."""
+    if asking:
+        concluded(shop, claimed(shop), "unknown", IMPATIENT)
+    held = claimed(shop)
+    settled = concluded(shop, held, verdict, IMPATIENT, delay=30)
+    at_once = verdict == "unknown" and not asking
+    assert (settled.until - held.at >= 30_000) == (not at_once)
+    assert record(shop).due_at == settled.until == shop.redis.zscore(ALARMS, accepted.id)
+
+
 @pytest.mark.parametrize("verdict", ["registered", "rejected", "unknown", "retry"])
 def test_a_job_that_is_gone_is_settled_by_nobody(
     shop: SyncLedger, accepted: Record, verdict: str
