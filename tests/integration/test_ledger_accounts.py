@@ -168,6 +168,17 @@ def test_refused_credentials_hold_all_jobs_of_the_account(ledger: SyncLedger) ->
     assert ledger(claim(job("c").id, RULES, 0)).why == "refused"
 
 
+def test_each_call_of_a_job_takes_a_slot(ledger: SyncLedger) -> None:
+    """A retry counts for the pace, too."""
+    serve(ledger, interval=5000)
+    take_in(ledger, job("a"))
+    held = claimed(ledger, "a")
+    concluded(ledger, held, "retry")
+    again = ledger(claim(job("a").id, RULES, 0))
+    assert again.why == "pace"
+    assert again.until - held.at >= 4_900
+
+
 def server_time(ledger: SyncLedger) -> int:
     """The ledger's clock (ms)."""
     seconds, micros = ledger.redis.time()  # type: ignore[misc]

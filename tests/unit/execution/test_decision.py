@@ -114,6 +114,13 @@ def test_a_question_backs_off_by_questions() -> None:
     assert of(Unknown("no"), held).delay == BACKOFF.delay(3, 0.5)
 
 
+@pytest.mark.parametrize("found", [Unknown("no"), Absent("nobody")])
+def test_between_two_look_ups_something_may_change(found: Outcome) -> None:
+    """Jitter may make a delay of nothing."""
+    assert of(found, claim(asking=True), chance=0).delay == BACKOFF.base / 4
+    assert of(found, claim(asking=True, asks=9), chance=0.999).delay > BACKOFF.base
+
+
 @pytest.mark.parametrize("kind", [Retryable, Unknown])
 @given(wait=st.floats(0, 86_400))
 def test_retry_after_is_honoured(kind: Any, wait: float) -> None:
