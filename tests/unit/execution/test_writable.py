@@ -52,6 +52,24 @@ def test_what_can_be_written_stays_as_it_is(found: Any) -> None:
     assert writable(found) is found
 
 
+@pytest.mark.parametrize(
+    "found",
+    [
+        Registered({"customer_key": "k"}, recovered=True),
+        Rejected((Fault(Code.INVALID, "email", "is odd", provider_code="E1"),)),
+        Retryable("asked to wait", 3.0, spends=False),
+        Refused("HTTP 403", unproved=True),
+        Unknown("lost", 3.0),
+        Absent("nobody", login_only=True),
+        Unresolvable("somebody"),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+def test_an_outcome_without_a_fault_stays_as_it_is(found: Outcome) -> None:
+    """With all that follows from it: what was proved, and how long to wait."""
+    assert writable(found) == found
+
+
 texts = st.text(st.characters(exclude_categories=[]), max_size=20)
 anything = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), texts, st.binary(), st.dates()),
