@@ -31,10 +31,10 @@ ONCE := acts alarm_clock amqp_roles async_ledger async_producer async_results au
   cluster connection consuming cookbook deliveries deliveries_stateful delivery_lists demo erased_deliveries \
   guide haproxy host_sentry hosts interrupted junk_in_the_ledger keys ledger ledger_accounts ledger_acts \
   ledger_deliveries ledger_stateful lists managed_service memory_alarm odd_arguments old_reviews \
-  operator_commands outbox_refusals producer queues rabbitmq_cluster rabbitmq_queues readme remote_control \
+  operator_commands outbox_refusals outbox_vanished producer queues rabbitmq_cluster rabbitmq_queues readme remote_control \
   replicas requeue results rights roles scans script_globals sentinel sentinel_everywhere settings_files \
   shared_consumers shifted_answers snapshot stopping testing time_limits tls typed_jobs unproved \
-  unreadable_records urls wake_reader wake_relay wakeups way_out webhooks
+  unreadable_records urls vanished_packets wake_reader wake_relay wakeups way_out webhooks
 
 test-rabbitmq: .venv/ready  ## run the tests that need a broker again, on RabbitMQ
 	@REGWORKER_TEST_BROKER=rabbitmq $(BIN)/pytest -q -n $(TESTS) --dist loadfile --no-loadscope-reorder tests/integration tests/upgrade \

@@ -196,7 +196,7 @@ def test_the_command_goes_on_after_an_error_of_the_database(
     )
     assert process.stderr is not None
     assert "moving rows" in process.stderr.readline()
-    assert "the database refused (IntegrityError)" in process.stderr.readline()
+    assert "the database refused or did not answer (IntegrityError)" in process.stderr.readline()
     with sqlite.begin() as connection:
         Outbox(settings).add(connection, skypostal())
     stack.until(lambda: keys_left(sqlite) == 1, "the row is moved")

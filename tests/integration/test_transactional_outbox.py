@@ -444,8 +444,11 @@ def test_the_command_makes_the_tables_relays_and_shows_what_is_refused(
             "oracle9://scott:s3cret-tiger@host/x",
             "REGWORKER_OUTBOX_URL: is not an SQLAlchemy database URL",
         ),
-        ("postgresql+psycopg://u:s3cret-tiger@127.0.0.1:1/x", "the database refused"),
-        ("sqlite:////nonexistent/folder/x.db", "the database refused"),
+        (
+            "postgresql+psycopg://u:s3cret-tiger@127.0.0.1:1/x",
+            "the database refused or did",
+        ),
+        ("sqlite:////nonexistent/folder/x.db", "the database refused or did"),
     ],
 )
 def test_a_database_that_cannot_be_used_is_named_without_its_password(

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import SecretStr
 
+from regworker import look_ups
 from regworker.settings import WebhookEndpoint
 from regworker.way_out import WayOut
 from sandbox.server import ReceiverServer
@@ -27,7 +28,6 @@ from tests.loops import end_all
 from tests.open_files import no_more
 from tests.tls import SIGNS
 from tests.unit.providers.test_http_answers import WAITS
-from worker.http import look_ups
 from worker.providers.base import Answer, Lost, NotSent, Request
 from worker.providers.http import HttpTransport
 from worker.publishers import webhook

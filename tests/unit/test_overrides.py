@@ -51,6 +51,7 @@ OWN = {
     "LeakProofPool": {"_ended", "end"},
     "_Sync": {"_answer"},
     "_Async": {"_answer"},
+    "_AsyncTcp": {"_made"},
     "App": {"_broker"},
     "Guard": {"__init__"},
     "Consumer": {
@@ -76,7 +77,7 @@ OWN = {
     "_Flow": {"__init__"},
     "_Server": {"__init__", "_protocol"},
     "_Environment": {"__init__"},
-    "LookUps": {"__init__", "addresses", "stop", "_end"},
+    "LookUps": {"addresses"},
     "_Guard": {"__init__", "open_socket", "check_target", "_check"},
     "LazyGroup": {"table"},
     "_Commands": {"table"},

@@ -47,10 +47,6 @@ MAX_ANSWER = 1024 * 1024
 #: too late is a lost answer, but one that is not sent is simply retried.
 CONNECT_SHARE = 0.5
 
-#: Names of hosts that are looked up at a time, for all accounts: one that hangs must not delay the
-#: others.
-LOOK_UPS = 64
-
 #: Sent with every call. Answers have some hundred bytes: compressing them saves nothing.
 HEADERS = {
     "accept": "application/json",
@@ -104,7 +100,7 @@ class HttpTransport:
 
     def __init__(self, user_timeout: float = 20.0) -> None:
         self._user_timeout = user_timeout
-        self._look_ups = LookUps(LOOK_UPS)
+        self._look_ups = LookUps()
         self._clients: dict[tuple[bool, WayOut], HttpClient] = {}
 
     def sender(
@@ -156,7 +152,6 @@ class HttpTransport:
     async def aclose(self) -> None:
         """Close all connections."""
         await self.keep(())()
-        self._look_ups.stop()
 
     def _client(self, fresh: bool, way: WayOut) -> HttpClient:
         # Not before the first call: a connector belongs to the loop in which it is created.

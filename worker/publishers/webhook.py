@@ -47,9 +47,6 @@ MOST_ANSWER = 64 * 1024
 #: Bytes of an answer that are kept for people.
 KEPT_ANSWER = 512
 
-#: Names resolved at a time for one endpoint: its own, and its proxy's.
-LOOK_UPS = 2
-
 #: Scheme and host of a URL, and the rest.
 _URL = re.compile(r"([^/]*//[^/?#]*)(.*)", re.DOTALL)
 
@@ -137,7 +134,6 @@ class WebhookPublisher:
         clients, self._clients = self._clients, {}
         for client in clients.values():
             await client.close()
-        self._guard.stop()
 
     def _client(self, fresh: bool) -> HttpClient:
         # Not before the first event: a connector belongs to the loop in which it is created.
@@ -196,7 +192,6 @@ class _Guard(LookUps):
     """
 
     def __init__(self, allowed: bool) -> None:
-        super().__init__(LOOK_UPS)
         self._allowed = allowed
 
     async def resolve(

@@ -64,6 +64,10 @@ T = TypeVar("T")
 SOCKET_TIMEOUT = 5.0
 CONNECT_TIMEOUT = 3.0
 
+#: Seconds without an answer after which a producer's idle connections count as dead, too. A call
+#: may have a shorter limit, which proves nothing.
+SILENT = 1.0
+
 #: Seconds between tries while the server is away: short at first, for a restart; then longer.
 FIRST_PAUSE, LAST_PAUSE = 0.05, 1.0
 
@@ -216,6 +220,8 @@ class AsyncLedger:
                     answers.append(error)
         finally:
             _let_go(asked[len(answers) :])
+        if silence := next((one for one in answers if isinstance(one, TimeoutError)), None):
+            await self._abandon(silence)
         found = [
             # Repeat one by one: most errors affect all, and the first repeat waits for their end.
             (command, await self._again(command, max(0.0, end - time.monotonic()), spared))
@@ -266,14 +272,22 @@ class AsyncLedger:
                     raise
                 elif given_up or time.monotonic() + wait > end:
                     fault = _unavailable(error)
-                elif elsewhere(error):
-                    # New connections find the new primary.
-                    self._drop()
-                    await self.redis.connection_pool.disconnect(inuse_connections=False)
+                await self._abandon(error)
             if fault is not None:
                 raise fault  # here, so that it has no context
             await asyncio.sleep(wait)
             pause = min(LAST_PAUSE, pause * 2)
+
+    async def _abandon(self, error: RedisError) -> None:
+        """Close connections that an error makes doubtful: new ones find the new primary; and after
+        a silence, those that nobody uses are probably as dead as the one that was used."""
+        if moved := elsewhere(error):
+            self._drop()
+        elif isinstance(error, TimeoutError):
+            self._connection.drop(idle=True)
+            self._waiting.drop(idle=True)
+        if moved or isinstance(error, TimeoutError):
+            await self.redis.connection_pool.disconnect(inuse_connections=False)
 
     async def carry(self, step: Step, patience: float = 30.0) -> Any:
         """Carry out one step of a rule; return its answer."""
@@ -483,6 +497,7 @@ class SyncLedger:
         while True:
             wait = pause * random.uniform(0.5, 1.5)  # noqa: S311
             fault: SettingsError | LedgerUnavailable | None = None
+            began = time.monotonic()
             try:
                 with within(end - time.monotonic()):
                     try:
@@ -500,7 +515,9 @@ class SyncLedger:
                 elif time.monotonic() + wait > end:
                     # A last try that was cut short says less than the missing replicas.
                     fault = _unavailable(missing or error)
-                elif elsewhere(error):
+                silent = isinstance(error, TimeoutError) and time.monotonic() - began > SILENT
+                if silent or elsewhere(error):
+                    # As `AsyncLedger._abandon`.
                     self.redis.connection_pool.disconnect(inuse_connections=False)
             if fault is not None:
                 raise fault  # here, so that it has no context

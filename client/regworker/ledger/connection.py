@@ -104,10 +104,10 @@ class LedgerConnection:
         self._unsent.append((command, answer))
         return answer
 
-    def drop(self) -> None:
+    def drop(self, *, idle: bool = False) -> None:
         """Close the connection; the next command opens another. Callers under way get an error
-        that is temporary."""
-        if self._wire is not None:
+        that is temporary. `idle`: only if there are none."""
+        if self._wire is not None and not (idle and self._wire.busy):
             self._wire.cut(ConnectionError("the connection was abandoned"))
 
     async def aclose(self) -> None:
@@ -211,6 +211,11 @@ class _Wire(asyncio.BufferedProtocol):
             # The loop has already notified redis-py, and will not do so again.
             raise ConnectionError("the server closed the connection")
         self._transport.set_protocol(self)
+
+    @property
+    def busy(self) -> bool:
+        """Whether somebody waits for an answer."""
+        return bool(self._unanswered)
 
     def send(self, batch: Sequence[Sent]) -> None:
         """Write commands, and wait for their answers."""

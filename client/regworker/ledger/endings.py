@@ -113,7 +113,11 @@ class Endings:
     async def _read(self, listener: Any) -> None:
         while True:
             message = await listener.get_message(timeout=None)
-            if message is not None and message["type"] in {"subscribe", "message"}:
+            if message is None:
+                # The kernel gave the connection up (ETIMEDOUT). redis-py takes that for the end of
+                # a time limit, and would return at once again and again: the loop would stand.
+                raise ConnectionError("the connection timed out")
+            if message["type"] in {"subscribe", "message"}:
                 self._tell(message["channel"].decode())
 
     def _tell(self, channel: str) -> None:

@@ -6,6 +6,7 @@ says that it is a primary: not if it was demoted, or does not know yet that it w
 """
 
 import asyncio
+import socket
 from collections.abc import Generator, Mapping
 from typing import Any
 
@@ -20,7 +21,7 @@ from redis.exceptions import (
 )
 from redis.retry import Retry
 
-from regworker import addresses
+from regworker import addresses, look_ups
 from regworker.ledger.bounded import left
 from regworker.ledger.cluster import QUESTIONS, Cluster, Place
 from regworker.ledger.steps import carry, carry_async
@@ -148,6 +149,7 @@ class Sentinels:
                 retry=Retry(NoBackoff(), 0),
                 **self._options,
             )
+            _use(client.connection_pool, _SyncTcp)
             try:
                 return client.execute_command("SENTINEL", "MASTER", self._service)  # type: ignore[no-untyped-call]
             except AuthenticationError as error:
@@ -167,6 +169,7 @@ class Sentinels:
                 retry=AsyncRetry(NoBackoff(), 0),
                 **self._options,
             )
+            _use(client.connection_pool, _AsyncTcp)
             try:
                 return await client.execute_command("SENTINEL", "MASTER", self._service)  # type: ignore[no-untyped-call]
             except AuthenticationError as error:
@@ -314,9 +317,53 @@ class _Async(_Looks):
             return error
 
 
+class _SyncTcp(redis.Connection):
+    """The last base of a connection class by TCP: it connects in a bounded time.
+
+    redis-py looks names up without a limit, and gives each address the whole time.
+    """
+
+    def _connect(self) -> socket.socket:
+        made = look_ups.connect(self.host, int(self.port), self.socket_connect_timeout)
+        made.settimeout(self.socket_timeout)
+        return made
+
+
+class _AsyncTcp(redis.asyncio.Connection):
+    """The same for asyncio. redis-py gives all addresses of a name the time of one: if the first
+    does not answer, none is reached."""
+
+    _made: socket.socket
+
+    async def _connect(self) -> None:
+        seconds = self.socket_connect_timeout
+        self._made = await look_ups.connect_async(self.host, int(self.port), seconds)
+        try:
+            await super()._connect()
+        except BaseException:
+            self._made.close()
+            raise
+
+    def _connection_arguments(self) -> Mapping[str, Any]:
+        tls = isinstance(self, redis.asyncio.SSLConnection)
+        return {"sock": self._made, **({"server_hostname": self.host} if tls else {})}
+
+
+def _made_of(tcp: type, kind: Any, *mixins: type) -> Any:
+    """A connection class of redis-py's, with that base if it is by TCP."""
+    bases = (tcp,) if kind in tcp.__bases__ else (kind,)
+    if issubclass(kind, tcp.__bases__) and tcp not in bases:
+        bases = (kind, tcp)
+    return type(f"Looking{kind.__name__}", (*mixins, *bases), {})
+
+
+def _use(pool: Any, tcp: type, *mixins: type) -> None:
+    pool.connection_class = _made_of(tcp, pool.connection_class, *mixins)
+
+
 def looking(connection_class: Any) -> Any:
     """A subclass of redis-py's connections that check what they reach; for threads."""
-    return type(f"Looking{connection_class.__name__}", (_Sync, connection_class), {})
+    return _made_of(_SyncTcp, connection_class, _Sync)
 
 
 def sync_pool(url: str, **options: Any) -> redis.ConnectionPool:
@@ -329,7 +376,7 @@ def sync_pool(url: str, **options: Any) -> redis.ConnectionPool:
         # Threads are the limit. redis-py counts those that it has made, also closed ones.
         **{"max_connections": 2**31, **_QUIET, **options},
     )
-    pool.connection_class = looking(pool.connection_class)
+    _use(pool, _SyncTcp, _Sync)
     return pool
 
 
@@ -342,8 +389,7 @@ def async_pool(url: str, *, follow: bool = True, **options: Any) -> redis.asynci
         retry=AsyncRetry(NoBackoff(), 0),
         **{**_QUIET, **options},
     )
-    kind: Any = pool.connection_class
-    pool.connection_class = type(f"Looking{kind.__name__}", (_Async, kind), {})
+    _use(pool, _AsyncTcp, _Async)
     return pool
 
 

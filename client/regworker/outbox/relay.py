@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from redis.exceptions import RedisError
-from sqlalchemy import Connection, Engine, Table, delete, select, update
+from sqlalchemy import Connection, Engine, Table, delete, select, text, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -35,6 +35,15 @@ BATCH = 500
 
 #: Seconds after which rows whose ledger was away are tried again, even if other rows still come.
 AGAIN = 30.0
+
+#: A relay whose machine or network vanishes in a turn keeps its rows locked until the server
+#: notices, by default for two hours, and no other relay moves them. So the server ends the
+#: transaction of a relay from which it hears nothing; a turn waits for the ledgers for less than
+#: that. A limit that the host has set stays.
+_FREED = text(
+    "SELECT set_config('idle_in_transaction_session_timeout', '120s', true) "
+    "WHERE current_setting('idle_in_transaction_session_timeout') = '0'"
+)
 
 #: Without any of its content, which may be a secret.
 _NO_JSON = InvalidJob([Problem("invalid", "job", "is not JSON: the row was changed or cut off")])
@@ -118,6 +127,8 @@ class Relay:
 
     def _take(self, connection: Connection) -> Sequence[Any]:
         table = self._table
+        if connection.dialect.name == "postgresql":
+            connection.execute(_FREED)
         wanted = (
             select(table.c.id, table.c.job)
             .where(table.c.refused_at.is_(None))
@@ -166,10 +177,10 @@ class Relay:
         plain = problem.encode("ascii", "backslashreplace").decode()
         changed = update(self._table).where(self._table.c.id == id_)
         fault: DBAPIError | None = None
-        for text in (plain[:LONGEST], _UNWRITTEN):
+        for words in (plain[:LONGEST], _UNWRITTEN):
             try:
                 with connection.begin_nested():
-                    refusal = {"refused_at": datetime.now(UTC), "problem": text}
+                    refusal = {"refused_at": datetime.now(UTC), "problem": words}
                     connection.execute(changed.values(refusal))
             except DBAPIError as error:
                 if error.connection_invalidated:

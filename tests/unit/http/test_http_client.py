@@ -39,7 +39,7 @@ def written(
 
 def connector(**settings: Any) -> Connector:
     """Connections to anywhere, in the running loop."""
-    return Connector(WayOut(), LookUps(1), **settings)
+    return Connector(WayOut(), LookUps(), **settings)
 
 
 def served(

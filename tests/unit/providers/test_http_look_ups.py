@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from regworker import look_ups
 from regworker.way_out import ProxyServer, WayOut
 from tests.doubles import differing
 from tests.unit.providers.calls import AMPLE, OK, SHORT, answering, serving, transport
-from worker.http import look_ups
 from worker.http.look_ups import LookUps
 from worker.providers.base import Answer, NotSent, Request
 
@@ -98,19 +98,19 @@ def test_a_name_that_hangs_takes_one_thread_however_often_it_is_needed(names: Na
     asyncio.run(main())
 
 
-def test_a_look_up_that_ended_answers_nobody_who_asks_later() -> None:
-    """Nor in the same turn of the loop: a thread may end before its future is made."""
+def test_a_look_up_that_ended_answers_nobody_who_asks_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nor one who asks at the moment in which it ends."""
+    found = iter(("192.0.2.1", "192.0.2.2"))
+
+    def at_once(_: str, port: int, *__: Any, **___: Any) -> Any:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (next(found), port))]
+
+    monkeypatch.setattr(look_ups, "socket", differing(socket, getaddrinfo=at_once))
 
     async def main() -> list[str]:
-        loop, looker = asyncio.get_running_loop(), LookUps(1)
-        found = iter(("192.0.2.1", "192.0.2.2"))
-
-        def at_once(*_: object) -> asyncio.Future[Any]:
-            ended = loop.create_future()
-            ended.set_result([(socket.AF_INET, socket.SOCK_STREAM, 6, "", (next(found), 80))])
-            return ended
-
-        loop.run_in_executor = at_once  # type: ignore[method-assign]
+        looker = LookUps()
         return [one["host"] for _ in range(2) for one in await looker.resolve("crm.example", 80)]
 
     assert asyncio.run(main()) == ["192.0.2.1", "192.0.2.2"]

@@ -1,5 +1,6 @@
 """`regworker outbox`: jobs from a table of the host's database into the ledger."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -28,6 +29,44 @@ _IDLE = 0.5
 
 #: Seconds between attempts while the database or the ledger does not answer.
 _AWAY = 2.0
+
+
+#: Seconds after which a relay that was asked to end does so in any case: nothing interrupts a
+#: driver that waits for its database.
+_STOP = 15.0
+
+_REFUSED = "refused or did not answer"
+
+#: Seconds without a sign of life after which a connection to the database is given up: a database
+#: that vanished (a network that drops packets, a machine that is gone) would be waited for during
+#: minutes or hours, also by a relay that was asked to end.
+_SILENT = 20
+
+#: Seconds for which MySQL and MariaDB keep the rows of a relay that vanished. PostgreSQL is told so
+#: by each relay.
+_HELD = 120
+
+_LIBPQ = {
+    "connect_timeout": _SILENT // 2,
+    "keepalives_idle": _SILENT // 2,
+    "keepalives_interval": _SILENT // 4,
+    "keepalives_count": 2,
+    "tcp_user_timeout": _SILENT * 1000,
+}
+_MYSQL = {
+    "connect_timeout": _SILENT // 2,
+    "read_timeout": _SILENT,
+    "write_timeout": _SILENT,
+    "init_command": f"SET SESSION wait_timeout = {_HELD}",
+}
+
+#: How SQLAlchemy's drivers call that; the URL's own options go first.
+_LIMITS: dict[str, dict[str, int | str]] = {
+    "psycopg": _LIBPQ,
+    "psycopg2": _LIBPQ,
+    "pymysql": _MYSQL,
+    "mysqldb": _MYSQL,
+}
 
 
 class Dialect(StrEnum):
@@ -74,7 +113,8 @@ def relay(
     A row is deleted when its job is accepted. A row whose job is refused stays, with the problem,
     and does not stop other rows (`regworker outbox refused`). While a ledger is away or has no
     worker, its rows stay, and those of other ledgers are moved. Several relays may run side by
-    side; a killed one loses nothing, because the same key is the same job.
+    side; a killed one loses nothing, because the same key is the same job. So a relay that was
+    asked to end, and whose database does not answer, ends by itself after 15 seconds.
 
     Examples:
         regworker outbox relay
@@ -83,8 +123,16 @@ def relay(
     from regworker.outbox import Relay
 
     ended = threading.Event()
+
+    def stop(*_: object) -> None:
+        if not ended.is_set():
+            ended.set()
+            watch = threading.Timer(_STOP, _end)
+            watch.daemon = True
+            watch.start()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
+        signal.signal(number, stop)
     moved = refused = 0
     with _database() as engine, open_producer() as producer:
         mover = Relay(producer)
@@ -164,13 +212,20 @@ def _turn(mover: "Relay", engine: "Engine", *, once: bool) -> "Turn | None":
     except DBAPIError as error:
         if once:
             raise _unreachable(error) from None
-        note(f"the database refused ({type(error.orig).__name__}); the rows stay")
+        note(f"the database {_REFUSED} ({type(error.orig).__name__}); the rows stay")
     return None
+
+
+def _end() -> None:
+    note(
+        f"ended by force: the database or the ledger did not answer for {_STOP:g} s; the rows stay"
+    )
+    os._exit(1)
 
 
 @contextmanager
 def _database() -> Iterator["Engine"]:
-    from sqlalchemy import create_engine
+    from sqlalchemy import create_engine, make_url
     from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError, ProgrammingError
 
     name = variable("outbox_url")
@@ -180,8 +235,14 @@ def _database() -> Iterator["Engine"]:
         form = "postgresql+psycopg://user:password@host/database"
         raise SettingsError([(name, f"is not set: the database of the outbox, as {form}")])
     try:
-        # Errors must not show the parameters: they hold whole jobs.
-        engine = create_engine(url.get_secret_value(), hide_parameters=True, pool_pre_ping=True)
+        place = make_url(url.get_secret_value())
+        limits = _LIMITS.get(place.get_driver_name(), {})
+        engine = create_engine(
+            place,
+            hide_parameters=True,  # they hold whole jobs
+            pool_pre_ping=True,
+            connect_args={name: one for name, one in limits.items() if name not in place.query},
+        )
     except (ArgumentError, NoSuchModuleError, ValueError):
         # Without SQLAlchemy's words, which quote the URL.
         what = "is not an SQLAlchemy database URL: dialect+driver://user:password@host/name"
@@ -199,7 +260,7 @@ def _database() -> Iterator["Engine"]:
 
 def _unreachable(error: Exception) -> SettingsError:
     what = (
-        f"the database refused ({type(getattr(error, 'orig', error)).__name__}): check the URL, "
+        f"the database {_REFUSED} ({type(getattr(error, 'orig', error)).__name__}): check the URL, "
         "and that `regworker outbox sql` was run there"
     )
     return SettingsError([(variable("outbox_url"), what)])
