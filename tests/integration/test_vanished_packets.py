@@ -236,7 +236,7 @@ def test_the_kernel_ends_each_connection_whose_other_side_is_gone(redis_url: str
     broker.disconnect()
 
 
-@pytest.mark.timeout(120, method="thread")  # a loop that stands swallows any exception
+@pytest.mark.timeout(120, method="thread")  # a busy loop swallows any exception
 def test_who_waits_for_a_job_survives_the_kernels_word_that_a_connection_is_dead(
     redis_url: str, ledger: SyncLedger
 ) -> None:

@@ -30,6 +30,9 @@ from regworker.ledger.sync_connections import LeakProofPool
 #: Seconds for one Sentinel to accept a connection, and to answer. There are others.
 SENTINEL_TIMEOUT = 0.5
 
+#: Seconds to connect, where a client has no limit of its own.
+CONNECT_TIMEOUT = 5.0
+
 #: redis-py would send its name and version to each server: a round trip each, on each connection.
 _QUIET: Mapping[str, Any] = {"driver_info": None}
 
@@ -324,7 +327,8 @@ class _SyncTcp(redis.Connection):
     """
 
     def _connect(self) -> socket.socket:
-        made = look_ups.connect(self.host, int(self.port), self.socket_connect_timeout)
+        seconds = self.socket_connect_timeout or CONNECT_TIMEOUT
+        made = look_ups.connect(self.host, int(self.port), seconds)
         made.settimeout(self.socket_timeout)
         return made
 
@@ -336,10 +340,10 @@ class _AsyncTcp(redis.asyncio.Connection):
     _made: socket.socket
 
     async def _connect(self) -> None:
-        seconds = self.socket_connect_timeout
+        seconds = self.socket_connect_timeout or CONNECT_TIMEOUT
         self._made = await look_ups.connect_async(self.host, int(self.port), seconds)
         try:
-            await super()._connect()
+            await super()._connect()  # type: ignore[no-untyped-call]
         except BaseException:
             self._made.close()
             raise
@@ -351,8 +355,10 @@ class _AsyncTcp(redis.asyncio.Connection):
 
 def _made_of(tcp: type, kind: Any, *mixins: type) -> Any:
     """A connection class of redis-py's, with that base if it is by TCP."""
-    bases = (tcp,) if kind in tcp.__bases__ else (kind,)
-    if issubclass(kind, tcp.__bases__) and tcp not in bases:
+    bases: tuple[type, ...] = (kind,)
+    if kind in tcp.__bases__:
+        bases = (tcp,)
+    elif issubclass(kind, tcp.__bases__):
         bases = (kind, tcp)
     return type(f"Looking{kind.__name__}", (*mixins, *bases), {})
 

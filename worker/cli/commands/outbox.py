@@ -42,18 +42,18 @@ _REFUSED = "refused or did not answer"
 #: minutes or hours, also by a relay that was asked to end.
 _SILENT = 20
 
-#: Seconds for which MySQL and MariaDB keep the rows of a relay that vanished. PostgreSQL is told so
-#: by each relay.
+#: Seconds for which MySQL and MariaDB keep the rows of a relay that vanished. (For PostgreSQL, each
+#: relay sets a limit in its transaction.)
 _HELD = 120
 
-_LIBPQ = {
+_LIBPQ: dict[str, int | str] = {
     "connect_timeout": _SILENT // 2,
     "keepalives_idle": _SILENT // 2,
     "keepalives_interval": _SILENT // 4,
     "keepalives_count": 2,
     "tcp_user_timeout": _SILENT * 1000,
 }
-_MYSQL = {
+_MYSQL: dict[str, int | str] = {
     "connect_timeout": _SILENT // 2,
     "read_timeout": _SILENT,
     "write_timeout": _SILENT,
