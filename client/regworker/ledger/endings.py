@@ -115,7 +115,7 @@ class Endings:
             message = await listener.get_message(timeout=None)
             if message is None:
                 # The kernel gave the connection up (ETIMEDOUT). redis-py takes that for the end of
-                # a time limit, and would return at once again and again: the loop would stand.
+                # a time limit, and would return at once for ever: the loop would never turn again.
                 raise ConnectionError("the connection timed out")
             if message["type"] in {"subscribe", "message"}:
                 self._tell(message["channel"].decode())
