@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from regworker.sealing.keyring import Keyring
 from regworker.settings import Settings
 from tests.chaos.proxy import Proxy
 from tests.doubles import differing
+from tests.tls import Authority, Front, fronts
 
 KEYS = Keyring.new("test")
 NOBODY = "00000000-0000-8000-8000-000000000000"
@@ -203,17 +205,19 @@ def test_a_look_up_that_hangs_keeps_no_process_from_its_end() -> None:
     assert done.stderr.startswith("ended:"), done.stderr
 
 
-def options_of(made: socket.socket) -> tuple[int, int]:
-    """Whether the kernel asks if the other side is there, and how long it waits for it (ms)."""
+def options_of(made: socket.socket) -> tuple[int, int, int]:
+    """Whether the kernel asks if the other side is there, after which silence (s), and how long it
+    waits for it (ms)."""
     return (
         made.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+        made.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
         made.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT),
     )
 
 
 def test_the_kernel_ends_each_connection_whose_other_side_is_gone(redis_url: str) -> None:
     """A connection on which a program only listens notices nothing by itself."""
-    watched = (1, 10_000)
+    watched = (1, look_ups.IDLE, 10_000)
     ledger = SyncLedger(redis_url)
     assert ledger.redis.ping()
     [kept] = ledger.redis.connection_pool._available_connections
@@ -297,16 +301,31 @@ def test_after_one_silent_connection_the_other_idle_ones_are_not_tried(
     ledger.close()
 
 
+@pytest.fixture(params=["redis", "rediss"])
+def forgetful(
+    request: pytest.FixtureRequest, network: Proxy, redis_url: str, tmp_path: Path
+) -> Iterator[str]:
+    """The ledger behind that network, also by TLS, whose end both sides have to confirm."""
+    port = port_of(redis_url)
+    if request.param == "redis":
+        yield f"redis://127.0.0.1:{network.add('ledger', port).port}/0"
+        return
+    authority = Authority(tmp_path)
+    front = Front(authority.certificate("good"), port)
+    with fronts(front):
+        link = network.add("ledger", front.port)
+        yield f"rediss://127.0.0.1:{link.port}/0?ssl_ca_certs={authority.file}"
+
+
 @pytest.mark.parametrize("first", ["a question", "a command"])
 def test_in_a_loop_too(
-    first: str, network: Proxy, redis_url: str, monkeypatch: pytest.MonkeyPatch
+    first: str, network: Proxy, forgetful: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whichever of its connections is used first."""
     monkeypatch.setattr(client, "SOCKET_TIMEOUT", SHORT)
-    link = network.add("ledger", port_of(redis_url))
 
     async def host() -> None:
-        ledger = AsyncLedger(f"redis://127.0.0.1:{link.port}/0")
+        ledger = AsyncLedger(forgetful)
         await asyncio.gather(*(ledger.ask(lambda one: one.ping()) for _ in range(3)))
         await ledger(look(NOBODY))
         await asyncio.to_thread(network.do, "forget", "ledger")

@@ -335,7 +335,7 @@ class _SyncTcp(redis.Connection):
 
 class _AsyncTcp(redis.asyncio.Connection):
     """The same for asyncio. redis-py gives all addresses of a name the time of one: if the first
-    does not answer, none is reached."""
+    does not answer, none is reached. It also ends in a bounded time."""
 
     _made: socket.socket
 
@@ -344,9 +344,16 @@ class _AsyncTcp(redis.asyncio.Connection):
         self._made = await look_ups.connect_async(self.host, int(self.port), seconds)
         try:
             await super()._connect()  # type: ignore[no-untyped-call]
+            look_ups.watch(self._made)  # newer versions of redis-py have set longer times
         except BaseException:
             self._made.close()
             raise
+
+    async def disconnect(self, *args: Any, **options: Any) -> None:
+        # redis-py would wait for the other side, which ends TLS too, and raise if it is gone.
+        if self._writer is not None:
+            self._writer.transport.abort()
+        await super().disconnect(*args, **options)
 
     def _connection_arguments(self) -> Mapping[str, Any]:
         tls = isinstance(self, redis.asyncio.SSLConnection)
