@@ -8,6 +8,7 @@ says that it is a primary: not if it was demoted, or does not know yet that it w
 import asyncio
 import socket
 from collections.abc import Generator, Mapping
+from importlib.util import find_spec
 from typing import Any
 
 import redis.asyncio
@@ -33,8 +34,15 @@ SENTINEL_TIMEOUT = 0.5
 #: Seconds to connect, where a client has no limit of its own.
 CONNECT_TIMEOUT = 5.0
 
-#: redis-py would send its name and version to each server: a round trip each, on each connection.
-_QUIET: Mapping[str, Any] = {"driver_info": None}
+#: For each connection of redis-py's. It would send its name and version to the server: a round trip
+#: each. From version 8 on, it would also log in by HELLO, which not every server and proxy knows;
+#: then its error would quote the password.
+_OPTIONS: Mapping[str, Any] = {
+    "protocol": 2,
+    **dict.fromkeys(
+        ["driver_info"] if find_spec("redis.driver_info") else ["lib_name", "lib_version"]
+    ),
+}
 
 
 class WrongServer(ResponseError):  # noqa: N818
@@ -387,7 +395,7 @@ def sync_pool(url: str, **options: Any) -> redis.ConnectionPool:
         **_finder(address),
         retry=Retry(NoBackoff(), 0),
         # Threads are the limit. redis-py counts those that it has made, also closed ones.
-        **{"max_connections": 2**31, **_QUIET, **options},
+        **{"max_connections": 2**31, **_OPTIONS, **options},
     )
     _use(pool, _SyncTcp, _Sync)
     return pool
@@ -400,7 +408,7 @@ def async_pool(url: str, *, follow: bool = True, **options: Any) -> redis.asynci
         address.redis_url(),
         **(_finder(address) if follow or address.service else {}),
         retry=AsyncRetry(NoBackoff(), 0),
-        **{**_QUIET, **options},
+        **{**_OPTIONS, **options},
     )
     _use(pool, _AsyncTcp, _Async)
     return pool
