@@ -9,6 +9,7 @@ from regworker.core import Given, ProducerCore, batches, late
 from regworker.domain.errors import LedgerUnavailable
 from regworker.domain.receipt import Receipt, Refused
 from regworker.ledger import AsyncLedger, SyncLedger
+from regworker.ledger.client import login
 from regworker.ledger.endings import Endings
 from regworker.ledger.steps import Step, Steps, carry, carry_async
 from regworker.ledger.transitions import done_channel
@@ -52,6 +53,7 @@ class SyncShell:
         """As `SyncShells.enqueue_each`: there is no other ledger."""
         return self.enqueue_many(jobs, timeout)
 
+    @login()
     def wait(self, id_: str, timeout: float) -> dict[str, Any]:
         """Wait for a job's end; return its event."""
         self._open()
@@ -82,6 +84,7 @@ class SyncShell:
         """Carry out steps about one job."""
         return self.carry(steps, timeout)
 
+    @login()
     def carry(self, steps: Steps[T], timeout: float | None = None) -> T:
         """Carry out steps within `timeout` seconds in total; default: that of the constructor."""
         self._open()
@@ -155,8 +158,9 @@ class AsyncShell:
         self._own_loop()
         limit = self._timeout if timeout is None else timeout
         try:
-            async with asyncio.timeout(limit):
-                return await carry_async(steps, lambda step: self.ledger.carry(step, limit))
+            with login():
+                async with asyncio.timeout(limit):
+                    return await carry_async(steps, lambda step: self.ledger.carry(step, limit))
         except TimeoutError:
             raise LedgerUnavailable(_LATE.format(limit)) from None
 

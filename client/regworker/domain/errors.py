@@ -12,7 +12,7 @@
     ├── NotInReview            the job is not in review
     ├── NotCorrectable         no person decided on the job, or it was corrected before
     ├── NotRedrivable          the job was not abandoned
-    ├── SettingsError          a setting is missing or wrong
+    ├── SettingsError          a setting is missing or wrong, or the ledger refuses the login
     │   └── NoSealingKeys      this needs sealing keys, and the process has none
     ├── LedgerUnavailable      Redis/Valkey did not answer in time
     │   └── NotReplicated      it did, but too few replicas had the write in time

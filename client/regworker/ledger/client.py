@@ -8,6 +8,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
@@ -123,6 +124,16 @@ def lone(error: BaseException) -> bool:
     """Whether an error may be that of one command only, for example about its job's record."""
     of_all = isinstance(error, NoPermissionError | WrongServer) or passing(error)
     return isinstance(error, ResponseError) and not of_all
+
+
+@contextmanager
+def login() -> Iterator[None]:
+    """A refused login is reported to a host as what it is: a wrong setting."""
+    try:
+        yield
+    except redis.AuthenticationError:
+        what = "the ledger refuses the login: correct user and password in the URL"
+        raise SettingsError([("REGWORKER_REDIS_URL", what)]) from None
 
 
 def _never(_: BaseException) -> bool:
