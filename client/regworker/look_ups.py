@@ -55,9 +55,13 @@ def looked_up(
     try:
         running = _running.setdefault(asked, answer)
         if running is answer:
-            threading.Thread(
+            thread = threading.Thread(
                 target=_look_up, args=(asked, answer), name="look-up", daemon=True
-            ).start()
+            )
+            try:
+                thread.start()
+            except RuntimeError:  # the process ends, or may not have more threads
+                _look_up(asked, answer)
         started = True
     finally:
         if not started and _running.get(asked) is answer:

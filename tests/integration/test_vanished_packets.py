@@ -205,6 +205,29 @@ def test_a_look_up_that_hangs_keeps_no_process_from_its_end() -> None:
     assert done.stderr.startswith("ended:"), done.stderr
 
 
+NO_THREADS = """
+import asyncio, socket, threading
+from regworker import look_ups
+threading.stack_size(2**46)  # more than there is: no thread can be started
+with socket.create_server(("localhost", 0)) as server:
+    port = server.getsockname()[1]
+    look_ups.connect("localhost", port, 10).close()
+    asyncio.run(look_ups.connect_async("localhost", port, 10)).close()
+"""
+
+
+def test_a_name_is_looked_up_where_no_thread_can_be_started() -> None:
+    """At the end of a process, for example, when a host's last handlers run."""
+    done = subprocess.run(
+        [sys.executable, "-c", NO_THREADS],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def options_of(made: socket.socket) -> tuple[int, int, int]:
     """Whether the kernel asks if the other side is there, after which silence (s), and how long it
     waits for it (ms)."""
