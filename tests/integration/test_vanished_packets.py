@@ -362,3 +362,22 @@ def test_in_a_loop_too(
         await ledger.aclose()
 
     asyncio.run(host())
+
+
+def test_an_idle_connection_that_is_being_closed_is_lent_to_nobody(redis_url: str) -> None:
+    """Whenever another task wants one."""
+
+    async def host() -> None:
+        ledger = AsyncLedger(redis_url)
+        pool: Any = ledger.redis.connection_pool
+        for turns in range(5):
+            await ledger.now()
+            closing = asyncio.create_task(ledger._abandon(redis.TimeoutError()))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await ledger.ask(lambda one: one.ping())
+            await closing
+            assert len(pool._available_connections) == 1
+        await ledger.aclose()
+
+    asyncio.run(host())

@@ -35,7 +35,7 @@ from regworker.ledger.admin import FORMAT, Limits, format_, lacking, seals
 from regworker.ledger.calls import scripts
 from regworker.ledger.identity import IDENTITY, Memory, hidden
 from regworker.ledger.replication import Wanted
-from regworker.ledger.servers import WrongServer, async_client
+from regworker.ledger.servers import WrongServer, async_client, close_idle
 from regworker.ledger.snapshot import BrokerOf, repair
 from regworker.ledger.transitions import ClaimRules, SettleRules
 from regworker.sealing.keyring import Keyring
@@ -349,7 +349,7 @@ class Runtime:
         while time.monotonic() < end:
             if not doctor.is_primary(info):
                 # A new connection finds the new primary.
-                await self.ledger.redis.connection_pool.disconnect(inuse_connections=False)
+                await close_idle(self.ledger.redis.connection_pool)
             elif doctor.replicated(info, self.settings.replicas):
                 break
             await asyncio.sleep(AFTER_FAULT / 2)

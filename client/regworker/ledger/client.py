@@ -54,7 +54,13 @@ from regworker.ledger.replication import (
     Wanted,
     replicated,
 )
-from regworker.ledger.servers import WrongServer, async_client, async_pool, sync_pool
+from regworker.ledger.servers import (
+    WrongServer,
+    async_client,
+    async_pool,
+    close_idle,
+    sync_pool,
+)
 from regworker.ledger.steps import Ask, Each, Exchange, Step
 from regworker.ledger.sync_connections import exact, packed, packs
 from regworker.ledger.transitions import Command
@@ -298,7 +304,7 @@ class AsyncLedger:
             self._connection.drop(idle=True)
             self._waiting.drop(idle=True)
         if moved or isinstance(error, TimeoutError):
-            await self.redis.connection_pool.disconnect(inuse_connections=False)
+            await close_idle(self.redis.connection_pool)
 
     async def carry(self, step: Step, patience: float = 30.0) -> Any:
         """Carry out one step of a rule; return its answer."""

@@ -8,6 +8,7 @@ says that it is a primary: not if it was demoted, or does not know yet that it w
 import asyncio
 import socket
 from collections.abc import Generator, Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any
 
@@ -357,11 +358,14 @@ class _AsyncTcp(redis.asyncio.Connection):
             self._made.close()
             raise
 
-    async def disconnect(self, *args: Any, **options: Any) -> None:
+    async def disconnect(self, nowait: bool = False, **options: Any) -> None:
         # redis-py would wait for the other side, which ends TLS too, and raise if it is gone.
-        if self._writer is not None:
-            self._writer.transport.abort()
-        await super().disconnect(*args, **options)
+        if (writer := self._writer) is not None:
+            writer.transport.abort()
+        await super().disconnect(nowait=True, **options)
+        if writer is not None and not nowait:
+            with suppress(OSError):
+                await writer.wait_closed()
 
     def _connection_arguments(self) -> Mapping[str, Any]:
         tls = isinstance(self, redis.asyncio.SSLConnection)
@@ -412,6 +416,14 @@ def async_pool(url: str, *, follow: bool = True, **options: Any) -> redis.asynci
     )
     _use(pool, _AsyncTcp, _Async)
     return pool
+
+
+async def close_idle(pool: redis.asyncio.ConnectionPool) -> None:
+    """Close the connections that nobody uses, without a turn of the loop: with redis-py's own
+    `disconnect`, a task could get one of them meanwhile."""
+    lent: Any = pool
+    for connection in tuple(lent._available_connections):
+        await connection.disconnect(nowait=True)
 
 
 def async_client(url: str, **options: Any) -> redis.asyncio.Redis:
