@@ -358,7 +358,9 @@ class _AsyncTcp(redis.asyncio.Connection):
             self._made.close()
             raise
 
-    async def disconnect(self, nowait: bool = False, **options: Any) -> None:
+    async def disconnect(  # type: ignore[override]
+        self, nowait: bool = False, **options: Any
+    ) -> None:
         # redis-py would wait for the other side, which ends TLS too, and raise if it is gone.
         if (writer := self._writer) is not None:
             writer.transport.abort()
