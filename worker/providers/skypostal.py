@@ -70,6 +70,9 @@ TROUBLE = re.compile(
     re.IGNORECASE,
 )
 
+#: Pairs of quotation marks.
+MARKS = ("''", '""', "«»", "“”", "‘’", "„“")
+
 
 def _numbers(value: Any) -> Any:
     return [one.strip() for one in value.split(",")] if isinstance(value, str) else value
@@ -262,10 +265,14 @@ def _no(answer: Answer, text: str, error: dict[str, Any]) -> _No | Outcome:
 
 
 def _unquoted(text: str, email: str, values: Iterable[str]) -> str:
-    """A text of SkyPostal's without what it surely quotes: the e-mail, and values in quotation
-    marks. A name without them may be SkyPostal's own word, "Maintenance" for example."""
-    marked = (rf"(?<=[\"'«“‘]){re.escape(one)}(?=[\"'»”’])" for one in values if one)
-    return re.sub("|".join((re.escape(email), *marked)), "", text, flags=re.IGNORECASE)
+    """A text of SkyPostal's, in small letters, without what it surely quotes: the e-mail, and
+    values in quotation marks. A name without them may be SkyPostal's own word, "Maintenance" for
+    example."""
+    text = text.lower()
+    for value in values:
+        for left, right in MARKS:
+            text = text.replace(f"{left}{value.lower()}{right}", left + right)
+    return text.replace(email.lower(), "")
 
 
 def _strings(value: Any) -> Iterator[str]:

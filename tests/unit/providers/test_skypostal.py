@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 from unittest.mock import ANY
@@ -682,6 +683,17 @@ def test_no_name_makes_a_refusal_of_a_service_that_failed(text: str) -> None:
     """The customer may have been made before."""
     named = put(("customer_first_name",), "Maintenance")
     assert isinstance(Wire(no(text)).register(named), Unknown)
+
+
+def test_no_pattern_is_made_of_what_a_customer_chose() -> None:
+    """Of a job's two thousand values, that took a second, in which all other jobs waited; and
+    Python keeps patterns."""
+    re.purge()
+    named = put(("customer_first_name",), "Zephyrine")
+    assert isinstance(Wire(no("The name 'Zephyrine' is not valid.")).register(named), Rejected)
+    patterns: Any = re._cache  # type: ignore[attr-defined]
+    assert patterns
+    assert "Zephyrine" not in str(list(patterns))
 
 
 @pytest.mark.parametrize("login_answers", [True, False])
