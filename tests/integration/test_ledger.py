@@ -442,6 +442,22 @@ def test_who_asks_is_told_that_a_worker_was_lost(shop: SyncLedger, accepted: Rec
     assert claimed(shop).lost == ""
 
 
+@pytest.mark.parametrize(
+    ("name", "reason", "said"),
+    [
+        ("registered", "", "registered"),
+        ("registered", "found by asking", "registered: found by asking"),
+        ("rejected", "invalid, missing", "rejected: invalid, missing"),
+    ],
+)
+def test_the_timeline_says_why_a_job_has_ended(
+    shop: SyncLedger, accepted: Record, name: str, reason: str, said: str
+) -> None:
+    """The codes of a rejection, for example, which its event has sealed."""
+    concluded(shop, claimed(shop), name, reason=reason)
+    assert record(shop).timeline[-1][1] == said
+
+
 def test_absence_before_the_settle_delay_is_not_believed(
     shop: SyncLedger, accepted: Record
 ) -> None:
@@ -467,6 +483,43 @@ def test_a_retry_after_lengthens_the_settle_delay(shop: SyncLedger, accepted: Re
     held = claimed(shop)
     concluded(shop, held, "unknown", delay=3600)
     assert record(shop).settle_until >= held.at + 3_600_000
+
+
+@pytest.mark.parametrize(
+    ("name", "spends", "said"),
+    [
+        ("unknown", True, "unknown: no answer"),
+        ("retry", True, "unknown: no answer"),
+        ("retry", False, "unknown: not asked: no answer"),
+    ],
+)
+def test_a_look_up_is_made_again_when_the_settle_delay_ends_unless_it_has_to_wait(
+    shop: SyncLedger, accepted: Record, name: str, spends: bool, said: str
+) -> None:
+    """Then a job may be found absent and sent again; but not before the provider, or this worker,
+    is ready."""
+    concluded(shop, claimed(shop), "unknown")
+    end = record(shop).settle_until
+    held = claimed(shop)
+    concluded(shop, held, name, reason="no answer", delay=3600, spends=spends)
+    after = record(shop)
+    assert after.timeline[-1][1] == said
+    if name == "unknown":
+        assert (after.due_at, after.settle_until) == (end, end)
+    else:
+        assert after.due_at >= held.at + 3_600_000
+    assert shop.redis.zscore(ALARMS, accepted.id) == after.due_at
+
+
+@pytest.mark.parametrize("past", [False, True])
+def test_a_look_up_has_its_own_delay_if_the_settle_delay_does_not_shorten_it(
+    shop: SyncLedger, accepted: Record, past: bool
+) -> None:
+    """It is shorter, or the settle delay is over."""
+    concluded(shop, claimed(shop), "unknown", IMPATIENT if past else SETTLE)
+    held = claimed(shop)
+    concluded(shop, held, "unknown", delay=20)
+    assert held.at + 20_000 <= record(shop).due_at < held.at + 50_000
 
 
 def test_a_question_that_cannot_be_asked_settles_nothing(

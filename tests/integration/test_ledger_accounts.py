@@ -80,6 +80,25 @@ def test_a_place_that_ran_out_is_filled_again(ledger: SyncLedger) -> None:
     assert due <= record(ledger, "c").lease_until - 60_000
 
 
+@pytest.mark.parametrize(("cap", "woken"), [(0, True), (3, True), (2, False)])
+def test_a_claim_wakes_one_more_job_if_there_is_a_place_for_it(
+    ledger: SyncLedger, cap: int, woken: bool
+) -> None:
+    """Several places may be free at once; the job keeps its turn where there is none."""
+    serve(ledger, cap=1)
+    for key in ("a", "b", "c", "d"):
+        take_in(ledger, job(key))
+    claimed(ledger, "a")
+    waits = {key: ledger(claim(job(key).id, RULES, 0)).until for key in ("b", "c", "d")}
+    serve(ledger, cap=cap)
+    held = claimed(ledger, "b")
+    due = {key: ledger.redis.zscore(ALARMS, job(key).id) for key in ("c", "d")}
+    assert due == {"c": held.at if woken else waits["c"], "d": waits["d"]}
+    waiting: Any = ledger.redis.zrange("{reg}:waiting:acme:default", 0, -1)
+    left = ["d"] if woken else ["c", "d"]
+    assert waiting == [job(key).id.encode() for key in left]
+
+
 def test_who_settles_late_waits_no_more(ledger: SyncLedger) -> None:
     """A lookup whose lease expired and that waits again leaves the queue once it is settled."""
     serve(ledger, cap=1)

@@ -244,8 +244,12 @@ def of(claim: Claim, outcome: Outcome, watch: Watch, backoff: Backoff, chance: f
             health = "refused by status" if watch.by_status else "refused"
             return Decision(name, reason, delay, spends=claim.asking, health=health)
         case Unknown(reason, retry_after, taken):
-            delay = backoff.after(tries, chance, _capped(retry_after))
-            return Decision(_unknown(taken), reason, max(delay, _floor(backoff)), health=health)
+            delay = max(backoff.after(tries, chance, _capped(retry_after)), _floor(backoff))
+            # An unknown look-up is made again at the end of the settle delay: too early for a
+            # provider that has asked us to wait.
+            waits = claim.asking and retry_after is not None
+            name = "retry" if waits else _unknown(taken)
+            return Decision(name, reason, delay, health=health)
         case Absent(reason, login_only):
             delay = max(backoff.after(tries, chance, None), _floor(backoff))
             name = "unproved" if login_only else "absent"

@@ -128,6 +128,14 @@ def test_retry_after_is_honoured(kind: Any, wait: float) -> None:
     assert wait <= of(kind("no", wait)).delay <= wait + 1
 
 
+def test_a_look_up_that_has_to_wait_is_not_made_when_the_settle_delay_ends() -> None:
+    """An unknown one is (see settle.lua)."""
+    assert of(Unknown("429", 3600), claim(asking=True)).name == "retry"
+    assert of(Unknown("429", 0), claim(asking=True), chance=0).delay == BACKOFF.base / 4
+    assert of(Unknown("503"), claim(asking=True)).name == "unknown"
+    assert of(Unknown("503", 3600)).name == "unknown", "the call may have had an effect"
+
+
 @pytest.mark.parametrize("kind", [Retryable, Unknown])
 def test_a_retry_after_of_years_is_a_mistake(kind: Any) -> None:
     """Such a delay would keep an unknown job from ever being settled."""

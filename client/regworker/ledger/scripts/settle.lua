@@ -123,8 +123,10 @@ end
 
 -- retry, or absent and believed: provably without effect
 if job.state == 'unknown' and verdict ~= 'absent' then
-  -- The lookup failed; an unknown job stays unknown.
-  go_on('unknown: not asked: ' .. reason, {
+  -- The lookup failed; an unknown job stays unknown. It may have been asked to wait: that counts
+  -- more than the end of the settle delay.
+  local made = ARGV[7] == '1'
+  go_on((made and 'unknown: ' or 'unknown: not asked: ') .. reason, {
     why = reason, asks = job.asks + tonumber(ARGV[7]), due_at = at + delay, refusals = refusals,
   })
   alarm(id, at + delay)
