@@ -237,6 +237,7 @@ def of(claim: Claim, outcome: Outcome, watch: Watch, backoff: Backoff, chance: f
             return Decision("rejected", ", ".join(error.code for error in errors), health=health)
         case Retryable(reason, retry_after, spends):
             delay = backoff.after(tries, chance, _capped(retry_after))
+            delay = max(delay, _floor(backoff)) if claim.asking else delay
             return Decision("retry", reason, delay, spends, health)
         case Refused(reason, unproved, taken):
             delay = backoff.after(tries, chance, None)

@@ -114,7 +114,7 @@ def test_a_question_backs_off_by_questions() -> None:
     assert of(Unknown("no"), held).delay == BACKOFF.delay(3, 0.5)
 
 
-@pytest.mark.parametrize("found", [Unknown("no"), Absent("nobody")])
+@pytest.mark.parametrize("found", [Unknown("no"), Retryable("not sent"), Absent("nobody")])
 def test_between_two_look_ups_something_may_change(found: Outcome) -> None:
     """Jitter may make a delay of nothing."""
     assert of(found, claim(asking=True), chance=0).delay == BACKOFF.base / 4
