@@ -21,7 +21,7 @@ from regworker.domain.outcome import (
 from regworker.domain.retry import LONGEST_WAIT, Backoff
 from regworker.ledger.records import TAKEN, Claim, Record
 from regworker.ledger.transitions import Decision
-from worker.providers.base import Answer, Lost, NotSent
+from worker.providers.base import Answer, Lost, NotSent, unasked
 
 #: Why a job was abandoned, as text for its event.
 SPENT = {
@@ -174,10 +174,8 @@ def repeated(outcome: Outcome) -> Outcome:
             return Unresolvable(f"{REFUSED}, though under the same key")
         case Rejected():
             return Absent("rejected when it was sent again under the same key")
-        case Retryable(reason, retry_after):
-            return Unknown(reason, retry_after)
         case _:
-            return outcome
+            return unasked(outcome)
 
 
 def unfit(errors: tuple[Fault, ...]) -> Unresolvable:

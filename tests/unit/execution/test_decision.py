@@ -448,6 +448,7 @@ def test_the_words_for_a_spent_job_cover_both_reasons() -> None:
             Rejected((Fault(Code.ALREADY_EXISTS, "email", "is known"),)),
             Unresolvable("refused as a duplicate, though under the same key"),
         ),
+        (Retryable("lease lost", spends=False), Retryable("lease lost", spends=False)),
     ],
 )
 def test_a_call_that_is_repeated_under_its_key(outcome: Outcome, means: Outcome) -> None:
