@@ -84,7 +84,7 @@ class AttemptReport:
     reason: str = ""
     until: int = 0
     ask_now: bool = False
-    """The call's answer was lost, and no lookup was made yet."""
+    """The job is in doubt since this call."""
 
 
 @dataclass(frozen=True, slots=True)
