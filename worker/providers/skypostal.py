@@ -71,7 +71,7 @@ TROUBLE = re.compile(
 )
 
 #: Pairs of quotation marks.
-MARKS = ("''", '""', "«»", "“”", "‘’", "„“")
+MARKS = (("'", "'"), ('"', '"'), ("«", "»"), ("“", "”"), ("‘", "’"), ("„", "“"))
 
 
 def _numbers(value: Any) -> Any:
