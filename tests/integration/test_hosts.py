@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from email import message_from_bytes
 from importlib.metadata import Distribution, distribution
+from importlib.util import find_spec
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -278,6 +279,40 @@ def test_the_wheel_holds_and_asks_for_nothing_of_a_workers(tmp_path: Path) -> No
     assert {one.name for one in asked if "extra" not in str(one.marker)} == {
         *("cryptography", "hiredis", "pydantic", "pydantic-settings", "redis")
     }
+
+
+@pytest.mark.parametrize("version", ["6.1.0", "7.1.0"])
+def test_the_client_works_with_every_redis_py_that_it_allows(
+    host: Run, version: str, tmp_path: Path
+) -> None:
+    """It overrides methods of that library's connections: here with its oldest version, and a later
+    one."""
+    [asked] = [text for text in distribution("regworker").requires or [] if "redis" in text[:5]]
+    assert Requirement(asked).specifier.contains(version)
+    # As setup.sh does: an environment that uv made has no pip.
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    installer = pip if find_spec("pip") else ["uv", "pip"]
+    wanted = ["--quiet", "--no-deps", "--target", str(tmp_path), f"redis=={version}"]
+    subprocess.run([*installer, "install", *wanted], check=True)
+    found = host(
+        """
+        import asyncio
+        import redis
+        from regworker import AsyncProducer
+
+        async def main():
+            async with AsyncProducer(redis_url=sys.argv[1], sealing_keys=sys.argv[2]) as producer:
+                await producer.enqueue(job("b"))
+                many = [one async for one in producer.enqueue_many([job("a"), job("b")])]
+                return [one.repeat for one in many]
+
+        with made() as producer:
+            receipt = producer.enqueue(job("a"))
+            state = producer.status(receipt.job_id).state
+        show(version=redis.__version__, state=state, repeats=asyncio.run(main()))
+        """
+    )
+    assert found == {"version": version, "state": "queued", "repeats": [True, True]}
 
 
 def test_settings_that_do_not_work_are_an_error_and_no_exit(host: Run) -> None:
