@@ -280,12 +280,12 @@ def test_a_broken_url_is_told_without_its_password(cli: Cli) -> None:
 def test_a_server_that_refuses_is_a_sentence(
     cli: Cli, own_valkey: Callable[..., ValkeyServer]
 ) -> None:
-    """If the server requires a password, the error says so at once."""
+    """If the server requires a password, the error says so at once, and names the setting."""
     url = own_valkey().connection_url
     SyncLedger(url).redis.config_set("requirepass", "another")
     done = cli("status", ID, REGWORKER_REDIS_URL=url)
     assert done.returncode == 1
-    assert done.stderr.startswith("regworker: the ledger refused: ")
+    assert done.stderr.startswith("regworker: REGWORKER_REDIS_URL: the ledger refuses the login")
 
 
 def test_a_reader_may_stop_reading(cli: Cli, ledger: SyncLedger) -> None:
