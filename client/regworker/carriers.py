@@ -9,7 +9,7 @@ from regworker.core import Given, ProducerCore, batches, late
 from regworker.domain.errors import LedgerUnavailable
 from regworker.domain.receipt import Receipt, Refused
 from regworker.ledger import AsyncLedger, SyncLedger
-from regworker.ledger.client import login
+from regworker.ledger.client import login_errors
 from regworker.ledger.endings import Endings
 from regworker.ledger.steps import Step, Steps, carry, carry_async
 from regworker.ledger.transitions import done_channel
@@ -53,7 +53,7 @@ class SyncShell:
         """As `SyncShells.enqueue_each`: there is no other ledger."""
         return self.enqueue_many(jobs, timeout)
 
-    @login()
+    @login_errors()
     def wait(self, id_: str, timeout: float) -> dict[str, Any]:
         """Wait for a job's end; return its event."""
         self._open()
@@ -84,7 +84,7 @@ class SyncShell:
         """Carry out steps about one job."""
         return self.carry(steps, timeout)
 
-    @login()
+    @login_errors()
     def carry(self, steps: Steps[T], timeout: float | None = None) -> T:
         """Carry out steps within `timeout` seconds in total; default: that of the constructor."""
         self._open()
@@ -158,7 +158,7 @@ class AsyncShell:
         self._own_loop()
         limit = self._timeout if timeout is None else timeout
         try:
-            with login():
+            with login_errors():
                 async with asyncio.timeout(limit):
                     return await carry_async(steps, lambda step: self.ledger.carry(step, limit))
         except TimeoutError:

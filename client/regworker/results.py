@@ -66,7 +66,7 @@ from regworker.domain.errors import (
 from regworker.domain.event import Event, Notice
 from regworker.frames import guarded
 from regworker.ledger import AsyncLedger, SyncLedger
-from regworker.ledger.client import login
+from regworker.ledger.client import login_errors
 from regworker.ledger.steps import Ask, Step, Steps, carry, carry_async
 from regworker.ledger.streams import LARGEST_EVENT, LONG_AGO, PAGE, GroupReader
 from regworker.ledger.transitions import PREFIX
@@ -388,7 +388,7 @@ class ResultConsumer(_Consumer):
             self._thread.run(self._all.ack(*results))
         elif results:
             entries = [one.entry for one in results]
-            with login():
+            with login_errors():
                 self._ledger.patiently(lambda: self._carry(self._member.ack(entries)), ACK)
 
     def close(self) -> None:
@@ -444,7 +444,7 @@ class ResultConsumer(_Consumer):
     def _fetch(self, patience: float) -> None:
         carry(self._fetching(patience), self._patiently)
 
-    @login()
+    @login_errors()
     def _patiently(self, make: Callable[[], Steps[Any]]) -> Any:
         """Carry out steps, again and again until the server answers; None if `stop` comes first."""
 
@@ -597,7 +597,7 @@ class AsyncResultConsumer(_Consumer):
         await carry_async(self._fetching(patience), self._patiently)
 
     async def _ack(self, entries: list[str]) -> None:
-        with login():
+        with login_errors():
             await self._ledger.patiently(lambda: self._carry(self._member.ack(entries)), ACK)
 
     async def _patiently(self, make: Callable[[], Steps[Any]]) -> Any:
@@ -606,7 +606,7 @@ class AsyncResultConsumer(_Consumer):
         async def unless_stopped() -> Any:
             return None if self._member.stopping else await self._carry(make())
 
-        with login():
+        with login_errors():
             return await carry_async(
                 self._retrying(), partial(self._ledger.patiently, unless_stopped)
             )

@@ -2,7 +2,7 @@
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +44,21 @@ PACE = {
 
 #: Seconds. Far more than anything here takes: a test that fails must report it, not hang.
 PATIENCE = 90.0
+
+
+def ended(
+    command: Sequence[str | Path], environment: Mapping[str, str], folder: Path
+) -> "subprocess.CompletedProcess[str]":
+    """A process that ends by itself, with this environment besides the test's own."""
+    return subprocess.run(
+        command,
+        env={**os.environ, **environment},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
 
 
 @dataclass

@@ -5,8 +5,6 @@ doctor.
 """
 
 import asyncio
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -25,7 +23,7 @@ from regworker.ledger.snapshot import OPEN
 from regworker.ledger.transitions import account_key, job_key, look
 from regworker.settings import Settings
 from tests.clusters import SLOT, Cluster, cluster
-from tests.integration.installation import BROKER, KEYS, PATIENCE, ROOT, installation
+from tests.integration.installation import BROKER, KEYS, PATIENCE, ROOT, ended, installation
 from tests.integration.jobs import skypostal
 from tests.integration.load import doctors, load, regworker
 from tests.integration.test_interrupted import interrupted
@@ -266,7 +264,6 @@ def test_a_worker_does_not_start_with_its_broker_there_and_the_doctor_says_why(
 ) -> None:
     """Named, or by default: the ledger's server; in a sentence, and also with `--allow-unsafe`."""
     environment: dict[str, Any] = {
-        **os.environ,
         "PYTHONPATH": str(ROOT),
         "REGWORKER_SEALING_KEYS": KEYS,
         "REGWORKER_REDIS_URL": redis_url,
@@ -276,15 +273,7 @@ def test_a_worker_does_not_start_with_its_broker_there_and_the_doctor_says_why(
         stack.worker_command("--allow-unsafe"),
         [sys.executable, "-m", "worker.cli", "doctor"],
     ):
-        done = subprocess.run(
-            command,
-            env=environment,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-        )
+        done = ended(command, environment, tmp_path)
         said = done.stdout + done.stderr
         assert done.returncode != 0
         assert WHAT in " ".join(said.split())

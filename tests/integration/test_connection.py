@@ -226,6 +226,20 @@ def test_a_server_that_is_not_there_is_told(unused_port: int) -> None:
     assert all(isinstance(one, redis.ConnectionError) for one in found)
 
 
+def test_a_connection_that_can_not_be_made_is_told_at_once(redis_url: str) -> None:
+    """redis-py refuses arguments that another version of it takes."""
+
+    async def whole() -> None:
+        pool = redis.asyncio.ConnectionPool.from_url(redis_url, of_another_version=1)
+        line = LedgerConnection(pool, 20.0, [].append)
+        for _ in range(2):
+            with pytest.raises(TypeError, match="of_another_version"):
+                await asyncio.wait_for(line.ask("PING"), 10)
+        await line.aclose()
+
+    asyncio.run(whole())
+
+
 def test_nobody_is_called_who_was_not_asked(unused_port: int) -> None:
     """A connection that the server closed stays down until the next command."""
     calls: list[int] = []

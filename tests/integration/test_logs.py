@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from tests.integration.installation import (
     ROOT,
     SECRET,
     Installation,
+    ended,
     installation,
 )
 from tests.integration.jobs import email_of, open2b, skypostal
@@ -211,15 +211,7 @@ def test_a_worker_that_cannot_start_says_why_and_ends(
     client.close()
     values = (ledger.connection_url, "http://127.0.0.1:1", KEYS, SECRET)
     environment = stack.environment(*values, broker_url=broker.connection_url)
-    done = subprocess.run(
-        stack.worker_command(),
-        env={**os.environ, **environment},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    done = ended(stack.worker_command(), environment, tmp_path)
     assert done.returncode == 1
     assert not done.stdout
     log = {line["event"]: line for line in map(json.loads, done.stderr.splitlines())}

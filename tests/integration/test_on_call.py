@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from regworker.domain.errors import InvalidOutcome
-from tests.integration.installation import PATIENCE, Installation, installation
+from tests.integration.installation import PATIENCE, Installation, ended, installation
 from tests.integration.jobs import ACTOR, email_of, open2b, skypostal
 from worker.cli.local import stack
 from worker.operations.admin_actions import AdminActions
@@ -232,15 +232,7 @@ def test_a_server_that_would_lose_jobs_is_refused(
     environment = stack.environment(server.connection_url, *values)
     try:
         for command in (stack.worker_command(), [sys.executable, "-m", "worker.cli", "doctor"]):
-            done = subprocess.run(
-                command,
-                env={**os.environ, **environment},
-                cwd=tmp_path,
-                capture_output=True,
-                text=True,
-                timeout=PATIENCE,
-                check=False,
-            )
+            done = ended(command, environment, tmp_path)
             assert done.returncode == 1
             assert f"{subject}: " in done.stdout + done.stderr
             assert "Traceback" not in done.stderr

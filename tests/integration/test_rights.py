@@ -24,7 +24,7 @@ from regworker.producer import AsyncProducer, Producer
 from regworker.results import AsyncResultConsumer, Result, ResultConsumer
 from regworker.sealing.keyring import Keyring
 from regworker.settings import Settings
-from tests.integration.installation import KEYS, PATIENCE, SECRET, installation
+from tests.integration.installation import KEYS, PATIENCE, SECRET, ended, installation
 from tests.integration.jobs import skypostal
 from worker.cli.local import stack
 from worker.operations.roles import ROLES
@@ -143,15 +143,7 @@ def test_a_server_that_lacks_a_command_is_named(tmp_path: Path, command: str) ->
     try:
         environment = stack.environment(server.connection_url, "http://127.0.0.1:1", KEYS, SECRET)
         for line in (stack.worker_command(), [sys.executable, "-m", "worker.cli", "doctor"]):
-            done = subprocess.run(
-                line,
-                env={**os.environ, **environment},
-                cwd=tmp_path,
-                capture_output=True,
-                text=True,
-                timeout=PATIENCE,
-                check=False,
-            )
+            done = ended(line, environment, tmp_path)
             said = done.stdout + done.stderr
             assert done.returncode == 1
             assert f"unknown command '{command}'" in said

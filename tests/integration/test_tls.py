@@ -23,7 +23,7 @@ from regworker.ledger.transitions import look
 from regworker.results import ResultConsumer
 from regworker.sealing.keyring import Keyring
 from regworker.settings import Settings, WebhookEndpoint
-from tests.integration.installation import PATIENCE, ROOT, SECRET, installation
+from tests.integration.installation import PATIENCE, ROOT, SECRET, ended, installation
 from tests.integration.jobs import skypostal
 from tests.rabbitmq import amqp_url
 from tests.serving import serving
@@ -291,15 +291,7 @@ def test_celeryconfig_cannot_switch_verification_off(tmp_path: Path) -> None:
     """Nor with Celery's own name for TLS, under which Celery verifies nothing by default."""
     (tmp_path / "celeryconfig.py").write_text("broker_use_ssl = {'ssl_cert_reqs': 0}\n")
     environment = {"REGWORKER_SEALING_KEYS": Keyring.new("test"), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        stack.worker_command(),
-        env={**os.environ, **environment},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    done = ended(stack.worker_command(), environment, tmp_path)
     assert done.returncode == 1
     assert "broker_use_ssl (in celeryconfig.py)" in done.stderr
     assert "REGWORKER_CA_FILE" in done.stderr

@@ -4,7 +4,6 @@ import asyncio
 import errno
 import os
 import socket
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -28,6 +27,7 @@ from regworker.sealing.keyring import Keyring
 from regworker.settings import Settings
 from tests.chaos.proxy import Proxy
 from tests.doubles import differing
+from tests.integration.installation import ROOT, ended
 from tests.tls import Authority, Front, fronts
 
 KEYS = Keyring.new("test")
@@ -195,13 +195,7 @@ except OSError as error:
 
 def test_a_look_up_that_hangs_keeps_no_process_from_its_end() -> None:
     """A worker that stops waits for no DNS."""
-    done = subprocess.run(
-        [sys.executable, "-c", HANGS],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    done = ended([sys.executable, "-c", HANGS], {}, ROOT)
     assert done.stderr.startswith("ended:"), done.stderr
 
 
@@ -218,13 +212,7 @@ with socket.create_server(("localhost", 0)) as server:
 
 def test_a_name_is_looked_up_where_no_thread_can_be_started() -> None:
     """At the end of a process, for example, when a host's last handlers run."""
-    done = subprocess.run(
-        [sys.executable, "-c", NO_THREADS],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    done = ended([sys.executable, "-c", NO_THREADS], {}, ROOT)
     assert done.returncode == 0, done.stderr
 
 

@@ -1,7 +1,6 @@
 """Workers as processes: started, killed, stopped, refused; with each broker and pool."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -18,7 +17,7 @@ from celery.bootsteps import TERMINATE, Blueprint
 from celery.platforms import EX_FAILURE
 
 from regworker.ledger.snapshot import snapshot
-from tests.integration.installation import PACE, PATIENCE, SECRET, Installation, installation
+from tests.integration.installation import PACE, PATIENCE, SECRET, Installation, ended, installation
 from tests.integration.jobs import email_of, open2b, skypostal
 from tests.open_files import at_most
 from tests.rabbitmq import amqp_url
@@ -198,15 +197,7 @@ def test_other_pools_are_refused(tmp_path: Path, pool: str) -> None:
     environment = stack.environment(
         "redis://127.0.0.1:1/0", "http://127.0.0.1:1", "k:" + "A" * 43, SECRET
     )
-    done = subprocess.run(
-        stack.worker_command("--pool", pool),
-        env={**os.environ, **environment},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    done = ended(stack.worker_command("--pool", pool), environment, tmp_path)
     assert done.returncode != 0
     assert "the only pool is `loop`" in done.stderr
     assert "Traceback" not in done.stderr
@@ -271,15 +262,7 @@ def test_a_worker_refuses_settings_it_cannot_use(
     environment = stack.environment(
         "redis://127.0.0.1:1/0", "http://127.0.0.1:1", "k:" + "A" * 43, SECRET, **PACE
     )
-    done = subprocess.run(
-        stack.worker_command(),
-        env={**os.environ, **environment, setting: value},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    done = ended(stack.worker_command(), {**environment, setting: value}, tmp_path)
     assert done.returncode == 1
     assert said in done.stderr
     assert "Traceback" not in done.stderr

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from redis.exceptions import AuthenticationError, NoPermissionError, ResponseError
+from redis.exceptions import AuthenticationError, ResponseError
 
 from regworker import tls
 from regworker.addresses import unquoted
@@ -16,6 +16,7 @@ from regworker.announced import accounts_of, check_key
 from regworker.domain.errors import SettingsError
 from regworker.ledger.identity import hidden
 from regworker.ledger.records import number
+from regworker.ledger.rights import denied
 from regworker.ledger.snapshot import Snapshot
 from regworker.ledger.transitions import STATS
 from regworker.settings import Settings, WebhookEndpoint, variable
@@ -80,13 +81,19 @@ def answer_of(error: Exception) -> str:
 
 def advice_for(error: Exception) -> str:
     """What to change where the ledger does not answer as it should."""
-    if isinstance(error, NoPermissionError):
+    if isinstance(error, ResponseError) and denied(error):
         return GIVE_RIGHTS
     if isinstance(error, AuthenticationError):
         return "correct user and password in its URL"
     if isinstance(error, ResponseError) and hidden(error):
         return "let its server take every command by its own name (no `rename-command`)"
     return "start the server, or set its address"
+
+
+def unusable(error: Exception) -> Finding:
+    """The ledger does not answer as it should."""
+    subject = "rights" if isinstance(error, ResponseError) else "ledger"
+    return Finding("unsafe", subject, answer_of(error), advice_for(error))
 
 
 #: What to do about a worker that may not look whose broker it uses.

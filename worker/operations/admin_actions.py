@@ -6,7 +6,7 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any, Self
 
-from redis.exceptions import NoPermissionError, RedisError, ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 from regworker.acceptance import Intake
 from regworker.announced import accounts_of, check_key
@@ -266,10 +266,7 @@ class AdminActions:
             [(name, what)] = error.problems
             return [doctor.Finding("unsafe", "ledger", what, f"change {name}")]
         except (LedgerUnavailable, RedisError) as error:
-            what = "rights" if isinstance(error, NoPermissionError) else "ledger"
-            return [
-                doctor.Finding("unsafe", what, doctor.answer_of(error), doctor.advice_for(error))
-            ]
+            return [doctor.unusable(error)]
         findings += doctor.pace(self._settings)
         findings += doctor.encryption(self._settings)
         findings += self._broker()
@@ -328,9 +325,7 @@ class AdminActions:
                 findings.extend(look_at())
             except ResponseError as error:
                 if denied(error) or hidden(error):
-                    advice = doctor.GIVE_RIGHTS if denied(error) else doctor.advice_for(error)
-                    said = doctor.answer_of(error)
-                    findings.append(doctor.Finding("unsafe", "rights", said, advice))
+                    findings.append(doctor.unusable(error))
                     continue
                 findings.append(doctor.wrong_key(look_at.__name__.removeprefix("by_"), str(error)))
         return findings

@@ -133,7 +133,7 @@ def lone(error: BaseException) -> bool:
 
 
 @contextmanager
-def login() -> Iterator[None]:
+def login_errors() -> Iterator[None]:
     """A refused login is reported to a host as what it is: a wrong setting."""
     try:
         yield

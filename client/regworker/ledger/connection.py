@@ -131,8 +131,9 @@ class LedgerConnection:
             self._connecting = asyncio.get_running_loop().create_task(self._connect())
 
     async def _connect(self) -> None:
-        connection: Any = self._pool.make_connection()  # type: ignore[no-untyped-call]
+        connection: Any = None
         try:
+            connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
             # For all of it: a hanging server accepts the connection and then answers nothing.
             async with asyncio.timeout(self._patience):
                 await connection.connect()
@@ -159,6 +160,8 @@ class LedgerConnection:
             with suppress(Exception):
                 await connection.disconnect(nowait=True)
 
+        if connection is None:
+            return  # it could not even be made
         task = asyncio.get_running_loop().create_task(leave())
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)

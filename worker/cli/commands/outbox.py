@@ -217,9 +217,8 @@ def _turn(mover: "Relay", engine: "Engine", *, once: bool) -> "Turn | None":
 
 
 def _end() -> None:
-    note(
-        f"ended by force: the database or the ledger did not answer for {_STOP:g} s; the rows stay"
-    )
+    what = "a turn did not end: the database or the ledger does not answer"
+    note(f"ended by force after {_STOP:g} s, because {what}; the rows stay")
     os._exit(1)
 
 
