@@ -93,7 +93,10 @@ def _look_up(asked: Any, answer: "Future[list[AddressInfo]]") -> None:
 
 
 def _find(host: str, port: int, family: int, flags: int) -> list[AddressInfo]:
-    return socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, flags=flags)
+    try:
+        return socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, flags=flags)
+    except UnicodeError:  # a ValueError, and so no fault of a network to whoever asks
+        raise socket.gaierror(socket.EAI_NONAME, "This is no name of a host") from None
 
 
 def _no_answer(seconds: float) -> socket.gaierror:

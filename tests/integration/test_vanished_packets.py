@@ -182,6 +182,22 @@ def test_a_look_up_that_was_interrupted_leaves_the_name_to_the_next_one(
     assert found[4] == ("127.0.0.1", 1)
 
 
+@pytest.mark.parametrize("name", ["a" * 64, "ledger..test", ".ledger"])
+def test_what_is_no_name_of_a_host_is_an_address_without_a_server(name: str) -> None:
+    """Python refuses it with an error about its characters, which a producer took for a record that
+    cannot be read."""
+    given: dict[str, Any] = {"redis_url": f"redis://{name}", "sealing_keys": KEYS, "timeout": 1}
+
+    async def status() -> None:
+        async with AsyncProducer(**given) as producer:
+            await producer.status(NOBODY)
+
+    with pytest.raises(LedgerUnavailable, match="no name of a host"), Producer(**given) as producer:
+        producer.status(NOBODY)
+    with pytest.raises(LedgerUnavailable, match="no name of a host"):
+        asyncio.run(status())
+
+
 HANGS = """
 import socket, sys, threading
 from regworker import look_ups

@@ -160,8 +160,6 @@ class LedgerConnection:
             with suppress(Exception):
                 await connection.disconnect(nowait=True)
 
-        if connection is None:
-            return  # it could not even be made
         task = asyncio.get_running_loop().create_task(leave())
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
